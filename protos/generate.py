@@ -12,10 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from grpc_tools import protoc
+from grpc_tools import protoc  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parent
-STUB_SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
+STUB_SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 
 def main() -> int:
@@ -36,16 +36,19 @@ def main() -> int:
 def _generate(target: Path) -> None:
     """Write the stubs of every ``.proto`` file below ``target``."""
     protos = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.proto"))
+    scripts = Path(sys.executable).parent
     status = protoc.main(
         [
             "protoc",
             f"--proto_path={ROOT}",
             f"--proto_path={_site_directory('google.rpc')}",
             f"--proto_path={_site_directory('grpc_tools') / 'grpc_tools' / '_proto'}",
-            # Found even where the environment is used without being activated.
-            f"--plugin=protoc-gen-mypy={Path(sys.executable).with_name('protoc-gen-mypy')}",
+            # Named by path: the environment may be in use without being activated.
+            f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}",
+            f"--plugin=protoc-gen-mypy_grpc={scripts / 'protoc-gen-mypy_grpc'}",
             f"--python_out={target}",
             f"--mypy_out=quiet:{target}",
+            f"--mypy_grpc_out=quiet:{target}",
             f"--grpc_python_out={target}",
             *protos,
         ]

@@ -692,7 +692,7 @@ class Interaction(_message.Message):
     """The id of the candidate. Required, 1 to 1,000 bytes of UTF-8."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """When. Absent means unknown; times must not decrease along the history."""
+        """When. Absent means unknown. The order of the history is what counts."""
 
     def __init__(
         self,

@@ -1,0 +1,133 @@
+"""What stands between gRPC and every method: decoding, errors to statuses, request ids.
+
+It wraps the methods where they are registered instead of being a ``grpc.aio.ServerInterceptor``,
+which costs a cheap search a twentieth of its throughput. The table below is the only place that
+knows which status a domain error becomes.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import structlog
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from server import errors
+
+ERROR_DOMAIN = "candidate-search"
+REQUEST_ID_KEY = "x-request-id"
+STATUS_KEY = "grpc-status-details-bin"
+
+STATUS_CODES: dict[type[errors.SearchError], grpc.StatusCode] = {
+    errors.QueryMissingError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.CountOutOfRangeError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.DimensionMismatchError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFiniteError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.LimitExceededError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.FilterInvalidError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.FieldUnknownError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.BackendUnknownError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.UndecodableError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.UserUnknownError: grpc.StatusCode.NOT_FOUND,
+    errors.CandidateUnknownError: grpc.StatusCode.NOT_FOUND,
+    errors.NoQueryTowerError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NoRankerError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.PageTokenExpiredError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.NotServingError: grpc.StatusCode.UNAVAILABLE,
+    errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.InternalError: grpc.StatusCode.INTERNAL,
+}
+
+_log = structlog.get_logger(__name__)
+_USABLE_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def method_handler(
+    method: Callable[[Request], Awaitable[Response]],
+    request_type: type[Request],
+    response_type: type[Response],
+) -> grpc.RpcMethodHandler[Request, Response]:
+    """Return the handler of a unary method that answers every error as the wire promises.
+
+    Args:
+        method: from request to response; what it raises becomes a status.
+        request_type: the message it takes.
+        response_type: the message it returns.
+    """
+    decode = request_type.FromString
+
+    async def handle(body: bytes, context: Context) -> Response:
+        try:
+            return await method(decode(body))
+        except errors.SearchError as error:
+            await _abort(context, error)
+        except DecodeError:
+            expected = request_type.DESCRIPTOR.full_name
+            await _abort(context, errors.UndecodableError(f"the body is no {expected}"))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
+            await _abort(context, error)
+
+    # The body is decoded in here: gRPC would answer a bad one with INTERNAL.
+    handler: grpc.RpcMethodHandler[Request, Response] = grpc.unary_unary_rpc_method_handler(
+        handle,
+        response_serializer=response_type.SerializeToString,
+    )
+    return handler
+
+
+def status_of(error: Exception, request_id: str) -> status_pb2.Status:
+    """Return an error as a status with ``ErrorInfo``; one of our own faults is logged as well."""
+    if not isinstance(error, errors.SearchError):
+        _log.error("internal error", request_id=request_id, exc_info=error)
+        error = errors.InternalError(
+            f"the server failed; its log has the cause under request id {request_id}",
+            request_id=request_id,
+        )
+    info, request_info = any_pb2.Any(), any_pb2.Any()
+    info.Pack(
+        error_details_pb2.ErrorInfo(
+            reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata
+        )
+    )
+    request_info.Pack(error_details_pb2.RequestInfo(request_id=request_id))
+    code, _ = STATUS_CODES[type(error)].value
+    return status_pb2.Status(code=code, message=str(error), details=[info, request_info])
+
+
+def new_request_id() -> str:
+    """Return an id under which a refused call can be found in the log."""
+    return uuid.uuid4().hex
+
+
+def _request_id(context: Context) -> str:
+    """Return the caller's request id, or a new one where it sent none that can be logged."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _USABLE_REQUEST_ID.fullmatch(value):
+            return value
+    return new_request_id()
+
+
+async def _abort(context: Context, error: Exception) -> NoReturn:
+    request_id = _request_id(context)
+    status = status_of(error, request_id)
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    await context.abort(
+        code,
+        status.message,
+        trailing_metadata=(
+            (REQUEST_ID_KEY, request_id),
+            (STATUS_KEY, status.SerializeToString()),
+        ),
+    )
