@@ -1,0 +1,1 @@
+"""Candidate embeddings and the indexes over them, with the recall they deliver."""

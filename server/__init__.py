@@ -1,0 +1,1 @@
+"""The gRPC server: a query in, the top candidates out."""

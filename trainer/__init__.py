@@ -1,0 +1,1 @@
+"""Two towers, trained and exported: datasets, features, losses, evaluation, tower bundles."""

@@ -1,0 +1,187 @@
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.publish import (
+    CURRENT,
+    MANIFEST,
+    BundleError,
+    Manifest,
+    commit,
+    prune,
+    read_manifest,
+    resolve,
+    staging,
+    verify_files,
+    versions,
+)
+
+
+class ToyManifest(Manifest):
+    format_version: int = 3
+    kind: str = "toy"
+    colour: str
+
+
+class OtherManifest(Manifest):
+    format_version: int = 3
+    kind: str = "other"
+
+
+def publish(root: Path, content: str = "hello") -> Path:
+    with staging(root) as staged:
+        (staged / "inner").mkdir()
+        (staged / "inner" / "a.txt").write_text(content)
+        (staged / "b.bin").write_bytes(b"\x00\x01")
+        return commit(staged, root, ToyManifest(colour="red"))
+
+
+def test_a_published_bundle_reads_back(tmp_path: Path) -> None:
+    directory = publish(tmp_path)
+    manifest = read_manifest(directory, ToyManifest)
+    assert manifest.colour == "red"
+    assert manifest.version == directory.name
+    assert list(manifest.files) == ["b.bin", "inner/a.txt"]
+    assert manifest.files["inner/a.txt"].sha256 == hashlib.sha256(b"hello").hexdigest()
+    assert manifest.files["inner/a.txt"].size_bytes == 5
+    verify_files(directory, manifest)
+
+
+def test_current_is_a_relative_link_to_the_newest(tmp_path: Path) -> None:
+    publish(tmp_path, "one")
+    newest = publish(tmp_path, "two")
+    assert (tmp_path / CURRENT).readlink() == Path(newest.name)
+    assert resolve(tmp_path / CURRENT) == newest
+
+
+def test_publishing_the_same_twice_is_no_error(tmp_path: Path) -> None:
+    published = {publish(tmp_path) for _ in range(5)}
+    assert set(versions(tmp_path)) == published
+
+
+def test_a_failed_block_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), staging(tmp_path) as staged:
+        (staged / "half").write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    script = (
+        "import os, pathlib, sys; from trainer.publish import staging\n"
+        "with staging(pathlib.Path(sys.argv[1])) as s:\n"
+        "    (s / 'half').write_text('x'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script, tmp_path], check=False)
+    assert len(list(tmp_path.glob(".staging-*"))) == 1
+    directory = publish(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([CURRENT, directory.name])
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    directory = publish(tmp_path)
+    for path in [p for p in directory.rglob("*") if p.is_file()]:
+        content = path.read_bytes()
+        for position in range(0, len(content), 7):
+            damaged = bytearray(content)
+            damaged[position] ^= 1
+            path.write_bytes(damaged)
+            with pytest.raises(BundleError):
+                verify_files(directory, read_manifest(directory, ToyManifest))
+        path.write_bytes(content)
+    verify_files(directory, read_manifest(directory, ToyManifest))
+
+
+def test_missing_extra_and_linked_files_are_named(tmp_path: Path) -> None:
+    directory = publish(tmp_path)
+    manifest = read_manifest(directory, ToyManifest)
+    extra = directory / "extra.pkl"
+    extra.write_text("x")
+    with pytest.raises(BundleError, match=r"not in the manifest: extra\.pkl"):
+        verify_files(directory, manifest)
+    extra.unlink()
+    extra.symlink_to("/etc/hostname")
+    with pytest.raises(BundleError, match="is a link"):
+        verify_files(directory, manifest)
+    extra.unlink()
+    (directory / "b.bin").unlink()
+    with pytest.raises(BundleError, match=r"missing b\.bin"):
+        verify_files(directory, manifest)
+
+
+def test_a_bundle_with_a_link_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is a link"), staging(tmp_path) as staged:
+        (staged / "link").symlink_to("/etc/hostname")
+        commit(staged, tmp_path, ToyManifest(colour="red"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_kind_is_refused_with_both_named(tmp_path: Path) -> None:
+    directory = publish(tmp_path)
+    with pytest.raises(BundleError, match="expected kind 'other', found 'toy'"):
+        read_manifest(directory, OtherManifest)
+
+
+def test_an_unknown_key_is_refused(tmp_path: Path) -> None:
+    directory = publish(tmp_path)
+    content = json.loads((directory / MANIFEST).read_text()) | {"surprise": 1}
+    text = json.dumps(content).encode()
+    (directory / MANIFEST).write_bytes(text)
+    (directory / "manifest.sha256").write_text(hashlib.sha256(text).hexdigest())
+    with pytest.raises(BundleError, match="surprise"):
+        read_manifest(directory, ToyManifest)
+
+
+def test_a_folder_of_versions_is_not_a_bundle_but_hints_at_one(tmp_path: Path) -> None:
+    publish(tmp_path)
+    with pytest.raises(BundleError, match=r"did you mean .*current\?"):
+        resolve(tmp_path)
+    with pytest.raises(BundleError, match=r"has no manifest\.json"):
+        resolve(tmp_path / "nowhere")
+
+
+def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleError, match="must be a folder"), staging(tmp_path / "file"):
+        pass
+
+
+def test_prune_keeps_the_newest_and_the_current(tmp_path: Path) -> None:
+    published = sorted(publish(tmp_path, str(i)) for i in range(4))
+    current = resolve(tmp_path / CURRENT)
+    removed = prune(tmp_path, keep=1)
+    kept = {published[-1], current}
+    assert set(removed) == set(published) - kept
+    assert set(versions(tmp_path)) == kept
+
+
+def test_prune_refuses_a_negative_count(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not -1"):
+        prune(tmp_path, keep=-1)
+
+
+def test_a_reader_never_sees_part_of_a_bundle(tmp_path: Path) -> None:
+    """Whatever step a publisher is killed at, what is visible is complete."""
+    script = (
+        "import pathlib, sys; sys.path.insert(0, sys.argv[2])\n"
+        "from tests.trainer.test_publish import publish\n"
+        "for i in range(10_000): assert publish(pathlib.Path(sys.argv[1]), str(i))"
+    )
+    publish(tmp_path)
+    for _ in range(5):
+        publisher = subprocess.Popen([sys.executable, "-c", script, tmp_path, Path.cwd()])
+        try:
+            before = len(versions(tmp_path))
+            while len(versions(tmp_path)) < before + 3 and publisher.poll() is None:
+                directory = resolve(tmp_path / CURRENT)
+                verify_files(directory, read_manifest(directory, ToyManifest))
+            assert publisher.poll() is None
+        finally:
+            publisher.kill()
+            publisher.wait()
+    for directory in versions(tmp_path):
+        verify_files(directory, read_manifest(directory, ToyManifest))

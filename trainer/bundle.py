@@ -1,0 +1,199 @@
+"""The tower bundle: its schema and its reader.
+
+    query_tower/ candidate_tower/   SavedModels, in TensorFlow Serving's layout
+    query_tower.tflite              the same towers in LiteRT form, with numeric inputs
+    candidate_tower.tflite
+    features.json                   what the towers read (trainer.features)
+    vocabularies.parquet            feature, token; a feature's tokens in order
+    candidates.parquet              candidate_id and metadata; the line is the candidate's row
+    histories.parquet               user_id, candidate_rows; the line is the user's row
+    query_embeddings.npy            (n_users, dim) float32, the known users' embeddings
+    tuning_queries.npy              (n_queries, dim) float32, embeddings of held-out users
+    popularity.npy                  (n_candidates,) float32, interactions the weights have seen
+    evaluation.json model_card.md   how good the towers are, and how that was measured
+
+``trainer.export`` is the only writer. The indexer copies ``QUERY_ASSET_FILES`` into the index
+bundle, so the server reads both through ``QueryAssets``. Nothing here imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainer.features import Features
+from trainer.publish import BundleError, Manifest, read_manifest, resolve, verify_files
+from trainer.vocabulary import Vocabulary
+
+QUERY_TOWER = "query_tower.tflite"
+CANDIDATE_TOWER = "candidate_tower.tflite"
+FEATURES = "features.json"
+VOCABULARIES = "vocabularies.parquet"
+CANDIDATES = "candidates.parquet"
+HISTORIES = "histories.parquet"
+QUERY_EMBEDDINGS = "query_embeddings.npy"
+TUNING_QUERIES = "tuning_queries.npy"
+POPULARITY = "popularity.npy"
+EVALUATION = "evaluation.json"
+MODEL_CARD = "model_card.md"
+
+QUERY_ASSET_FILES = (QUERY_TOWER, FEATURES, VOCABULARIES, HISTORIES, QUERY_EMBEDDINGS)
+"""What the server needs of a tower; the last two are absent if histories were left out."""
+
+
+class TrainedOn(BaseModel):
+    """Which rows the weights have seen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    rows: str
+    """``all`` of the dataset's interactions, or the train part of a split: ``random train``..."""
+    n_interactions: int
+    newest_timestamp: int | None = None
+    """Seconds since the epoch of the newest interaction seen, if the data has times."""
+
+
+class TowerManifest(Manifest):
+    """What a tower bundle says about itself."""
+
+    format_version: int = 1
+    kind: str = "towers"
+    dim: int
+    has_bias_dimension: bool
+    """Whether the candidates' last dimension is a bias and the queries' last is 1."""
+    max_history_length: int
+    n_candidates: int
+    n_users: int
+    seed: int
+    trained_on: TrainedOn
+    config: dict[str, Any] = Field(default_factory=dict)
+    evaluation: dict[str, Any] = Field(default_factory=dict)
+    """The held-out quality, measured before the weights saw the rows; in full in its own file."""
+
+
+class QueryAssets:
+    """What turns a query into an embedding, read from one directory.
+
+    Args:
+        directory: a tower bundle, or the ``query/`` folder of an index bundle; its files have been
+            verified by whoever opened the bundle.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.tower_path = directory / QUERY_TOWER
+        self.features = Features.model_validate_json((directory / FEATURES).read_text())
+
+    @cached_property
+    def vocabularies(self) -> dict[str, Vocabulary]:
+        """The tokens of each feature that has any."""
+        table = pq.read_table(self.directory / VOCABULARIES)
+        names = table.column("feature").unique().to_pylist()
+        return {name: Vocabulary(_tokens_of(table, name)) for name in names}
+
+    @cached_property
+    def user_ids(self) -> Vocabulary | None:
+        """The known users, or None if the bundle holds no histories."""
+        if self._histories is None:
+            return None
+        return Vocabulary(self._histories.column("user_id"))
+
+    def history(self, user_row: int) -> np.ndarray:
+        """Return the candidate rows (n,) int32 of a known user's history, oldest first."""
+        offsets, rows = self._history_arrays
+        return rows[offsets[user_row] : offsets[user_row + 1]]
+
+    @cached_property
+    def query_embeddings(self) -> np.ndarray | None:
+        """(n_users, dim) float32, memory-mapped: the known users' embeddings."""
+        path = self.directory / QUERY_EMBEDDINGS
+        return _load_array(path) if path.exists() else None
+
+    @cached_property
+    def _histories(self) -> pa.Table | None:
+        path = self.directory / HISTORIES
+        return pq.read_table(path, columns=["user_id", "candidate_rows"]) if path.exists() else None
+
+    @cached_property
+    def _history_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._histories is None:
+            raise BundleError(f"{self.directory} holds no histories")
+        lists = self._histories.column("candidate_rows").combine_chunks()
+        return lists.offsets.to_numpy(), lists.values.to_numpy()
+
+
+class TowerBundle:
+    """A published tower bundle.
+
+    Args:
+        directory: the version's directory.
+        manifest: its manifest.
+    """
+
+    def __init__(self, directory: Path, manifest: TowerManifest) -> None:
+        self.directory = directory
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: Path, *, verify: bool = True) -> TowerBundle:
+        """Open the bundle at ``path``, which may be a ``current`` link.
+
+        Args:
+            path: a version's directory, or a link to one.
+            verify: whether to hash every file first.
+
+        Raises:
+            BundleError: if there is no bundle, or it is damaged or of another kind.
+        """
+        directory = resolve(path)
+        manifest = read_manifest(directory, TowerManifest)
+        if verify:
+            verify_files(directory, manifest)
+        return cls(directory, manifest)
+
+    @property
+    def candidate_tower_path(self) -> Path:
+        """The candidate tower in LiteRT form."""
+        return self.directory / CANDIDATE_TOWER
+
+    @cached_property
+    def query(self) -> QueryAssets:
+        """What turns a query into an embedding."""
+        return QueryAssets(self.directory)
+
+    @cached_property
+    def candidates(self) -> pa.Table:
+        """``candidate_id`` and the metadata; the line is the candidate's row."""
+        return pq.read_table(self.directory / CANDIDATES)
+
+    @cached_property
+    def candidate_ids(self) -> Vocabulary:
+        """The candidates' ids in row order."""
+        return Vocabulary(self.candidates.column("candidate_id"))
+
+    @cached_property
+    def popularity(self) -> np.ndarray:
+        """(n_candidates,) float32: how many interactions of each the weights have seen."""
+        return _load_array(self.directory / POPULARITY)
+
+    @cached_property
+    def tuning_queries(self) -> np.ndarray:
+        """(n_queries, dim) float32: embeddings of users whose last interaction was held out."""
+        return _load_array(self.directory / TUNING_QUERIES)
+
+
+def _load_array(path: Path) -> np.ndarray:
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _tokens_of(table: pa.Table, feature: str) -> pa.ChunkedArray:
+    mask = np.asarray(table.column("feature").to_pylist(), dtype=object) == feature
+    return table.column("token").filter(pa.array(mask))

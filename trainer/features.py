@@ -1,0 +1,207 @@
+"""What the towers read: one description shared by training, export and serving.
+
+A tower reads numbers only. Each feature says how a raw value (an id, a label, a list, a text, a
+number, a history) becomes a fixed-width array, and the description travels with the towers as
+``features.json`` and ``vocabularies.parquet``, so that the server encodes a request exactly as
+the trainer encoded its data. Nothing here imports TensorFlow.
+
+Token 0 is padding and every unknown token; a vocabulary's row r is token r + 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from trainer.vocabulary import Vocabulary
+
+Kind: TypeAlias = Literal["history", "id", "category", "list", "text", "number"]
+Vocabularies: TypeAlias = Mapping[str, Vocabulary]
+Value: TypeAlias = str | float | bool | Sequence[str] | None
+
+HISTORY = "history"
+CANDIDATE_ID = "candidate_id"
+
+_WORD = re.compile(r"\w+")
+
+
+class Feature(BaseModel):
+    """One input of a tower."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    kind: Kind
+    length: int = 1
+    """Values kept: of a list the first, of a history the newest."""
+    n_tokens: int = 0
+    """Size of the vocabulary, without token 0; 0 for numbers."""
+    mean: float = 0.0
+    deviation: float = 1.0
+
+
+class Features(BaseModel):
+    """All inputs of both towers, in the order in which the towers read them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    query: tuple[Feature, ...]
+    candidate: tuple[Feature, ...]
+
+    @property
+    def max_history_length(self) -> int:
+        """How many interactions, newest last, the query tower reads; 0 if it reads none."""
+        return next((f.length for f in self.query if f.kind == "history"), 0)
+
+
+def tokenize(text: str) -> list[str]:
+    """Split a text into lower-case words."""
+    return _WORD.findall(text.lower())
+
+
+def encode_histories(histories: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """Encode histories as the query tower reads them.
+
+    Args:
+        histories: candidate rows of each user, oldest first.
+        length: how many interactions are kept, newest first to stay.
+
+    Returns:
+        (n, length) int32: candidate row + 1, oldest first, padded on the right with 0.
+    """
+    encoded = np.zeros((len(histories), length), dtype=np.int32)
+    for line, history in zip(encoded, histories, strict=True):
+        kept = history[-length:]
+        line[: len(kept)] = kept
+        line[: len(kept)] += 1
+    return encoded
+
+
+def encode_query(
+    features: Features,
+    vocabularies: Vocabularies,
+    history: np.ndarray,
+    values: Mapping[str, Value],
+) -> dict[str, np.ndarray]:
+    """Encode one query for the query tower.
+
+    Args:
+        features: the description of the towers.
+        vocabularies: the tokens of each feature that has any.
+        history: (n,) candidate rows, oldest first.
+        values: raw values of the other features by name; an absent one is encoded as unknown.
+
+    Returns:
+        The inputs by name, each (1, length).
+    """
+    inputs = {}
+    for feature in features.query:
+        if feature.kind == "history":
+            inputs[feature.name] = encode_histories([history], feature.length)
+        else:
+            vocabulary = vocabularies.get(feature.name)
+            inputs[feature.name] = _encode(feature, vocabulary, [values.get(feature.name)])
+    return inputs
+
+
+def encode_candidates(
+    features: Features, vocabularies: Vocabularies, candidates: pa.Table
+) -> dict[str, np.ndarray]:
+    """Encode candidates for the candidate tower.
+
+    Args:
+        features: the description of the towers.
+        vocabularies: the tokens of each feature that has any.
+        candidates: a table with a column for each feature; an absent column is encoded as unknown.
+
+    Returns:
+        The inputs by name, each (n_candidates, length).
+    """
+    inputs = {}
+    for feature in features.candidate:
+        if feature.name in candidates.column_names:
+            values = candidates.column(feature.name).to_pylist()
+        else:
+            values = [None] * candidates.num_rows
+        inputs[feature.name] = _encode(feature, vocabularies.get(feature.name), values)
+    return inputs
+
+
+def describe_column(
+    name: str, column: pa.ChunkedArray, *, max_length: int = 16, min_count: int = 2
+) -> tuple[Feature, Vocabulary | None]:
+    """Describe a metadata column by its type: a list, a number, a text or a category.
+
+    A column of strings is a text if its values have several words on average, and a category
+    otherwise.
+
+    Args:
+        name: the column's name, which becomes the feature's.
+        column: its values.
+        max_length: how many tokens of a list or text are kept at most.
+        min_count: in how many values a word of a text must occur to get a token of its own.
+
+    Returns:
+        The feature, and its vocabulary if it has one.
+
+    Raises:
+        ValueError: if the column's type is none that a tower can read.
+    """
+    kind = _kind_of(column)
+    if kind == "number":
+        numbers = pc.drop_null(pc.cast(column, pa.float64())).to_numpy()
+        mean = float(numbers.mean()) if len(numbers) else 0.0
+        deviation = float(numbers.std()) if len(numbers) else 0.0
+        return Feature(name=name, kind=kind, mean=mean, deviation=deviation or 1.0), None
+    tokens = [_tokens(kind, value) for value in column.to_pylist()]
+    counts = Counter(token for line in tokens for token in set(line))
+    least = min_count if kind == "text" else 1
+    vocabulary = Vocabulary(sorted(token for token, count in counts.items() if count >= least))
+    length = min(max(map(len, tokens), default=1) or 1, max_length)
+    return Feature(name=name, kind=kind, length=length, n_tokens=len(vocabulary)), vocabulary
+
+
+def _kind_of(column: pa.ChunkedArray) -> Kind:
+    kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return "list"
+    if pa.types.is_boolean(kind):
+        return "category"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        n_words = [len(tokenize(value)) for value in column.to_pylist() if value]
+        return "text" if n_words and sum(n_words) / len(n_words) > 2 else "category"  # noqa: PLR2004
+    raise ValueError(f"a column of type {kind} cannot be a feature; leave it out or cast it")
+
+
+def _tokens(kind: Kind, value: Value) -> list[str]:
+    """Return the tokens that a raw value stands for; none for a missing or empty one."""
+    if value is None:
+        return []
+    if kind == "text":
+        return tokenize(str(value))
+    values: Iterable[Any] = value if kind == "list" and not isinstance(value, str) else [value]  # type: ignore[assignment]
+    return [str(one) for one in values if one is not None and str(one)]
+
+
+def _encode(feature: Feature, vocabulary: Vocabulary | None, values: Sequence[Value]) -> np.ndarray:
+    """Encode raw values of one feature as (n, length), float32 numbers or int32 tokens."""
+    if feature.kind == "number":
+        numbers = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+        scaled = np.nan_to_num((numbers - feature.mean) / feature.deviation)
+        return scaled.astype(np.float32)[:, None]
+    if vocabulary is None:
+        raise ValueError(f"feature {feature.name!r} has no vocabulary")
+    encoded = np.zeros((len(values), feature.length), dtype=np.int32)
+    for line, value in zip(encoded, values, strict=True):
+        known = vocabulary.rows(_tokens(feature.kind, value)[: feature.length])
+        line[: len(known)] = known + 1
+    return encoded

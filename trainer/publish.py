@@ -1,0 +1,299 @@
+"""Atomic, durable, hashed directories: the one way anything is published.
+
+A bundle is a directory of files with a manifest that lists every other file with its size and
+SHA-256. It is written under a temporary name beside its siblings, flushed to disk, and renamed
+into place, so that a visible bundle is a complete bundle; ``current`` is a relative symbolic link
+to the newest one, replaced by a rename as well. What a manifest says beyond this belongs to the
+package that owns the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+MANIFEST = "manifest.json"
+MANIFEST_HASH = "manifest.sha256"
+CURRENT = "current"
+
+_STAGING = ".staging-"
+_VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
+_CHUNK_BYTES = 1 << 20
+
+
+class BundleError(Exception):
+    """A bundle cannot be read, verified or written; the message is meant for the user."""
+
+
+class FileEntry(BaseModel):
+    """What a manifest promises about one file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sha256: str
+    size_bytes: int
+
+
+class Manifest(BaseModel):
+    """What every bundle says about itself.
+
+    ``version``, ``created_at`` and ``files`` are filled in by ``commit``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: int
+    kind: str
+    version: str = ""
+    created_at: str = ""
+    producers: dict[str, str] = Field(default_factory=dict)
+    """Versions of the packages that made the bundle, by name."""
+    files: dict[str, FileEntry] = Field(default_factory=dict)
+    """Every file of the bundle but the manifest itself, by relative POSIX path."""
+
+
+M = TypeVar("M", bound=Manifest)
+
+
+@contextmanager
+def staging(root: Path) -> Iterator[Path]:
+    """Yield a fresh directory in which to write a bundle of ``root``; gone if the block fails.
+
+    Directories that a killed process left behind are removed on the way.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise BundleError(
+            f"{root} must be a folder that can be written to: {error.strerror}"
+        ) from error
+    _remove_abandoned(root)
+    staged = root / f"{_STAGING}{os.getpid()}-{secrets.token_hex(4)}"
+    staged.mkdir()
+    try:
+        yield staged
+    finally:
+        # After a commit the directory has been renamed and there is nothing to remove.
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def commit(staged: Path, root: Path, manifest: M) -> Path:
+    """Publish a staged directory and point ``current`` at it.
+
+    Args:
+        staged: a directory from ``staging(root)``, complete but for its manifest.
+        root: the folder that holds the versions.
+        manifest: what the bundle says about itself; version, time and files are filled in here.
+
+    Returns:
+        The directory of the new version, ``root/<version>``.
+
+    Raises:
+        BundleError: if the staged directory holds a link or a special file.
+    """
+    files = {name: _entry(staged / name) for name in _list_files(staged)}
+    created_at = datetime.now(UTC)
+    complete = manifest.model_copy(
+        update={
+            "version": f"{created_at:%Y%m%dT%H%M%SZ}-{_content_hash(manifest, files)[:8]}",
+            "created_at": created_at.isoformat(timespec="seconds"),
+            "files": files,
+        }
+    )
+    text = complete.model_dump_json(indent=2).encode() + b"\n"
+    (staged / MANIFEST).write_bytes(text)
+    (staged / MANIFEST_HASH).write_text(hashlib.sha256(text).hexdigest() + "\n")
+    _flush_tree(staged)
+    final = root / complete.version
+    if not final.exists():  # else the same content was published within this second
+        staged.rename(final)
+        _flush(root)
+    activate(final)
+    return final
+
+
+def activate(directory: Path) -> None:
+    """Point ``current``, beside ``directory``, at it in one step."""
+    link = directory.parent / f"{_STAGING}{os.getpid()}-{secrets.token_hex(4)}"
+    link.symlink_to(directory.name)
+    link.replace(directory.parent / CURRENT)
+    _flush(directory.parent)
+
+
+def resolve(path: Path) -> Path:
+    """Follow ``current`` once, so that a later publication cannot change what is being read.
+
+    Raises:
+        BundleError: if there is no bundle at ``path``.
+    """
+    directory = path.parent / path.readlink() if path.is_symlink() else path
+    if not (directory / MANIFEST).is_file():
+        hint = ""
+        if (path / CURRENT).is_symlink():
+            hint = f"; did you mean {path / CURRENT}?"
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}{hint}")
+    return directory
+
+
+def read_manifest(directory: Path, schema: type[M]) -> M:
+    """Read a manifest and check it against its own hash, its kind and its schema.
+
+    Args:
+        directory: a bundle.
+        schema: the manifest class of the kind of bundle that is expected; the defaults of its
+            ``kind`` and ``format_version`` are what must be found.
+
+    Raises:
+        BundleError: if the manifest is missing, damaged, of another kind or of another format.
+    """
+    try:
+        text = (directory / MANIFEST).read_bytes()
+        promised = (directory / MANIFEST_HASH).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{directory} is not a readable bundle: {error}") from error
+    if hashlib.sha256(text).hexdigest() != promised:
+        raise BundleError(f"{directory / MANIFEST} is damaged: it does not match {MANIFEST_HASH}")
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{directory / MANIFEST} is not JSON: {error}") from error
+    for field in ("kind", "format_version"):
+        expected = schema.model_fields[field].default
+        found = content.get(field) if isinstance(content, dict) else None
+        if found != expected:
+            raise BundleError(f"{directory}: expected {field} {expected!r}, found {found!r}")
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        raise BundleError(f"{directory / MANIFEST} does not fit its schema: {error}") from error
+
+
+def verify_files(directory: Path, manifest: Manifest) -> None:
+    """Check that a bundle holds exactly the files its manifest lists, unchanged.
+
+    Raises:
+        BundleError: if a file is missing, extra, a link, of another size or of another content.
+    """
+    found = set(_list_files(directory)) - {MANIFEST, MANIFEST_HASH}
+    listed = set(manifest.files)
+    if missing := sorted(listed - found):
+        raise BundleError(f"{directory}: missing {', '.join(missing)}")
+    if extra := sorted(found - listed):
+        raise BundleError(f"{directory}: not in the manifest: {', '.join(extra)}")
+    for name, entry in manifest.files.items():
+        size_bytes = (directory / name).stat().st_size
+        if size_bytes != entry.size_bytes:
+            raise BundleError(
+                f"{directory / name}: expected {entry.size_bytes} bytes, found {size_bytes}"
+            )
+        if _entry(directory / name) != entry:
+            raise BundleError(f"{directory / name} is damaged: its SHA-256 is not the manifest's")
+
+
+def versions(root: Path) -> list[Path]:
+    """Return the published versions under ``root``, oldest first."""
+    if not root.is_dir():
+        return []
+    found = (p for p in root.iterdir() if _VERSION.fullmatch(p.name))
+    return sorted(p for p in found if not p.is_symlink() and (p / MANIFEST).is_file())
+
+
+def prune(root: Path, keep: int) -> list[Path]:
+    """Remove all but the newest ``keep`` versions, and never the current one.
+
+    Returns:
+        The directories that were removed.
+
+    Raises:
+        ValueError: if ``keep`` is negative.
+    """
+    if keep < 0:
+        raise ValueError(f"keep must be at least 0, not {keep}")
+    link = root / CURRENT
+    current = link.readlink().name if link.is_symlink() else None
+    older = versions(root)[:-keep] if keep else versions(root)
+    removed = [directory for directory in older if directory.name != current]
+    for directory in removed:
+        # Renamed first: a half-removed directory must not look like a bundle.
+        doomed = root / f"{_STAGING}{os.getpid()}-{directory.name}"
+        directory.rename(doomed)
+        shutil.rmtree(doomed)
+    return removed
+
+
+def _list_files(directory: Path) -> list[str]:
+    """Return the relative POSIX paths of all files below ``directory``, sorted."""
+    names = []
+    for path in sorted(directory.rglob("*")):
+        if path.is_symlink():
+            raise BundleError(f"{path} is a link; a bundle holds plain files only")
+        if path.is_dir():
+            continue
+        if not path.is_file():
+            raise BundleError(f"{path} is not a plain file")
+        names.append(path.relative_to(directory).as_posix())
+    return names
+
+
+def _entry(path: Path) -> FileEntry:
+    digest = hashlib.sha256()
+    size_bytes = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size_bytes += len(chunk)
+    return FileEntry(sha256=digest.hexdigest(), size_bytes=size_bytes)
+
+
+def _content_hash(manifest: Manifest, files: dict[str, FileEntry]) -> str:
+    digest = hashlib.sha256(manifest.model_dump_json().encode())
+    for name, entry in files.items():
+        digest.update(f"{name}\0{entry.sha256}\0".encode())
+    return digest.hexdigest()
+
+
+def _flush_tree(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        _flush(path)
+    _flush(directory)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Remove what killed processes left under ``root``; the name of each holds its process id."""
+    for path in root.glob(f"{_STAGING}*-*"):
+        process_id = path.name.removeprefix(_STAGING).partition("-")[0]
+        if not process_id.isdigit() or _is_alive(int(process_id)):
+            continue
+        if path.is_symlink():
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
