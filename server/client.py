@@ -1,0 +1,257 @@
+"""The Python client of a candidate-search server; needs nothing but gRPC and protobuf.
+
+    from server.client import SearchClient, User
+
+    with SearchClient("localhost:50051") as client:
+        for candidate in client.search(User("42"), count=10, returned_fields=["title"]):
+            print(candidate.id, candidate.score, candidate.fields["title"])
+
+``AsyncSearchClient`` is the same with ``await``. Every call has a deadline. Calls that find the
+server unavailable are made again a few times, and calls are spread over all addresses that the
+target resolves to (``dns:///search.example:50051``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, Unpack
+
+import grpc
+from candidate_search.v1 import candidate_search_service_pb2 as pb
+from candidate_search.v1.candidate_search_service_pb2_grpc import CandidateSearchServiceStub
+
+from server.client_messages import (
+    Candidate,
+    Condition,
+    Embedding,
+    Examples,
+    Field,
+    Like,
+    Mmr,
+    Notice,
+    PerGroup,
+    Query,
+    SearchFailedError,
+    SearchOptions,
+    SearchResults,
+    User,
+    batch_results,
+    failure,
+    search_request,
+    search_results,
+)
+
+__all__ = [
+    "AsyncSearchClient",
+    "Candidate",
+    "Condition",
+    "Embedding",
+    "Examples",
+    "Field",
+    "Like",
+    "Mmr",
+    "Notice",
+    "PerGroup",
+    "Query",
+    "SearchClient",
+    "SearchFailedError",
+    "SearchOptions",
+    "SearchResults",
+    "User",
+    "search_request",
+]
+
+DEFAULT_TIMEOUT_SECONDS = 5.0
+
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": "candidate_search.v1.CandidateSearchService"}],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.05s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
+_CHANNEL_OPTIONS = (("grpc.service_config", json.dumps(_SERVICE_CONFIG)),)
+
+
+class SearchClient:
+    """A client for programs without an event loop; safe to share between threads.
+
+    Every method raises ``SearchFailedError`` if the call is refused or does not get through in
+    time.
+
+    Args:
+        target: ``host:port``, or any name that gRPC resolves.
+        timeout_seconds: the deadline of each call that does not bring its own.
+        credentials: for TLS; None connects in the clear.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self._timeout_seconds = timeout_seconds
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
+        self._stub = CandidateSearchServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._channel.close()
+
+    def search(
+        self,
+        query: Query,
+        *,
+        timeout_seconds: float | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> SearchResults:
+        """Search for one query."""
+        request = search_request(query, **options)
+        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
+            return search_results(self._stub.SearchCandidates(request, timeout=timeout))
+
+    def search_batch(
+        self,
+        requests: Iterable[pb.SearchCandidatesRequest],
+        *,
+        timeout_seconds: float | None = None,
+    ) -> list[SearchResults | SearchFailedError]:
+        """Search for several queries, made by ``search_request``; a refused one is its error."""
+        batch = pb.BatchSearchCandidatesRequest(requests=requests)
+        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
+            return batch_results(self._stub.BatchSearchCandidates(batch, timeout=timeout))
+
+    def explain(
+        self,
+        query: Query,
+        *,
+        timeout_seconds: float | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> pb.ExplainSearchResponse:
+        """Make one search in every way the index can, and compare."""
+        request = pb.ExplainSearchRequest(request=search_request(query, **options))
+        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
+            return self._stub.ExplainSearch(request, timeout=timeout)
+
+    def index_info(self, *, timeout_seconds: float | None = None) -> pb.GetIndexInfoResponse:
+        """Describe the index that is being served."""
+        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
+            return self._stub.GetIndexInfo(pb.GetIndexInfoRequest(), timeout=timeout)
+
+
+class AsyncSearchClient:
+    """The client for programs with an event loop; made and used within one.
+
+    Every method raises ``SearchFailedError`` if the call is refused or does not get through in
+    time.
+
+    Args:
+        target: ``host:port``, or any name that gRPC resolves.
+        timeout_seconds: the deadline of each call that does not bring its own.
+        credentials: for TLS; None connects in the clear.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self._timeout_seconds = timeout_seconds
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
+        self._stub = CandidateSearchServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._channel.close()
+
+    async def search(
+        self,
+        query: Query,
+        *,
+        timeout_seconds: float | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> SearchResults:
+        """Search for one query."""
+        request = search_request(query, **options)
+        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
+            return search_results(await self._stub.SearchCandidates(request, timeout=timeout))
+
+    async def search_batch(
+        self,
+        requests: Iterable[pb.SearchCandidatesRequest],
+        *,
+        timeout_seconds: float | None = None,
+    ) -> list[SearchResults | SearchFailedError]:
+        """Search for several queries, made by ``search_request``; a refused one is its error."""
+        batch = pb.BatchSearchCandidatesRequest(requests=requests)
+        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
+            return batch_results(await self._stub.BatchSearchCandidates(batch, timeout=timeout))
+
+    async def explain(
+        self,
+        query: Query,
+        *,
+        timeout_seconds: float | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> pb.ExplainSearchResponse:
+        """Make one search in every way the index can, and compare."""
+        request = pb.ExplainSearchRequest(request=search_request(query, **options))
+        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
+            return await self._stub.ExplainSearch(request, timeout=timeout)
+
+    async def index_info(self, *, timeout_seconds: float | None = None) -> pb.GetIndexInfoResponse:
+        """Describe the index that is being served."""
+        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
+            return await self._stub.GetIndexInfo(pb.GetIndexInfoRequest(), timeout=timeout)
+
+
+@contextmanager
+def _failures(timeout_seconds: float) -> Iterator[float]:
+    """Yield the deadline of a call, and raise what gRPC says of it in our own words."""
+    try:
+        yield timeout_seconds
+    except grpc.RpcError as error:
+        raise failure(error) from error
