@@ -1,0 +1,17 @@
+"""TensorFlow with Keras 2, which TensorFlow Recommenders is written for.
+
+Which Keras TensorFlow brings is settled by its first import, so whatever needs TensorFlow takes it
+from here.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+__all__ = ["tf", "tfrs"]

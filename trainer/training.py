@@ -1,0 +1,147 @@
+"""Training: interactions -> histories -> batches -> fitted towers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from trainer.datasets import Dataset
+from trainer.keras import tf
+from trainer.towers import Towers, TowersConfig, TwoTowers
+
+OnEpoch: TypeAlias = Callable[[int, dict[str, float]], None]
+
+
+class TrainingError(Exception):
+    """Why towers could not be trained, for the user."""
+
+
+def fit(
+    dataset: Dataset,
+    train_rows: np.ndarray,
+    config: TowersConfig,
+    seed: int,
+    on_epoch: OnEpoch | None = None,
+    validation_rows: np.ndarray | None = None,
+) -> Towers:
+    """Train towers on some of a dataset's interactions.
+
+    Args:
+        dataset: users, candidates and interactions.
+        train_rows: (n,) int64, the interactions to learn from.
+        config: how the towers are built and trained.
+        seed: of the initial weights, the batches and what is hidden in them: the same seed gives
+            the same towers.
+        on_epoch: called after every epoch with its number, from 1, and its metrics by name: the
+            ``loss``, and ``val_...`` of the loss and TFRS's FactorizedTopK if there is anything to
+            validate on.
+        validation_rows: (n,) int64, interactions held out to watch the training by.
+
+    Raises:
+        TrainingError: if there is nothing to learn from, or the loss stopped being a number.
+    """
+    histories = collect_histories(dataset, train_rows, config.max_history_length)
+    batches = training_batches(histories, config, seed)
+    model = TwoTowers(dataset.n_candidates, config, seed)
+    model.compile(optimizer=tf.keras.optimizers.Adam(config.learning_rate))
+    model.fit(
+        batches,
+        epochs=config.epochs,
+        validation_data=_validation_batches(dataset, histories, validation_rows, config),
+        callbacks=[_EpochCallback(on_epoch)],
+        verbose=0,
+    )
+    return Towers(model, config, dataset.candidate_ids, histories)
+
+
+def collect_histories(
+    dataset: Dataset, train_rows: np.ndarray, max_history_length: int
+) -> list[np.ndarray]:
+    """Collect what every user has interacted with.
+
+    Args:
+        dataset: users, candidates and interactions.
+        train_rows: (n,) int64, the interactions that count.
+        max_history_length: how many of each user are kept, the newest.
+
+    Returns:
+        For every user of the dataset their candidate rows, int32, oldest first; equal times, or
+        data without times, in the order of the rows.
+    """
+    rows = np.sort(train_rows)
+    if dataset.timestamps is not None:
+        rows = rows[np.argsort(dataset.timestamps[rows], kind="stable")]
+    rows = rows[np.argsort(dataset.user_rows[rows], kind="stable")]
+    ends = np.cumsum(np.bincount(dataset.user_rows[rows], minlength=dataset.n_users))
+    histories = np.split(dataset.candidate_rows[rows].astype(np.int32), ends[:-1])
+    return [history[-max_history_length:] for history in histories]
+
+
+def training_batches(histories: list[np.ndarray], config: TowersConfig, seed: int) -> Any:
+    """Make the batches of an epoch: users in random order, part of each history hidden.
+
+    Args:
+        histories: candidate rows of each user, oldest first.
+        config: how the towers are trained.
+        seed: of the order and of what is hidden; every epoch draws afresh.
+
+    Returns:
+        A ``tf.data.Dataset`` of what ``TwoTowers.compute_loss`` reads.
+
+    Raises:
+        TrainingError: if no user has an interaction.
+    """
+    learnable = [history for history in histories if len(history)]
+    if not learnable:
+        raise TrainingError("there is no interaction to learn from: the train rows are empty")
+    interactions = _ragged(learnable)
+    users = tf.data.Dataset.range(len(learnable)).shuffle(len(learnable), seed=seed)
+    draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
+
+    def example(users: Any, draw: Any) -> dict[str, Any]:
+        targets = tf.gather(interactions, users)
+        kept = tf.random.stateless_uniform(tf.shape(targets.values), draw) >= config.history_dropout
+        history = tf.ragged.boolean_mask(targets + 1, targets.with_values(kept))
+        return {"history": history, "targets": targets}
+
+    batches = tf.data.Dataset.zip(users.batch(config.batch_size), draws)
+    return batches.map(example, num_parallel_calls=1).prefetch(2)
+
+
+def _validation_batches(
+    dataset: Dataset,
+    histories: list[np.ndarray],
+    validation_rows: np.ndarray | None,
+    config: TowersConfig,
+) -> Any:
+    """Make batches of whole histories and the held-out interactions; None without any."""
+    if validation_rows is None:
+        return None
+    held_out = collect_histories(dataset, validation_rows, len(validation_rows))
+    pairs = {"history": _ragged(histories) + 1, "targets": _ragged(held_out)}
+    return tf.data.Dataset.from_tensor_slices(pairs).batch(config.batch_size)
+
+
+def _ragged(lists: list[np.ndarray]) -> Any:
+    return tf.RaggedTensor.from_row_lengths(np.concatenate(lists), [len(one) for one in lists])
+
+
+class _EpochCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
+    """Reports every epoch, and stops when the loss is not a number."""
+
+    def __init__(self, on_epoch: OnEpoch | None) -> None:
+        super().__init__()
+        self._on_epoch = on_epoch
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        watched = ("loss", *(name for name in logs if name.startswith("val_")))
+        metrics = {name: float(logs[name]) for name in watched}
+        if not np.isfinite(metrics["loss"]):
+            raise TrainingError(
+                f"the loss became {metrics['loss']} in epoch {epoch + 1}: lower the learning rate "
+                f"(now {float(self.model.optimizer.learning_rate):g}) or raise the temperature"
+            )
+        if self._on_epoch is not None:
+            self._on_epoch(epoch + 1, metrics)
