@@ -1,10 +1,11 @@
 """The tower bundle: its schema and its reader.
 
-    query_tower/ candidate_tower/   SavedModels, in TensorFlow Serving's layout
+    query_tower/1/                  SavedModels, in TensorFlow Serving's layout
+    candidate_tower/1/
     query_tower.tflite              the same towers in LiteRT form, with numeric inputs
     candidate_tower.tflite
     features.json                   what the towers read (trainer.features)
-    vocabularies.parquet            feature, token; a feature's tokens in order
+    vocabularies.parquet            feature, token; a feature's tokens in order, but candidate_id's
     candidates.parquet              candidate_id and metadata; the line is the candidate's row
     histories.parquet               user_id, candidate_rows; the line is the user's row
     query_embeddings.npy            (n_users, dim) float32, the known users' embeddings
@@ -27,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer.features import Features
+from trainer.features import CANDIDATE_ID, Features
 from trainer.publish import BundleError, Manifest, read_manifest, resolve, verify_files
 from trainer.vocabulary import Vocabulary
 
@@ -176,7 +177,12 @@ class TowerBundle:
     @cached_property
     def candidate_ids(self) -> Vocabulary:
         """The candidates' ids in row order."""
-        return Vocabulary(self.candidates.column("candidate_id"))
+        return Vocabulary(self.candidates.column(CANDIDATE_ID))
+
+    @property
+    def vocabularies(self) -> dict[str, Vocabulary]:
+        """The tokens of each feature that has any, the candidates' ids among them."""
+        return {**self.query.vocabularies, CANDIDATE_ID: self.candidate_ids}
 
     @cached_property
     def popularity(self) -> np.ndarray:

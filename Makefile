@@ -1,0 +1,60 @@
+# The commands of this project. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.setup-done
+PACKAGES := trainer indexer server benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format protos constraints soak clean
+
+help: ## List the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(SETUP) ## Create .venv with the exact, hash-pinned set of packages
+
+$(SETUP): constraints/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
+		"Try: make setup PYTHON=python3.12" >&2; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || \
+		{ echo "Annoy is compiled on installation and needs a C++ compiler." \
+		"Debian, Ubuntu: apt-get install g++ python3-dev. Fedora: dnf install gcc-c++ python3-devel." \
+		"macOS: xcode-select --install." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r constraints/dev.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $@
+
+demo: $(SETUP) ## Train, index, serve and query MovieLens 100K, and compare the backends
+	$(BIN)/python -m benchmarks demo
+
+test: $(SETUP) ## Run the unit, contract and end-to-end tests
+	$(BIN)/pytest -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+check: $(SETUP) ## Check format, lint, types, import rules and generated stubs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python protos/generate.py --check
+
+format: $(SETUP) ## Format the code and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: $(SETUP) ## Generate the stubs from the .proto files
+	$(BIN)/python protos/generate.py
+
+constraints: ## Pin the tested set of packages anew (needs uv)
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev \
+		--no-header --no-annotate --no-emit-index-url --no-emit-package candidate-search \
+		pyproject.toml --output-file constraints/dev.txt
+
+soak: $(SETUP) ## Run the long soak and chaos tests
+	$(BIN)/pytest -m slow
+
+clean: ## Remove what the other commands made, .venv included
+	rm -rf $(VENV) artifacts build dist htmlcov .coverage* .*_cache .hypothesis *.egg-info
+	find $(PACKAGES) protos tests -name __pycache__ -type d -prune -exec rm -rf {} +

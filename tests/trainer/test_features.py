@@ -1,0 +1,99 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from trainer.features import (
+    Feature,
+    Features,
+    describe_column,
+    encode_candidates,
+    encode_histories,
+    encode_query,
+    tokenize,
+)
+from trainer.vocabulary import Vocabulary
+
+
+def test_histories_keep_the_newest_and_pad_on_the_right() -> None:
+    histories = [np.array([4, 0, 7]), np.array([2]), np.array([], dtype=np.int32)]
+    assert encode_histories(histories, 2).tolist() == [[1, 8], [3, 0], [0, 0]]
+
+
+def test_words_are_lower_case_and_without_punctuation() -> None:
+    assert tokenize("Amélie's 2nd (2001)") == ["amélie", "s", "2nd", "2001"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "length", "tokens"),
+    [
+        ([["b", "a"], ["a"], None, []], "list", 2, ["a", "b"]),
+        (["red", "blue", None, "red"], "category", 1, ["blue", "red"]),
+        ([True, False, None], "category", 1, ["False", "True"]),
+        (["the red fox", "a red dog jumps", "the end"], "text", 4, ["red", "the"]),
+    ],
+)
+def test_a_column_is_described_by_its_type(
+    values: list[object], kind: str, length: int, tokens: list[str]
+) -> None:
+    feature, vocabulary = describe_column("x", pa.chunked_array([values]))
+    assert feature == Feature(name="x", kind=kind, length=length, n_tokens=len(tokens))
+    assert vocabulary is not None
+    assert vocabulary.array.to_pylist() == tokens
+
+
+def test_numbers_are_standardised_and_a_missing_one_is_the_mean() -> None:
+    column = pa.chunked_array([[1990, 2010, None]])
+    feature, vocabulary = describe_column("year", column)
+    assert feature == Feature(name="year", kind="number", mean=2000.0, deviation=10.0)
+    assert vocabulary is None
+    encoded = encode_candidates(
+        Features(query=(), candidate=(feature,)), {}, pa.table({"year": column})
+    )
+    assert encoded["year"].tolist() == [[-1.0], [1.0], [0.0]]
+    assert encoded["year"].dtype == np.float32
+
+
+def test_a_constant_number_does_not_divide_by_zero() -> None:
+    feature, _ = describe_column("n", pa.chunked_array([[3, 3]]))
+    assert feature.deviation == 1.0
+
+
+def test_a_column_no_tower_can_read_is_refused() -> None:
+    with pytest.raises(ValueError, match="type binary cannot be a feature"):
+        describe_column("blob", pa.chunked_array([[b"x"]]))
+
+
+def test_candidates_are_encoded_by_column_and_an_absent_one_is_unknown() -> None:
+    features = Features(
+        query=(),
+        candidate=(
+            Feature(name="genres", kind="list", length=2, n_tokens=2),
+            Feature(name="absent", kind="category", n_tokens=1),
+        ),
+    )
+    vocabularies = {"genres": Vocabulary(["Drama", "War"]), "absent": Vocabulary(["x"])}
+    table = pa.table({"genres": [["War", "New"], ["Drama", "War", "War"], None]})
+    encoded = encode_candidates(features, vocabularies, table)
+    assert encoded["genres"].tolist() == [[2, 0], [1, 2], [0, 0]]
+    assert encoded["absent"].tolist() == [[0], [0], [0]]
+    assert encoded["genres"].dtype == np.int32
+
+
+def test_a_query_is_one_line_of_every_input() -> None:
+    features = Features(
+        query=(
+            Feature(name="history", kind="history", length=3),
+            Feature(name="job", kind="category", n_tokens=1),
+            Feature(name="age", kind="number", mean=30.0, deviation=10.0),
+        ),
+        candidate=(),
+    )
+    vocabularies = {"job": Vocabulary(["baker"])}
+    encoded = encode_query(features, vocabularies, np.array([5, 6]), {"job": "baker", "age": 40})
+    assert encoded["history"].tolist() == [[6, 7, 0]]
+    assert encoded["job"].tolist() == [[1]]
+    assert encoded["age"].tolist() == [[1.0]]
+    assert features.max_history_length == 3
+    unknown = encode_query(features, vocabularies, np.array([], dtype=np.int32), {"job": "pilot"})
+    assert unknown["job"].tolist() == [[0]]
+    assert unknown["age"].tolist() == [[0.0]]

@@ -1,0 +1,212 @@
+"""Trained towers -> tower bundle: the only writer of what ``trainer.bundle`` reads."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.bundle import (
+    CANDIDATE_TOWER,
+    CANDIDATES,
+    EVALUATION,
+    FEATURES,
+    HISTORIES,
+    MODEL_CARD,
+    POPULARITY,
+    QUERY_EMBEDDINGS,
+    QUERY_TOWER,
+    TUNING_QUERIES,
+    VOCABULARIES,
+    TowerManifest,
+    TrainedOn,
+)
+from trainer.datasets import Dataset
+from trainer.features import CANDIDATE_ID, encode_histories
+from trainer.keras import tf
+from trainer.publish import commit, staging
+from trainer.towers import Towers
+from trainer.training import collect_histories
+from trainer.vocabulary import Vocabulary
+
+MAX_TUNING_QUERIES = 10_000
+
+_SIGNATURE = "serving_default"
+_PARITY = 1e-5
+_PRODUCERS = ("tensorflow", "tensorflow-recommenders", "ai-edge-litert", "numpy")
+
+
+class ExportError(Exception):
+    """Towers that cannot be exported faithfully."""
+
+
+def export(
+    towers: Towers,
+    dataset: Dataset,
+    rows: np.ndarray,
+    root: Path,
+    *,
+    seed: int,
+    rows_name: str = "all",
+    evaluation: Mapping[str, Any] | None = None,
+    with_histories: bool = True,
+) -> Path:
+    """Publish trained towers as a new version under ``root``.
+
+    Args:
+        towers: what to export.
+        dataset: the data that they were trained on.
+        rows: (n,) int64, the interactions that the weights have seen.
+        root: the folder that holds the versions.
+        seed: the seed of the training, for the manifest.
+        rows_name: what the rows are, in words: ``all``, or ``random train``.
+        evaluation: the held-out quality of towers trained in the same way.
+        with_histories: whether known users travel with the towers. Without them the bundle holds
+            nothing about a single user, and the server knows a user by the request only.
+
+    Returns:
+        The directory of the new version.
+
+    Raises:
+        ExportError: if the LiteRT form of a tower answers differently from its SavedModel.
+        BundleError: if ``root`` cannot be written to.
+    """
+    histories = collect_histories(dataset, rows, len(rows))
+    with staging(root) as staged:
+        _write_tower(staged, QUERY_TOWER, towers.query_module, _some_queries(towers, histories))
+        _write_tower(staged, CANDIDATE_TOWER, towers.candidate_module, _some_candidates(towers))
+        (staged / FEATURES).write_text(towers.features.model_dump_json(indent=2) + "\n")
+        pq.write_table(_vocabulary_table(towers.vocabularies), staged / VOCABULARIES)
+        pq.write_table(dataset.candidates, staged / CANDIDATES)
+        if with_histories:
+            pq.write_table(_history_table(dataset.user_ids, histories), staged / HISTORIES)
+            np.save(staged / QUERY_EMBEDDINGS, towers.embed_queries(histories))
+        np.save(staged / TUNING_QUERIES, _tuning_queries(towers, histories, seed))
+        popularity = np.bincount(dataset.candidate_rows[rows], minlength=dataset.n_candidates)
+        np.save(staged / POPULARITY, popularity.astype(np.float32))
+        manifest = TowerManifest(
+            producers={name: importlib.metadata.version(name) for name in _PRODUCERS},
+            dim=towers.config.dim,
+            has_bias_dimension=True,
+            max_history_length=towers.features.max_history_length,
+            n_candidates=dataset.n_candidates,
+            n_users=dataset.n_users if with_histories else 0,
+            seed=seed,
+            trained_on=TrainedOn(
+                dataset=dataset.name,
+                rows=rows_name,
+                n_interactions=len(rows),
+                newest_timestamp=_newest(dataset, rows),
+            ),
+            config=towers.config.model_dump(),
+            evaluation=dict(evaluation or {}),
+        )
+        (staged / EVALUATION).write_text(json.dumps(manifest.evaluation, indent=2) + "\n")
+        (staged / MODEL_CARD).write_text(_model_card(manifest))
+        return commit(staged, root, manifest)
+
+
+def _write_tower(staged: Path, name: str, module: tf.Module, example: np.ndarray) -> None:
+    """Write a tower as SavedModel and in LiteRT form, and check that both agree."""
+    saved_model = staged / Path(name).stem / "1"
+    signatures = {_SIGNATURE: module.embed}
+    tf.saved_model.save(module, str(saved_model), signatures=signatures)
+    converter = tf.lite.TFLiteConverter.from_saved_model(
+        str(saved_model), signature_keys=[_SIGNATURE]
+    )
+    (staged / name).write_bytes(converter.convert())
+    expected = module.embed(example)["embedding"].numpy()
+    actual = _run_lite(staged / name, example)
+    difference = float(np.abs(expected - actual).max())
+    if not difference <= _PARITY:
+        raise ExportError(
+            f"{name} differs from its SavedModel by {difference:.2g}, more than {_PARITY:g}: "
+            "an operation of the tower does not convert faithfully to LiteRT"
+        )
+
+
+def _run_lite(path: Path, inputs: np.ndarray) -> np.ndarray:
+    from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415 - after TensorFlow's own
+
+    runner = Interpreter(model_path=str(path), num_threads=1).get_signature_runner()
+    (name,) = runner.get_input_details()
+    embeddings: np.ndarray = runner(**{name: inputs})["embedding"]
+    return embeddings
+
+
+def _some_queries(towers: Towers, histories: list[np.ndarray]) -> np.ndarray:
+    return encode_histories(histories[:64], towers.features.max_history_length)
+
+
+def _some_candidates(towers: Towers) -> np.ndarray:
+    n_candidates = len(towers.vocabularies[CANDIDATE_ID])
+    return np.arange(1, min(n_candidates, 64) + 1, dtype=np.int32)[:, None]
+
+
+def _vocabulary_table(vocabularies: Mapping[str, Vocabulary]) -> pa.Table:
+    """Tabulate all vocabularies but the candidates' ids, which have a file of their own."""
+    named = [(name, v) for name, v in vocabularies.items() if name != CANDIDATE_ID]
+    features = [name for name, vocabulary in named for _ in range(len(vocabulary))]
+    tokens = [token for _, vocabulary in named for token in vocabulary.array.to_pylist()]
+    return pa.table(
+        {"feature": pa.array(features, pa.string()), "token": pa.array(tokens, pa.string())}
+    )
+
+
+def _history_table(user_ids: Vocabulary, histories: list[np.ndarray]) -> pa.Table:
+    offsets = np.concatenate([[0], np.cumsum([len(one) for one in histories])])
+    rows = pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.array(np.concatenate(histories), pa.int32())
+    )
+    return pa.table({"user_id": user_ids.array, "candidate_rows": rows})
+
+
+def _tuning_queries(towers: Towers, histories: list[np.ndarray], seed: int) -> np.ndarray:
+    """Embed users as they were before their last interaction, in random order."""
+    earlier = [history[:-1] for history in histories if len(history) > 1]
+    chosen = np.random.default_rng(seed).permutation(len(earlier))[:MAX_TUNING_QUERIES]
+    return towers.embed_queries([earlier[i] for i in chosen])
+
+
+def _newest(dataset: Dataset, rows: np.ndarray) -> int | None:
+    return None if dataset.timestamps is None else int(dataset.timestamps[rows].max())
+
+
+def _model_card(manifest: TowerManifest) -> str:
+    evaluation = (
+        json.dumps(manifest.evaluation, indent=2) if manifest.evaluation else "not measured"
+    )
+    return f"""# Two towers, trained on {manifest.trained_on.dataset}
+
+- Retrieves candidates for a user from what the user has interacted with; the score is the inner
+  product of query and candidate embeddings of {manifest.dim} dimensions, the last of them a bias.
+- {manifest.n_candidates:,} candidates, {manifest.n_users:,} known users. The weights have seen
+  {manifest.trained_on.n_interactions:,} interactions ({manifest.trained_on.rows}), with seed
+  {manifest.seed}.
+- The query tower reads the newest {manifest.max_history_length} interactions of a user.
+
+## Quality
+
+Measured on held-out interactions by towers trained in the same way on the rest.
+
+```json
+{evaluation}
+```
+
+## Configuration
+
+```json
+{json.dumps(manifest.config, indent=2)}
+```
+
+## Limits
+
+Recommendations follow past interactions and carry their biases: what was shown and popular is
+recommended more. A candidate nobody has interacted with is not told apart from others of its kind.
+"""
