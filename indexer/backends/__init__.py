@@ -1,0 +1,39 @@
+"""The search algorithms, one file each, and the registry of them all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from indexer.backends.annoy import AnnoyIndex
+from indexer.backends.base import (
+    BackendUnavailableError,
+    BuildParams,
+    Index,
+    LocalIndex,
+    SearchParams,
+)
+from indexer.backends.brute_force import BruteForceIndex
+from indexer.backends.scann import ScannIndex
+from indexer.exact import Neighbors, SearchMethod
+
+__all__ = [
+    "BACKENDS",
+    "BackendUnavailableError",
+    "BuildParams",
+    "Index",
+    "LocalIndex",
+    "Neighbors",
+    "SearchMethod",
+    "SearchParams",
+    "available_backends",
+]
+
+BACKENDS: dict[str, type[LocalIndex[Any, Any]]] = {
+    backend.name: backend for backend in (BruteForceIndex, AnnoyIndex, ScannIndex)
+}
+"""Every backend by name, whether or not its library is installed."""
+
+
+def available_backends() -> dict[str, type[LocalIndex[Any, Any]]]:
+    """Return the backends whose libraries are installed here."""
+    return {name: kind for name, kind in BACKENDS.items() if kind.unavailable() is None}

@@ -1,0 +1,293 @@
+"""The interface of an index, and what all indexes on this machine share.
+
+Nothing above ``Index`` may assume that vectors or rescoring are local. A local backend writes
+only how it builds, saves, loads and proposes rows; checking, exact scores, order, eligibility and
+padding are the same for all and live here.
+"""
+
+from __future__ import annotations
+
+import operator
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from indexer.eligibility import EligibleSearch
+from indexer.exact import ExactScorer, Neighbors, SearchMethod, squared_norms
+
+
+class BackendUnavailableError(Exception):
+    """The library of a backend is not installed here; the message says how to mend it."""
+
+
+class BuildParams(BaseModel):
+    """How an index is built; each backend adds its own, named as its library names them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SearchParams(BaseModel):
+    """How hard an index searches; each backend adds its own, named as its library names them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def scaled(self, factor: float) -> Self:
+        """Return the params that find ``factor`` times as many candidates at the same recall."""
+        del factor
+        return self
+
+
+B = TypeVar("B", bound=BuildParams)
+S = TypeVar("S", bound=SearchParams)
+
+
+class Index(ABC, Generic[S]):
+    """Finds the candidates whose embeddings have the largest inner products with a query's."""
+
+    name: ClassVar[str]
+    is_exact: ClassVar[bool] = False
+    """Whether every search is exact, whatever its params."""
+
+    @property
+    @abstractmethod
+    def n_candidates(self) -> int:
+        """The number of candidates."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """The dimension of the embeddings."""
+
+    @abstractmethod
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        params: S | None = None,
+        eligible: np.ndarray | None = None,
+    ) -> Neighbors:
+        """Return the best k eligible candidates of each query.
+
+        Args:
+            queries: (n_queries, dim) float32, finite.
+            k: candidates wanted per query, at least 1; more than there are is allowed.
+            params: how hard to search; by default, ``default_search_params(k)``.
+            eligible: (n_candidates,) bool, the candidates that may be returned; by default, all.
+                k are found whenever k are eligible.
+
+        Raises:
+            ValueError: if an array has the wrong dtype or shape or is not finite, or if k is not a
+                whole number of at least 1.
+            TypeError: if the params are another backend's.
+        """
+
+    @abstractmethod
+    def default_search_params(self, k: int) -> S:
+        """Return params that suit most corpora, for want of a measured operating point."""
+
+    @abstractmethod
+    def exhaustive_params(self) -> S:
+        """Return the params under which a search is exact, but for ties."""
+
+
+class LocalIndex(Index[S], Generic[B, S]):
+    """An index whose vectors are on this machine; made by ``build`` or ``load``.
+
+    Args:
+        embeddings: (n_candidates, dim) float32 in C order, finite; may be memory-mapped.
+        build_params: how the index is or was built.
+    """
+
+    build_params_type: ClassVar[type[BuildParams]]
+    search_params_type: ClassVar[type[SearchParams]]
+    is_deterministic: ClassVar[bool] = True
+    """Whether one build thread and one seed always build the same index."""
+
+    def __init__(self, embeddings: np.ndarray, build_params: B) -> None:
+        self.build_params = build_params
+        self._exact = ExactScorer(embeddings)
+
+    @classmethod
+    def build(cls, embeddings: np.ndarray, params: B | None = None) -> Self:
+        """Build an index.
+
+        Args:
+            embeddings: (n_candidates, dim) float32 in C order; at least one, all finite.
+            params: how to build it; by default, ``default_build_params`` for this many.
+
+        Raises:
+            ValueError: if the embeddings do not fit.
+            TypeError: if the params are another backend's.
+            BackendUnavailableError: if the backend's library is not installed.
+        """
+        check_embeddings(embeddings)
+        chosen = cls.default_build_params(*embeddings.shape) if params is None else params
+        _check_type("build params", chosen, cls.build_params_type)
+        index = cls(embeddings, chosen)
+        index._build()
+        return index
+
+    @classmethod
+    def load(cls, directory: Path, embeddings: np.ndarray, params: B) -> Self:
+        """Load an index that ``save`` wrote.
+
+        Args:
+            directory: its folder, whose files have been verified: native code opens them.
+            embeddings: the embeddings it was built from.
+            params: the params it was built with.
+
+        Raises:
+            ValueError: if the files were not built from so many embeddings.
+            BackendUnavailableError: if the backend's library is not installed.
+        """
+        index = cls(embeddings, params)
+        index._load(directory)
+        return index
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Return why the backend cannot be used here and how to mend it; None if it can."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def default_build_params(cls, n_candidates: int, dim: int) -> B:
+        """Return build params that suit a corpus of this size."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write what ``load`` needs, without the embeddings, into an existing folder."""
+
+    @abstractmethod
+    def _build(self) -> None:
+        """Build the native index from ``self.embeddings`` and ``self.build_params``."""
+
+    @abstractmethod
+    def _load(self, directory: Path) -> None:
+        """Open what ``save`` wrote."""
+
+    @abstractmethod
+    def _search(self, queries: np.ndarray, k: int, params: S) -> np.ndarray:
+        """Propose rows (n_queries, n) for at least one query, in any order, -1 where none.
+
+        The best k of them by exact score become the answer. ``k`` is at most n_candidates.
+        """
+
+    @abstractmethod
+    def _cost(self, k: int, params: S) -> float:
+        """Return the work of one search, in rows of a sequential exact scan."""
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        """(n_candidates, dim) float32."""
+        return self._exact.embeddings
+
+    @property
+    def n_candidates(self) -> int:
+        """The number of candidates."""
+        return len(self.embeddings)
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the embeddings."""
+        return int(self.embeddings.shape[1])
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        params: S | None = None,
+        eligible: np.ndarray | None = None,
+    ) -> Neighbors:
+        """Return the best k eligible candidates of each query; see ``Index.search``."""
+        k = _check_k(k)
+        check_queries(queries, self.dim)
+        chosen = self.default_search_params(k) if params is None else params
+        _check_type("search params", chosen, self.search_params_type)
+        if len(queries) == 0:
+            return Neighbors.none(0, k)
+        if eligible is not None:
+            self._check_eligible(eligible)
+        neighbors = EligibleSearch(
+            self._exact,
+            k,
+            eligible,
+            propose=lambda some, n: self._search(some, n, chosen.scaled(n / k)),
+            cost=lambda n: self._cost(n, chosen.scaled(n / k)),
+        ).search(queries)
+        return replace(neighbors, method=SearchMethod.EXACT) if self.is_exact else neighbors
+
+    def _check_eligible(self, eligible: np.ndarray) -> None:
+        if not isinstance(eligible, np.ndarray) or eligible.dtype != np.bool_:
+            raise ValueError(f"eligible must be a bool array, not {_kind(eligible)}")
+        if eligible.shape != (self.n_candidates,):
+            raise ValueError(
+                f"eligible must have one entry per candidate, shape ({self.n_candidates},), "
+                f"not {eligible.shape}"
+            )
+
+
+def check_embeddings(embeddings: np.ndarray) -> None:
+    """Refuse what no index can be built from.
+
+    Raises:
+        ValueError: if it is not a non-empty (n, dim) float32 array in C order, or if a row is not
+            finite or so large that scores could overflow.
+    """
+    _check_vectors("embeddings", embeddings)
+    if 0 in embeddings.shape:
+        raise ValueError(f"embeddings must not be empty; their shape is {embeddings.shape}")
+    if not embeddings.flags.c_contiguous:
+        raise ValueError("embeddings must be in C order; use numpy.ascontiguousarray")
+
+
+def check_queries(queries: np.ndarray, dim: int) -> None:
+    """Refuse queries that do not fit an index of dimension ``dim``.
+
+    Raises:
+        ValueError: if they are not a finite (n_queries, dim) float32 array.
+    """
+    _check_vectors("queries", queries)
+    if queries.shape[1] != dim:
+        raise ValueError(
+            f"queries must have dimension {dim}, as the index has, not {queries.shape[1]}"
+        )
+
+
+def _check_vectors(name: str, vectors: np.ndarray) -> None:
+    if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
+        raise ValueError(f"{name} must be a float32 array, not {_kind(vectors)}")
+    if vectors.ndim != 2:  # noqa: PLR2004
+        raise ValueError(f"{name} must have shape (n, dim), not {vectors.shape}")
+    usable = np.isfinite(squared_norms(vectors))
+    if not usable.all():
+        row = int(np.argmin(usable))
+        problem = (
+            "is too large: its norm must be below 1.8e19"
+            if np.isfinite(vectors[row]).all()
+            else "holds a NaN or an infinity"
+        )
+        raise ValueError(f"row {row} of the {name} {problem}")
+
+
+def _check_k(k: int) -> int:
+    try:
+        value = operator.index(k)
+    except TypeError:
+        raise ValueError(f"k must be a whole number of at least 1, not {k!r}") from None
+    if value < 1:
+        raise ValueError(f"k must be at least 1, not {value}")
+    return value
+
+
+def _check_type(what: str, params: BaseModel, expected: type[BaseModel]) -> None:
+    if not isinstance(params, expected):
+        raise TypeError(f"{what} must be {expected.__name__}, not {type(params).__name__}")
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__

@@ -1,0 +1,212 @@
+"""ScaNN: partitioning and anisotropic quantisation (Google Research).
+
+Guo et al. 2020, "Accelerating large-scale inference with anisotropic vector quantization"; Sun et
+al. 2023, "SOAR: improved indexing for approximate nearest neighbor search".
+
+The index keeps only the quantised vectors: ScaNN's own reordering would hold a second copy of the
+embeddings in memory, while rescoring reads the ones the bundle maps anyway.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from indexer.backends.base import (
+    BackendUnavailableError,
+    BuildParams,
+    LocalIndex,
+    SearchParams,
+)
+
+_ASSETS = "scann_assets.pbtxt"
+_PICKLED_IDS = "scann_docids.pkl"
+_ASSET_PATH = re.compile(r'asset_path:\s*"([^"]*)"')
+
+_TREE_ABOVE = 100_000  # ScaNN's rule of thumb: below, searching all quantised vectors is faster
+_MIN_TREE_SIZE = 16  # the quantiser of a tree's residuals is trained on as many vectors at least
+_QUANTISED_COST = 0.06  # scoring a quantised vector, against a row of a sequential scan; measured
+_RESCORING_COST = 4.0  # the same for fetching and rescoring a proposed row
+
+
+class ScannBuildParams(BuildParams):
+    """How the vectors are partitioned and quantised."""
+
+    num_leaves: int | None = Field(default=None, ge=1)
+    """Partitions; None for no tree."""
+    soar_lambda: float | None = Field(default=None, gt=0)
+    """Weight of SOAR, which puts each vector into a second leaf; None for one leaf each."""
+    dimensions_per_block: int = Field(default=2, ge=1)
+    anisotropic_quantization_threshold: float = Field(default=0.2, gt=0, lt=1)
+    training_sample_size: int = Field(default=100_000, ge=1)
+    training_threads: int = Field(default=1, ge=1)
+
+
+class ScannSearchParams(SearchParams):
+    """How much of the index is searched."""
+
+    leaves_to_search: int | None = Field(default=None, ge=1)
+    """Partitions searched; None for all, and where there is no tree."""
+    final_num_neighbors: int = Field(ge=1)
+    """Candidates that ScaNN proposes for rescoring, k at least."""
+
+    def scaled(self, factor: float) -> ScannSearchParams:
+        """Return the params that search ``factor`` times as many leaves for as many candidates."""
+        leaves = self.leaves_to_search
+        return ScannSearchParams(
+            leaves_to_search=None if leaves is None else max(1, math.ceil(leaves * factor)),
+            final_num_neighbors=max(1, math.ceil(self.final_num_neighbors * factor)),
+        )
+
+
+class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
+    """Quantised vectors, in a tree of partitions where there are many."""
+
+    name: ClassVar[str] = "scann"
+    build_params_type = ScannBuildParams
+    search_params_type = ScannSearchParams
+
+    _searcher: Any
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Return why ScaNN cannot be used here; None if it can."""
+        try:
+            _library()
+        except BackendUnavailableError as error:
+            return str(error)
+        return None
+
+    @classmethod
+    def default_build_params(cls, n_candidates: int, dim: int) -> ScannBuildParams:
+        """Return params with a tree only where there are many vectors."""
+        del dim
+        if n_candidates <= _TREE_ABOVE:
+            return ScannBuildParams()
+        return ScannBuildParams(num_leaves=round(math.sqrt(n_candidates)))
+
+    def default_search_params(self, k: int) -> ScannSearchParams:
+        """Return params that search a twentieth of the leaves."""
+        num_leaves = self.build_params.num_leaves
+        return ScannSearchParams(
+            leaves_to_search=None if num_leaves is None else math.ceil(num_leaves / 20),
+            final_num_neighbors=4 * k,
+        )
+
+    def exhaustive_params(self) -> ScannSearchParams:
+        """Return the params under which every candidate is proposed."""
+        return ScannSearchParams(final_num_neighbors=self.n_candidates)
+
+    def save(self, directory: Path) -> None:
+        """Write the quantised vectors, with paths relative to the folder."""
+        self._searcher.serialize(str(directory), relative_path=True)
+
+    def _build(self) -> None:
+        params = self.build_params
+        self._check_size()
+        builder = _library().builder(self.embeddings, 1, "dot_product")
+        builder.set_n_training_threads(params.training_threads)
+        sample_size = min(params.training_sample_size, self.n_candidates)
+        if params.num_leaves is not None:
+            builder.tree(
+                num_leaves=params.num_leaves,
+                num_leaves_to_search=1,
+                training_sample_size=sample_size,
+                # Merging small leaves leaves several with one centre, and then one query and a
+                # batch of queries search different ones of them.
+                min_partition_size=1,
+                # k-means++ is seeded; ScaNN's default start differs from build to build.
+                random_init=False,
+                soar_lambda=params.soar_lambda,
+            )
+        builder.score_ah(
+            params.dimensions_per_block,
+            anisotropic_quantization_threshold=params.anisotropic_quantization_threshold,
+            training_sample_size=sample_size,
+        )
+        self._searcher = builder.build()
+
+    def _load(self, directory: Path) -> None:
+        _check_assets(directory)
+        self._searcher = _library().load_searcher(str(directory))
+        found = self._searcher.size()
+        if found != self.n_candidates:
+            raise ValueError(f"{directory} holds {found} vectors, the corpus {self.n_candidates}")
+
+    def _search(self, queries: np.ndarray, k: int, params: ScannSearchParams) -> np.ndarray:
+        rows, distances = self._searcher.search_batched(
+            queries,
+            final_num_neighbors=min(max(params.final_num_neighbors, k), self.n_candidates),
+            leaves_to_search=self._leaves(params),
+        )
+        # Where the searched leaves hold fewer, ScaNN pads with row 0 and a distance that is NaN.
+        return np.where(np.isnan(distances), -1, rows.astype(np.int64))
+
+    def _cost(self, k: int, params: ScannSearchParams) -> float:
+        share = 1.0
+        if self.build_params.num_leaves is not None:
+            share = self._leaves(params) / self.build_params.num_leaves
+        scored = share * self.n_candidates
+        return _QUANTISED_COST * scored + _RESCORING_COST * max(params.final_num_neighbors, k)
+
+    def _check_size(self) -> None:
+        num_leaves = self.build_params.num_leaves
+        if num_leaves is not None and self.n_candidates < max(num_leaves, _MIN_TREE_SIZE):
+            raise ValueError(
+                f"a tree of {num_leaves} leaves takes at least {max(num_leaves, _MIN_TREE_SIZE)} "
+                f"candidates, not {self.n_candidates}; leave num_leaves out"
+            )
+
+    def _leaves(self, params: ScannSearchParams) -> int:
+        """Return how many leaves a search looks at; without a tree, all are in one."""
+        num_leaves = self.build_params.num_leaves or 1
+        return min(params.leaves_to_search or num_leaves, num_leaves)
+
+
+@cache
+def _library() -> ModuleType:
+    """Import ScaNN, without TensorFlow, which it would import for operations not used here."""
+    try:
+        with _hidden("tensorflow"):
+            from scann.scann_ops.py import scann_ops_pybind  # noqa: PLC0415
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "ScaNN is not installed; it has Linux wheels only, and the other backends work without "
+            f"it (on Linux: pip install scann): {error}"
+        ) from error
+    library: ModuleType = scann_ops_pybind
+    return library
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Make ``import module`` fail, and so optional, inside the block."""
+    missing = object()
+    before: Any = sys.modules.get(module, missing)
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if before is missing:
+            del sys.modules[module]
+        else:
+            sys.modules[module] = before
+
+
+def _check_assets(directory: Path) -> None:
+    """Refuse what makes ScaNN's loader run code or read files outside the folder."""
+    if (directory / _PICKLED_IDS).exists():
+        raise ValueError(f"{directory / _PICKLED_IDS} must not exist: it would be unpickled")
+    for path in _ASSET_PATH.findall((directory / _ASSETS).read_text()):
+        if Path(path).name != path:
+            raise ValueError(f"{directory / _ASSETS} names a file outside its folder: {path}")

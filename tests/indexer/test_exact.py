@@ -1,0 +1,80 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from indexer.exact import ExactScorer, squared_norms
+
+FLOATS = st.floats(-1e6, 1e6, width=32)
+
+
+@st.composite
+def scorers_and_queries(draw: st.DrawFn) -> tuple[ExactScorer, np.ndarray]:
+    dim = draw(st.integers(1, 9))
+    embeddings = draw(
+        hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.just(dim)), elements=FLOATS)
+    )
+    queries = draw(
+        hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.just(dim)), elements=FLOATS)
+    )
+    return ExactScorer(embeddings), queries
+
+
+def kernel_order(scorer: ExactScorer, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All rows, best first, by scores computed one row at a time."""
+    scores = np.array([np.vecdot(vector, query) for vector in scorer.embeddings]) + np.float32(0)
+    order = np.lexsort((np.arange(len(scores)), -scores))
+    return order, scores[order]
+
+
+@settings(max_examples=300, deadline=None)
+@given(scorers_and_queries(), st.integers(1, 50))
+def test_search_is_exact_to_the_bit(case: tuple[ExactScorer, np.ndarray], k: int) -> None:
+    scorer, queries = case
+    found = scorer.search(queries, k)
+    for query, rows, scores in zip(queries, found.rows, found.scores, strict=True):
+        expected_rows, expected_scores = kernel_order(scorer, query)
+        n = min(k, len(expected_rows))
+        assert expected_rows[:n].tolist() == rows[:n].tolist()
+        assert expected_scores[:n].tobytes() == scores[:n].tobytes()
+        assert [-1] * (k - n) == rows[n:].tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(scorers_and_queries(), st.integers(1, 50), st.data())
+def test_search_among_some_rows(
+    case: tuple[ExactScorer, np.ndarray], k: int, data: st.DataObject
+) -> None:
+    scorer, queries = case
+    eligible = data.draw(hnp.arrays(np.bool_, len(scorer.embeddings)))
+    found = scorer.search(queries, k, np.flatnonzero(eligible))
+    for query, rows in zip(queries, found.rows, strict=True):
+        order, _ = kernel_order(scorer, query)
+        assert order[eligible[order]][:k].tolist() == rows[rows >= 0].tolist()
+
+
+def test_the_best_of_a_large_corpus_in_batches() -> None:
+    rng = np.random.default_rng(0)
+    scorer = ExactScorer(rng.standard_normal((50_000, 8), dtype=np.float32))
+    queries = rng.standard_normal((3, 8), dtype=np.float32)
+    found = scorer.search(queries, 10)
+    for query, rows in zip(queries, found.rows, strict=True):
+        assert kernel_order(scorer, query)[0][:10].tolist() == rows.tolist()
+
+
+def test_repeated_and_missing_proposals() -> None:
+    scorer = ExactScorer(np.array([[1.0], [3.0], [2.0]], dtype=np.float32))
+    proposed = np.array([[2, -1, 1, 2, 1], [0, 0, 0, 0, -1]])
+    found = scorer.rescore(np.array([[1.0], [-1.0]], dtype=np.float32), proposed, 3)
+    assert found.rows.tolist() == [[1, 2, -1], [0, -1, -1]]
+    assert [[3.0, 2.0, -np.inf], [-1.0, -np.inf, -np.inf]] == found.scores.tolist()
+
+
+def test_negative_zero_ties_with_zero() -> None:
+    scorer = ExactScorer(np.array([[0.0], [-0.0], [0.0]], dtype=np.float32))
+    assert scorer.search(np.array([[-1.0]], dtype=np.float32), 3).rows.tolist() == [[0, 1, 2]]
+
+
+def test_squared_norms_are_finite_only_where_scores_are() -> None:
+    vectors = np.array([[3, 4], [np.nan, 0], [np.inf, 0], [2e19, 0]], dtype=np.float32)
+    assert np.isfinite(squared_norms(vectors)).tolist() == [True, False, False, False]
