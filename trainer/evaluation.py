@@ -1,0 +1,210 @@
+"""How well a model ranks what users did next: all candidates, no sampling.
+
+For every user with something held out, all candidates are ranked but those of the user's train
+rows; candidates that were interacted with both in train and in test are not held out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from trainer import metrics
+from trainer.datasets import Dataset
+from trainer.datasets.dataset import sorted_unique
+from trainer.datasets.grouping import Grouped
+from trainer.splits import Rows, Split, SplitKind
+
+CUTOFFS = (10, 20, 50, 100)
+"""Lengths of the lists that are measured."""
+
+_DEPTH = max(CUTOFFS)
+_MAX_SCORES = 8_000_000  # of one batch of users: 32 MB, and a few times that while ranking
+
+ScoreUsers = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
+"""Scores (n, n_candidates) of all candidates for user rows (n,)."""
+
+
+class EvaluationError(Exception):
+    """Why a model cannot be evaluated, in words for the person who asked for it."""
+
+
+class Evaluation(BaseModel):
+    """The quality of one model on one split.
+
+    Attributes:
+        dataset: Name of the dataset.
+        split: How it was split.
+        ordered_by: What settled which interaction is later, ``timestamp`` or ``row``.
+        n_users: How many users were scored.
+        metrics: By name, such as ``heldout_recall@10``; see ``trainer.metrics``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    split: SplitKind
+    ordered_by: str
+    n_users: int
+    metrics: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rankings:
+    """The best candidates of each scored user.
+
+    Attributes:
+        user_rows: (n_users,) the scored users, rising.
+        lists: (n_users, depth) int64 candidate rows, best first, -1 where there were fewer.
+        hits: (n_users, depth) whether each is held out for the user.
+        heldout_counts: (n_users,) how many candidates are held out.
+    """
+
+    user_rows: npt.NDArray[np.int64]
+    lists: npt.NDArray[np.int64]
+    hits: npt.NDArray[np.bool_]
+    heldout_counts: npt.NDArray[np.int64]
+
+
+def evaluate(dataset: Dataset, split: Split, score_users: ScoreUsers) -> Evaluation:
+    """Rank the candidates for every test user and measure the lists.
+
+    Args:
+        dataset: What was split.
+        split: Its train rows are left out of the rankings, its test rows are looked for.
+        score_users: Scores of all candidates for a batch of user rows.
+
+    Raises:
+        EvaluationError: if there is nobody to score, or a score is not a number.
+    """
+    rankings = rank(dataset, split, score_users)
+    return Evaluation(
+        dataset=dataset.name,
+        split=split.kind,
+        ordered_by=split.ordered_by,
+        n_users=len(rankings.user_rows),
+        metrics=measure(dataset, split, rankings),
+    )
+
+
+def rank(dataset: Dataset, split: Split, score_users: ScoreUsers) -> Rankings:
+    """Rank the candidates for every test user, as ``evaluate`` measures them."""
+    seen = _candidates_by_user(dataset, split.train)
+    heldout = _heldout(dataset, split)
+    user_rows = np.flatnonzero(heldout.counts)
+    if split.kind is SplitKind.TEMPORAL:
+        user_rows = user_rows[seen.counts[user_rows] > 0]
+    if not len(user_rows):
+        raise EvaluationError(
+            f"the {split.kind} split of {dataset.name} leaves nobody to score: no user has a "
+            "held-out candidate that is not in their train rows"
+        )
+    batch_size = max(1, _MAX_SCORES // dataset.n_candidates)
+    batches = [
+        _rank_batch(user_rows[start : start + batch_size], score_users, seen, heldout)
+        for start in range(0, len(user_rows), batch_size)
+    ]
+    lists, hits = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    return Rankings(user_rows, lists, hits, heldout.counts[user_rows])
+
+
+def top_rows(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
+    """Return the columns (n, min(k, n_columns)) of each row's best scores, best first.
+
+    Ties go to the lower column.
+    """
+    k = min(k, scores.shape[1])
+    threshold = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
+    above = scores > threshold
+    tied = scores == threshold
+    room = k - above.sum(axis=1, keepdims=True, dtype=np.int32)
+    chosen = above | (tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= room))
+    columns = np.nonzero(chosen)[1].reshape(len(scores), k)
+    order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(columns, order, axis=1)
+
+
+def user_metrics(rankings: Rankings) -> dict[str, metrics.PerUser]:
+    """Return the accuracy of each user's list, (n_users,) by the name of the metric."""
+    hits, counts = rankings.hits, rankings.heldout_counts
+    values = {}
+    for k in CUTOFFS:
+        values[f"heldout_recall@{k}"] = metrics.heldout_recall(hits, counts, k)
+        values[f"ndcg@{k}"] = metrics.ndcg(hits, counts, k)
+        values[f"hit_rate@{k}"] = metrics.hit_rate(hits, k)
+        values[f"mrr@{k}"] = metrics.reciprocal_rank(hits, k)
+    return values
+
+
+def measure(dataset: Dataset, split: Split, rankings: Rankings) -> dict[str, float]:
+    """Return every metric of the rankings by its name: means over users, and beyond accuracy."""
+    figures = {name: float(values.mean()) for name, values in user_metrics(rankings).items()}
+    lists, n_candidates = rankings.lists, dataset.n_candidates
+    known_by = np.bincount(_candidates_by_user(dataset, split.train).values, minlength=n_candidates)
+    n_train_users = len(np.unique(dataset.user_rows[split.train]))
+    contents = _contents(dataset.candidates)
+    for k in CUTOFFS:
+        figures[f"coverage@{k}"] = metrics.coverage(lists, n_candidates, k)
+        figures[f"gini@{k}"] = metrics.gini(lists, n_candidates, k)
+        figures[f"novelty@{k}"] = float(
+            metrics.novelty(lists, known_by, max(n_train_users, 1), k).mean()
+        )
+        if contents is not None:
+            diversity = metrics.intra_list_diversity(lists, contents, k)
+            figures[f"diversity@{k}"] = float(diversity.mean())
+    return figures
+
+
+def _rank_batch(
+    user_rows: npt.NDArray[np.int64], score_users: ScoreUsers, seen: Grouped, heldout: Grouped
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return the lists and the hits (n, depth) of one batch of users."""
+    scores = np.array(score_users(user_rows), dtype=np.float32)
+    if np.isnan(scores).any():
+        raise EvaluationError("the model gave a score that is not a number (NaN)")
+    scores[seen.pairs(user_rows)] = -np.inf
+    lists = top_rows(scores, _DEPTH)
+    lists[np.isneginf(np.take_along_axis(scores, lists, axis=1))] = -1
+    is_heldout = np.zeros(scores.shape, dtype=bool)
+    is_heldout[heldout.pairs(user_rows)] = True
+    hits = np.take_along_axis(is_heldout, lists, axis=1) & (lists >= 0)
+    return lists, hits
+
+
+def _candidates_by_user(dataset: Dataset, rows: Rows) -> Grouped:
+    """Return the candidates of each user in ``rows``, each once."""
+    pairs = np.unique(_pair_keys(dataset, rows))
+    return Grouped.by(*np.divmod(pairs, dataset.n_candidates), n_groups=dataset.n_users)
+
+
+def _heldout(dataset: Dataset, split: Split) -> Grouped:
+    """Return the candidates each user is tested on: those of the test that are not in train."""
+    pairs = np.setdiff1d(_pair_keys(dataset, split.test), _pair_keys(dataset, split.train))
+    return Grouped.by(*np.divmod(pairs, dataset.n_candidates), n_groups=dataset.n_users)
+
+
+def _pair_keys(dataset: Dataset, rows: Rows) -> npt.NDArray[np.int64]:
+    """Return one number (n,) for each interaction's user and candidate."""
+    users = dataset.user_rows[rows].astype(np.int64)
+    return users * dataset.n_candidates + dataset.candidate_rows[rows]
+
+
+def _contents(candidates: pa.Table) -> npt.NDArray[np.bool_] | None:
+    """Return which labels each candidate has, (n_candidates, n_labels).
+
+    Labels are those of the ``genres``, or else of the first column of lists; None without one.
+    """
+    names = [field.name for field in candidates.schema if pa.types.is_list(field.type)]
+    if not names:
+        return None
+    column = candidates["genres" if "genres" in names else names[0]].combine_chunks()
+    labels = sorted_unique(pa.chunked_array([column.flatten()]))
+    contents = np.zeros((len(candidates), len(labels)), dtype=bool)
+    contents[pc.list_parent_indices(column), pc.index_in(column.flatten(), value_set=labels)] = True
+    return contents

@@ -1,0 +1,166 @@
+"""How good a list of candidates is: every number of model quality, defined once.
+
+Lists are rankings: for each user the rows of the best candidates, best first, from among those the
+user has not interacted with in train; -1 pads a list where there were fewer. A hit is a candidate
+that the user did interact with, in the held-out part. Index quality is not measured here: that is
+recall against exact search, in ``indexer.recall``.
+
+Accuracy metrics give one value per user, so that two models can be compared user by user; their
+mean over users is the figure to report.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Hits = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.integer[Any]]
+Lists = npt.NDArray[np.integer[Any]]
+PerUser = npt.NDArray[np.float64]
+
+
+def heldout_recall(hits: Hits, heldout_counts: Counts, k: int) -> PerUser:
+    """Return the share of what could be found in the top k that was found.
+
+    Hits in the top k / min(k, held-out candidates): a full list of hits is 1 however many more
+    there were to find.
+
+    Args:
+        hits: (n_users, >= k) whether each listed candidate is held out for the user.
+        heldout_counts: (n_users,) how many are held out, at least 1.
+        k: How much of the list counts.
+    """
+    found: PerUser = hits[:, :k].sum(axis=1) / np.minimum(heldout_counts, k)
+    return found
+
+
+def ndcg(hits: Hits, heldout_counts: Counts, k: int) -> PerUser:
+    """Return the normalised discounted cumulative gain of the top k, with binary gains.
+
+    A hit at rank r gains 1 / log2(r + 1); the sum is divided by that of a list that begins with
+    all that is held out (Järvelin and Kekäläinen 2002).
+    """
+    discounts = 1 / np.log2(np.arange(2, k + 2))
+    gain: PerUser = hits[:, :k] @ discounts[: hits.shape[1]]
+    ideal: PerUser = np.cumsum(discounts)[np.minimum(heldout_counts, k) - 1]
+    return gain / ideal
+
+
+def reciprocal_rank(hits: Hits, k: int) -> PerUser:
+    """Return 1 / the rank of the first hit in the top k, 0 where there is none."""
+    ranks = 1 + hits[:, :k].argmax(axis=1)
+    reciprocal: PerUser = hits[:, :k].any(axis=1) / ranks
+    return reciprocal
+
+
+def hit_rate(hits: Hits, k: int) -> PerUser:
+    """Return 1 where the top k has a hit, 0 where it has none."""
+    return hits[:, :k].any(axis=1).astype(np.float64)
+
+
+def coverage(lists: Lists, n_candidates: int, k: int) -> float:
+    """Return the share of all candidates that stand in at least one user's top k."""
+    return np.count_nonzero(_listed_counts(lists, n_candidates, k)) / n_candidates
+
+
+def gini(lists: Lists, n_candidates: int, k: int) -> float:
+    """Return how unequally the top k are spread over all candidates: the Gini coefficient.
+
+    0 when every candidate is listed equally often, close to 1 when a few popular ones fill all
+    lists.
+    """
+    counts = np.sort(_listed_counts(lists, n_candidates, k))
+    ranks = np.arange(1, n_candidates + 1)
+    return float(((2 * ranks - n_candidates - 1) * counts).sum() / (n_candidates * counts.sum()))
+
+
+def intra_list_diversity(lists: Lists, contents: npt.NDArray[np.bool_], k: int) -> PerUser:
+    """Return 1 - the mean cosine similarity over all pairs of candidates in the top k.
+
+    Candidates are compared by the sets of labels they have, such as genres; one without labels is
+    similar to none. A list of fewer than two has no pairs and no diversity: 0.
+
+    Args:
+        lists: (n_users, >= k) candidate rows.
+        contents: (n_candidates, n_labels) which labels each candidate has.
+        k: How much of the list counts.
+    """
+    sizes = contents.sum(axis=1)
+    unit = contents / np.sqrt(np.maximum(sizes, 1))[:, None]
+    total = np.zeros((len(lists), contents.shape[1]))
+    n_labelled = np.zeros(len(lists))
+    for rows in lists[:, :k].T:
+        is_listed = rows >= 0
+        total += unit[rows] * is_listed[:, None]
+        n_labelled += (sizes[rows] > 0) & is_listed
+    # |sum of vectors|^2 is the sum over all ordered pairs, those of a vector with itself included.
+    similarity = (total**2).sum(axis=1) - n_labelled
+    lengths = (lists[:, :k] >= 0).sum(axis=1)
+    n_pairs = lengths * (lengths - 1)
+    return np.where(n_pairs > 0, 1 - similarity / np.maximum(n_pairs, 1), 0.0)
+
+
+def novelty(lists: Lists, train_counts: Counts, n_users: int, k: int) -> PerUser:
+    """Return the mean self-information of the top k, in bits: high when they are little known.
+
+    A candidate that c of n users know from train carries log2(n / c) bits (Zhou et al. 2010,
+    doi:10.1073/pnas.1000488107); one that nobody knows counts as known to one.
+
+    Args:
+        lists: (n_users, >= k) candidate rows.
+        train_counts: (n_candidates,) how many users interacted with each in train.
+        n_users: How many users there are in train.
+        k: How much of the list counts.
+    """
+    bits = np.log2(n_users / np.maximum(train_counts, 1))
+    is_listed = lists[:, :k] >= 0
+    total = np.where(is_listed, bits[lists[:, :k]], 0.0).sum(axis=1)
+    mean: PerUser = total / np.maximum(is_listed.sum(axis=1), 1)
+    return mean
+
+
+class Interval(NamedTuple):
+    """A mean and the bounds its bootstrap distribution keeps to."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_bootstrap(
+    ours: PerUser,
+    theirs: PerUser,
+    *,
+    confidence: float = 0.95,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Return the mean difference ``ours - theirs`` over users and its percentile interval.
+
+    Users are drawn with replacement, the two values of a user together. An interval on one side of
+    zero is a difference that another sample of users would most likely show too.
+
+    Args:
+        ours: (n_users,) one model's values.
+        theirs: (n_users,) the other's, of the same users.
+        confidence: Share of the bootstrap distribution within the bounds.
+        n_resamples: How many samples of users to draw.
+        seed: Of the random generator.
+    """
+    differences = ours - theirs
+    rng = np.random.default_rng(seed)
+    n_users = len(differences)
+    means = np.empty(n_resamples)
+    for i in range(n_resamples):
+        means[i] = differences[rng.integers(n_users, size=n_users)].mean()
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(differences.mean()), float(low), float(high))
+
+
+def _listed_counts(lists: Lists, n_candidates: int, k: int) -> npt.NDArray[np.int64]:
+    """Return in how many users' top k each candidate stands, (n_candidates,)."""
+    top = lists[:, :k]
+    return np.bincount(top[top >= 0], minlength=n_candidates)
