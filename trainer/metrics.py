@@ -58,7 +58,7 @@ def reciprocal_rank(hits: Hits, k: int) -> PerUser:
 
 def hit_rate(hits: Hits, k: int) -> PerUser:
     """Return 1 where the top k has a hit, 0 where it has none."""
-    return hits[:, :k].any(axis=1).astype(np.float64)
+    return np.asarray(hits[:, :k].any(axis=1), dtype=np.float64)
 
 
 def coverage(lists: Lists, n_candidates: int, k: int) -> float:
