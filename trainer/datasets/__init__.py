@@ -7,6 +7,7 @@ import sys
 
 from trainer.datasets import sample
 from trainer.datasets.dataset import Dataset, DatasetError, DatasetUnavailableError
+from trainer.datasets.files import load as load_files
 
 __all__ = [
     "DATASET_NAMES",
@@ -15,6 +16,7 @@ __all__ = [
     "DatasetError",
     "DatasetUnavailableError",
     "load_dataset",
+    "load_files",
 ]
 
 MOVIELENS_VERSIONS = ("100k", "1m", "20m", "25m", "latest-small")

@@ -1,0 +1,231 @@
+"""The user's own files: what is read from them, and how a bad row is refused."""
+
+import datetime as dt
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from trainer.datasets import DatasetError, load_files
+
+INTERACTIONS = """\
+user_id,candidate_id,rating,timestamp,device
+bo,x,4,1000,phone
+al,"y,1",3.5,900,web
+bo,z,1,1100.7,web
+"""
+CANDIDATES = """\
+candidate_id,title,tags,year,price,in_print,code,notes
+z,1984,,1949,,TRUE,007,
+x," A ""quoted"", title",new|  old |,2001,7.5,false,12,text
+"y,1",,old,,1e2,,,2
+w,Nobody's,|,-3,0,True,5,
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a function that writes a file of the name and content it is given."""
+
+    def write_file(name, content):
+        path = tmp_path / name
+        if isinstance(content, dict):
+            pa.parquet.write_table(pa.table(content), path)
+        else:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write_file
+
+
+def test_interactions_of_csv(write):
+    dataset = load_files(write("shop.csv", INTERACTIONS), write("items.csv", CANDIDATES))
+
+    assert dataset.name == "shop"
+    assert dataset.users.to_pydict() == {"user_id": ["al", "bo"]}
+    assert dataset.candidates["candidate_id"].to_pylist() == ["w", "x", "y,1", "z"]
+    assert dataset.user_rows.tolist() == [1, 0, 1]
+    assert dataset.candidate_rows.tolist() == [1, 2, 3]
+    assert dataset.ratings.tolist() == [4, 3.5, 1]
+    assert dataset.timestamps.tolist() == [1000, 900, 1100]
+    assert (dataset.ratings.dtype, dataset.timestamps.dtype) == (np.float32, np.int64)
+
+
+def test_metadata_of_csv_is_typed_by_its_values(write):
+    dataset = load_files(write("shop.csv", INTERACTIONS), write("items.csv", CANDIDATES))
+
+    columns = dataset.candidates.drop_columns(["candidate_id"]).to_pydict()
+    assert columns == {
+        "title": ["Nobody's", 'A "quoted", title', None, "1984"],
+        "tags": [[], ["new", "old"], ["old"], []],
+        "year": [-3, 2001, None, 1949],
+        "price": [0.0, 7.5, 100.0, None],
+        "in_print": [True, False, None, True],
+        "code": ["5", "12", None, "007"],
+        "notes": [None, "text", "2", None],
+    }
+
+
+def test_rating_and_timestamp_may_be_missing(write):
+    dataset = load_files(write("shop.csv", "user_id,candidate_id\na,x\n"))
+
+    assert (dataset.ratings, dataset.timestamps) == (None, None)
+
+
+def test_without_a_file_of_candidates_they_are_those_of_the_interactions(write):
+    dataset = load_files(write("shop.csv", INTERACTIONS))
+
+    assert dataset.candidates.to_pydict() == {"candidate_id": ["x", "y,1", "z"]}
+
+
+def test_min_rating_narrows(write):
+    assert len(load_files(write("shop.csv", INTERACTIONS), min_rating=3.5)) == 2
+
+
+def test_blank_lines_and_a_byte_order_mark_do_no_harm(write):
+    text = "\ufeffuser_id,candidate_id\r\n\r\na,x\r\n\r\nb,y\r\n"
+
+    assert load_files(write("shop.csv", text)).user_ids.tokens([0, 1]) == ["a", "b"]
+
+
+def test_parquet_brings_its_own_types(write):
+    second = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
+    interactions = {
+        "user_id": pa.array([7, 3]),
+        "candidate_id": pa.array(["x", "y"]).dictionary_encode(),
+        "rating": pa.array([5, 1], pa.int8()),
+        "timestamp": pa.array([second, second + dt.timedelta(seconds=1)]),
+    }
+    candidates = {
+        "candidate_id": ["y", "x"],
+        "title": pa.array([300, None]),
+        "tags": pa.array([["b", None, "", " a"], None], pa.large_list(pa.large_string())),
+        "year": pa.array([1999, None], pa.int16()),
+        "price": pa.array([float("nan"), 2.5], pa.float32()),
+        "text": ["a|b", "007"],
+        "kind": pa.array(["k", "l"]).dictionary_encode(),
+        "is_new": [True, None],
+    }
+
+    dataset = load_files(write("i.parquet", interactions), write("c.parquet", candidates))
+
+    assert dataset.users.to_pydict() == {"user_id": ["3", "7"]}
+    assert dataset.user_rows.tolist() == [1, 0]
+    assert dataset.candidate_rows.tolist() == [0, 1]
+    assert dataset.ratings.tolist() == [5, 1]
+    assert dataset.timestamps.tolist() == [1577836800, 1577836801]
+    assert dataset.candidates.to_pydict() == {
+        "candidate_id": ["x", "y"],
+        "title": [None, "300"],
+        "tags": [[], ["b", "a"]],
+        "year": [None, 1999],
+        "price": [2.5, None],
+        "text": ["007", "a|b"],
+        "kind": ["l", "k"],
+        "is_new": [None, True],
+    }
+
+
+GOOD = "candidate_id,title\nx,One\ny,Two\n"
+
+
+@pytest.mark.parametrize(
+    ("interactions", "expected"),
+    [
+        (
+            "user_id,item\na,x\n",
+            "line 1: column candidate_id is missing: expected user_id, ",
+        ),
+        ("", "line 1: column user_id is missing: .* found nothing"),
+        ("user_id,user_id,candidate_id\na,a,x\n", "line 1: every column needs a name of its own"),
+        ("user_id,candidate_id\n", "there are no interactions in this file"),
+        ("user_id,candidate_id\na,x\n ,x\n", "line 3, column user_id: the id is empty"),
+        ("user_id,candidate_id\na,\n", "line 2, column candidate_id: the id is empty"),
+        ("user_id,candidate_id\na,x\n\na,q\n", "line 4, column candidate_id: candidate q is not"),
+        (
+            "user_id,candidate_id,rating\na,x,5\na,y,good\n",
+            "line 3, column rating: expected a number, found 'good'",
+        ),
+        ("user_id,candidate_id,rating\na,x,NaN\n", "line 2, column rating: .* found 'NaN'"),
+        ("user_id,candidate_id,rating\na,x,1e999\n", "line 2, column rating: .* found '1e999'"),
+        ("user_id,candidate_id,rating\na,x,\n", "line 2, column rating: .* found ''"),
+        (
+            'user_id,candidate_id,timestamp\n"a\nb",x,1\na,x,noon\n',
+            "line 4, column timestamp: expected a number, found 'noon'",
+        ),
+        (
+            "user_id,candidate_id,timestamp\na,x,1600000000000\n",
+            "line 2, column timestamp: expected seconds since 1970, found 1600000000000",
+        ),
+        ("user_id,candidate_id\na,x\na\n", "line 3: expected 2 values, .* found 1"),
+        ("user_id,candidate_id\na,x\na,x,1\n", "line 3: expected 2 values, .* found 3"),
+        (b"user_id,candidate_id\na,x\na,\xff\xfe\n", "line 3, column candidate_id: not UTF-8"),
+    ],
+)
+def test_bad_interactions_are_refused_by_file_line_and_column(write, interactions, expected):
+    path = write("bad.csv", interactions)
+
+    with pytest.raises(DatasetError, match=f"bad.csv(, |: ){expected}"):
+        load_files(path, write("items.csv", GOOD))
+
+
+@pytest.mark.parametrize(
+    ("candidates", "expected"),
+    [
+        ("id,title\nx,One\n", "line 1: column candidate_id is missing"),
+        ("candidate_id,title\n", "there are no candidates in this file"),
+        (
+            "candidate_id\nx\ny\nx\n",
+            "line 4, column candidate_id: candidate x is already in line 2",
+        ),
+        ("candidate_id,title\nx,One\n,Two\n", "line 3, column candidate_id: the id is empty"),
+        (b"candidate_id,title\nx,\xe9\n", "line 2, column title: not UTF-8"),
+    ],
+)
+def test_bad_candidates_are_refused_by_file_line_and_column(write, candidates, expected):
+    path = write("bad.csv", candidates)
+
+    with pytest.raises(DatasetError, match=f"bad.csv(, |: ){expected}"):
+        load_files(write("shop.csv", "user_id,candidate_id\na,x\n"), path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        ("user_id", ["a", None], "row 2, column user_id: the id is empty"),
+        ("user_id", [1.5, 2.5], "column user_id: expected texts or whole numbers, found double"),
+        ("rating", [1.0, float("nan")], "row 2, column rating: expected a number, found nan"),
+        ("rating", [None, 1.0], "row 1, column rating: expected a number, found None"),
+        ("rating", ["1", "x"], "row 2, column rating: expected a number, found 'x'"),
+        ("rating", [[1], [2]], "column rating: expected numbers, found list"),
+    ],
+)
+def test_bad_parquet_is_refused_by_row(write, column, values, expected):
+    table = {"user_id": ["a", "b"], "candidate_id": ["x", "y"]} | {column: values}
+
+    with pytest.raises(DatasetError, match=f"bad.parquet, {expected}"):
+        load_files(write("bad.parquet", table))
+
+
+def test_metadata_of_a_type_that_no_tower_reads_is_refused(write):
+    candidates = {"candidate_id": ["x"], "size": [{"width": 1}]}
+
+    with pytest.raises(DatasetError, match=r"column size: expected text, .* found struct"):
+        load_files(write("i.csv", "user_id,candidate_id\na,x\n"), write("c.parquet", candidates))
+
+
+def test_a_title_that_is_no_text_is_refused(write):
+    candidates = {"candidate_id": ["x"], "title": [["One"]]}
+
+    with pytest.raises(DatasetError, match="column title: expected text, found list"):
+        load_files(write("i.csv", "user_id,candidate_id\na,x\n"), write("c.parquet", candidates))
+
+
+def test_other_files_are_refused(write, tmp_path):
+    with pytest.raises(DatasetError, match=r"expected a file named \.csv or \.parquet"):
+        load_files(write("shop.json", "{}"))
+    with pytest.raises(DatasetError, match="not a Parquet file"):
+        load_files(write("shop.parquet", "user_id,candidate_id\n"))
+    with pytest.raises(DatasetError, match=r"missing.csv: cannot be read \(No such file"):
+        load_files(tmp_path / "missing.csv")

@@ -1,0 +1,114 @@
+"""The user's own interactions and candidates, in CSV or Parquet.
+
+Interactions have the columns ``user_id`` and ``candidate_id``, optionally ``rating`` and
+``timestamp`` (seconds since 1970); further columns are not read. Candidates have ``candidate_id``,
+optionally ``title``, and any columns of metadata. CSV says nothing of types, so a metadata column
+is a list where any of its values has a ``|``, else whole numbers, numbers or true/false where all
+its values are, else text; an empty value is missing. A title is always text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trainer.datasets import metadata
+from trainer.datasets.dataset import Dataset, DatasetError, rows_of, sorted_unique
+from trainer.datasets.tables import FileTable
+
+# Beyond the year 5000, and what milliseconds are taken for seconds.
+_MAX_TIMESTAMP_SECONDS = 1e11
+
+
+def load(
+    interactions: Path, candidates: Path | None = None, *, min_rating: float | None = None
+) -> Dataset:
+    """Load a dataset from files.
+
+    Args:
+        interactions: The file of interactions.
+        candidates: The file of candidates; without one, the candidates are those of the
+            interactions, and nothing but their ids is known.
+        min_rating: Keep only interactions rated at least so.
+
+    Raises:
+        DatasetError: if a file cannot be read or has a bad row; it names file, line and column.
+    """
+    table = FileTable(interactions, ("user_id", "candidate_id"), ("rating", "timestamp"))
+    if not len(table):
+        raise DatasetError(f"{interactions}: there are no interactions in this file")
+    user_ids, candidate_ids = table.ids("user_id"), table.ids("candidate_id")
+    unique_user_ids = sorted_unique(user_ids)
+    catalogue = (
+        pa.table({"candidate_id": sorted_unique(candidate_ids)})
+        if candidates is None
+        else _load_candidates(candidates)
+    )
+    candidate_rows = rows_of(candidate_ids, catalogue["candidate_id"].combine_chunks())
+    if candidate_rows.min() < 0:
+        row = int(np.argmin(candidate_rows))
+        raise table.error(
+            row,
+            "candidate_id",
+            f"candidate {candidate_ids[row]} is not among those in {candidates}",
+        )
+    dataset = Dataset(
+        name=interactions.stem,
+        users=pa.table({"user_id": unique_user_ids}),
+        candidates=catalogue,
+        user_rows=rows_of(user_ids, unique_user_ids),
+        candidate_rows=candidate_rows,
+        timestamps=_timestamps(table) if "timestamp" in table else None,
+        ratings=table.numbers("rating").astype(np.float32) if "rating" in table else None,
+    )
+    return dataset if min_rating is None else dataset.with_min_rating(min_rating)
+
+
+def _timestamps(table: FileTable) -> npt.NDArray[np.int64]:
+    seconds = table.numbers("timestamp")
+    row = int(np.argmax(np.abs(seconds)))
+    if abs(seconds[row]) > _MAX_TIMESTAMP_SECONDS:
+        raise table.error(
+            row, "timestamp", f"expected seconds since 1970, found {seconds[row]:.0f}"
+        )
+    return np.floor(seconds).astype(np.int64)
+
+
+def _load_candidates(path: Path) -> pa.Table:
+    """Return the candidates sorted by id, their metadata typed."""
+    table = FileTable(path, ("candidate_id",))
+    if not len(table):
+        raise DatasetError(f"{path}: there are no candidates in this file")
+    ids = table.ids("candidate_id")
+    _refuse_duplicates(table, ids)
+    columns = {"candidate_id": ids}
+    for name in table.table.column_names:
+        if name != "candidate_id":
+            columns[name] = _metadata(table, name)
+    catalogue = pa.table(columns)
+    return catalogue.take(pc.sort_indices(ids)).combine_chunks()
+
+
+def _refuse_duplicates(table: FileTable, ids: pa.ChunkedArray) -> None:
+    rows = rows_of(ids, sorted_unique(ids))
+    first_rows = np.unique(rows, return_index=True)[1][rows]
+    repeated = np.flatnonzero(first_rows != np.arange(len(rows)))
+    if len(repeated):
+        row = int(repeated[0])
+        first = table.place(int(first_rows[row]))
+        raise table.error(row, "candidate_id", f"candidate {ids[row]} is already in {first}")
+
+
+def _metadata(table: FileTable, name: str) -> pa.Array:
+    """Return a column of metadata in one of our types."""
+    column = table.table[name].combine_chunks()
+    try:
+        if name == "title":
+            return metadata.as_text(column)
+        return metadata.infer(column) if table.is_csv else metadata.normalise(column)
+    except ValueError as error:
+        raise table.error(None, name, str(error)) from error

@@ -1,0 +1,176 @@
+"""Tables from CSV and Parquet files, which know where in the file each of their rows stands."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from trainer.datasets.dataset import DatasetError
+
+# A number as people write it; no "nan", no "inf".
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+
+
+class FileTable:
+    """A file read whole; its columns can be had as ids or numbers, or refused by line and column.
+
+    Args:
+        path: A ``.csv`` or ``.parquet`` file. All values of a CSV file are texts until asked for
+            as something else.
+        required: Columns that must be there.
+        optional: Further columns to read; None reads all there are.
+
+    Raises:
+        DatasetError: if the file cannot be read or lacks a column.
+    """
+
+    def __init__(
+        self, path: Path, required: Collection[str], optional: Collection[str] | None = None
+    ) -> None:
+        self.path = path
+        self.is_csv = path.suffix.lower() == ".csv"
+        read = {".csv": _read_csv, ".parquet": _read_parquet}.get(path.suffix.lower())
+        if read is None:
+            raise DatasetError(f"{path}: expected a file named .csv or .parquet")
+        try:
+            names = _column_names(path)
+            _check_names(path, names, required)
+            wanted = names if optional is None else [*required, *optional]
+            self.table = read(path, [name for name in names if name in wanted])
+        except OSError as error:
+            raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from error
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise _diagnose(path, error) from error
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __contains__(self, column: str) -> bool:
+        return column in self.table.column_names
+
+    def ids(self, column: str) -> pa.ChunkedArray:
+        """Return a column as ids: texts, none of them blank."""
+        values = self.table[column]
+        if not is_text(values.type) and not pa.types.is_integer(values.type):
+            raise self.error(None, column, f"expected texts or whole numbers, found {values.type}")
+        ids = pc.fill_null(values.cast(pa.string()), "")
+        self._refuse(pc.equal(pc.utf8_trim_whitespace(ids), ""), column, "the id is empty")
+        return ids
+
+    def numbers(self, column: str) -> npt.NDArray[np.float64]:
+        """Return a column as finite numbers (n_rows,); times of Parquet are seconds since 1970."""
+        values = self.table[column]
+        if is_text(values.type):
+            text = pc.utf8_trim_whitespace(values.cast(pa.string()))
+            is_number = pc.match_substring_regex(text, _NUMBER)
+            values = pc.if_else(is_number, text, None)
+        elif pa.types.is_timestamp(values.type):
+            values = values.cast(pa.timestamp("s", values.type.tz), safe=False).cast(pa.int64())
+        try:
+            numbers = pc.fill_null(values.cast(pa.float64()), np.nan)
+        except pa.ArrowNotImplementedError as error:
+            raise self.error(None, column, f"expected numbers, found {values.type}") from error
+        self._refuse(pc.invert(pc.is_finite(numbers)), column, "expected a number, found {value!r}")
+        return np.asarray(numbers, dtype=np.float64)
+
+    def error(self, row: int | None, column: str, problem: str) -> DatasetError:
+        """Return the refusal of a row, or with None of the whole column."""
+        place = "" if row is None else f", {self.place(row)}"
+        return DatasetError(f"{self.path}{place}, column {column}: {problem}")
+
+    def place(self, row: int) -> str:
+        """Return where a row stands: its line in a CSV file, counted from 1, or its row."""
+        if not self.is_csv:
+            return f"row {row + 1}"
+        records = (line for line, fields in _records(self.path) if fields)
+        next(records)  # the header
+        return f"line {next(line for i, line in enumerate(records) if i == row)}"
+
+    def _refuse(self, is_bad: pa.ChunkedArray, column: str, problem: str) -> None:
+        """Raise the refusal of the first bad row, if there is one."""
+        row = pc.index(is_bad, value=True).as_py()
+        if row >= 0:
+            raise self.error(row, column, problem.format(value=self.table[column][row].as_py()))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether values of an Arrow type are texts."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _column_names(path: Path) -> list[str]:
+    if path.suffix.lower() == ".parquet":
+        return list(pa.parquet.read_schema(path).names)
+    return next((fields for _, fields in _records(path) if fields), [])
+
+
+def _check_names(path: Path, names: list[str], required: Collection[str]) -> None:
+    missing = [name for name in required if name not in names]
+    if missing:
+        raise DatasetError(
+            f"{path}, line 1: column {missing[0]} is missing: expected {', '.join(required)}, "
+            f"found {', '.join(names) or 'nothing'}"
+        )
+    if len(set(names)) < len(names) or "" in names:
+        raise DatasetError(
+            f"{path}, line 1: every column needs a name of its own, found {', '.join(names)}"
+        )
+
+
+def _read_parquet(path: Path, columns: list[str]) -> pa.Table:
+    return pa.parquet.read_table(path, columns=columns)
+
+
+def _read_csv(path: Path, columns: list[str]) -> pa.Table:
+    return pa.csv.read_csv(
+        path,
+        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pa.csv.ConvertOptions(
+            include_columns=columns, column_types=dict.fromkeys(columns, pa.string())
+        ),
+    )
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line that each record of a CSV file begins on, and its fields.
+
+    Slow, so only for the header and to find what to blame. Bytes that are not UTF-8 come as
+    surrogates.
+    """
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file)
+        line = 1
+        for fields in reader:
+            yield line, fields
+            line = reader.line_num + 1
+
+
+def _diagnose(path: Path, error: Exception) -> DatasetError:
+    """Return what is wrong with a file that Arrow refused, by line and column where that helps."""
+    if path.suffix.lower() != ".csv":
+        return DatasetError(f"{path}: not a Parquet file that can be read ({error})")
+    names: list[str] = []
+    try:
+        for line, fields in _records(path):
+            names = names or fields
+            if fields and len(fields) != len(names):
+                return DatasetError(
+                    f"{path}, line {line}: expected {len(names)} values, one for each column, "
+                    f"found {len(fields)}"
+                )
+            for name, field in zip(names, fields, strict=False):
+                if any("\udc80" <= character <= "\udcff" for character in field):
+                    return DatasetError(f"{path}, line {line}, column {name}: not UTF-8 text")
+    except csv.Error as csv_error:
+        return DatasetError(f"{path}: not a CSV file that can be read ({csv_error})")
+    return DatasetError(f"{path}: not a CSV file that can be read ({error})")
