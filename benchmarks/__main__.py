@@ -1,0 +1,83 @@
+"""``python -m benchmarks``: recall, latency and throughput, and the demo.
+
+Single-threaded throughout: what one core does is what can be compared.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
+stderr = Console(stderr=True)
+
+
+@app.command()
+def search(
+    *,
+    index: Annotated[Path, typer.Option(help="An index bundle.")] = Path(
+        "artifacts/indexes/current"
+    ),
+    output: Annotated[Path, typer.Option(help="Folder for search.json and search.png.")] = Path(
+        "artifacts/benchmarks"
+    ),
+    seconds_per_point: Annotated[
+        float, typer.Option(min=0.01, help="How long each set of search params is timed.")
+    ] = 0.5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compare the backends of an index: recall, latency, queries a second, build time, size.
+
+    Example: python -m benchmarks search --index artifacts/indexes/current
+    """
+    _use_one_thread()
+    from benchmarks.report import build_table, draw_search, search_table
+    from benchmarks.search import benchmark_search
+    from indexer.bundle import IndexBundle
+    from trainer.publish import BundleError
+
+    try:
+        bundle = IndexBundle.open(index)
+        output.mkdir(parents=True, exist_ok=True)
+    except (BundleError, OSError) as error:
+        stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(1) from error
+    with stderr.status("opening the index") as status:
+        report = benchmark_search(
+            bundle, seconds_per_point=seconds_per_point, on_step=status.update
+        )
+    (output / "search.json").write_text(report.model_dump_json(indent=2) + "\n")
+    draw_search(report, output / "search.png")
+    if as_json:
+        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+        return
+    console = Console()
+    console.print(search_table(report))
+    console.print(build_table(report))
+    console.print(f"Wrote {output / 'search.json'} and {output / 'search.png'}", soft_wrap=True)
+
+
+@app.command()
+def demo() -> None:
+    """Train, index, serve and query, and compare the backends: the whole main job."""
+    from benchmarks.demo import run
+
+    raise typer.Exit(run())
+
+
+def _use_one_thread() -> None:
+    """Keep NumPy to one thread; its libraries read these when they are loaded."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")
