@@ -120,11 +120,13 @@ def top_rows(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
     Ties go to the lower column.
     """
     k = min(k, scores.shape[1])
-    threshold = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
-    above = scores > threshold
-    tied = scores == threshold
-    room = k - above.sum(axis=1, keepdims=True, dtype=np.int32)
-    chosen = above | (tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= room))
+    threshold = np.partition(scores, -k, axis=1)[:, -k, None]
+    chosen = scores >= threshold
+    # Where more than k reach the threshold, the last of those that tie at it are too many.
+    crowded = np.flatnonzero(np.count_nonzero(chosen, axis=1) > k)
+    tied = scores[crowded] == threshold[crowded]
+    room = k - np.count_nonzero(chosen[crowded] & ~tied, axis=1, keepdims=True)
+    chosen[crowded] &= ~tied | (np.cumsum(tied, axis=1, dtype=np.int32) <= room)
     columns = np.nonzero(chosen)[1].reshape(len(scores), k)
     order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
     return np.take_along_axis(columns, order, axis=1)
@@ -171,9 +173,10 @@ def _rank_batch(
     scores[seen.pairs(user_rows)] = -np.inf
     lists = top_rows(scores, _DEPTH)
     lists[np.isneginf(np.take_along_axis(scores, lists, axis=1))] = -1
-    is_heldout = np.zeros(scores.shape, dtype=bool)
-    is_heldout[heldout.pairs(user_rows)] = True
-    hits = np.take_along_axis(is_heldout, lists, axis=1) & (lists >= 0)
+    n_candidates = scores.shape[1]
+    positions, candidates = heldout.pairs(user_rows)
+    keys = np.arange(len(lists))[:, None] * n_candidates + lists
+    hits = np.isin(keys, positions * n_candidates + candidates) & (lists >= 0)
     return lists, hits
 
 
