@@ -15,7 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 
 app = typer.Typer(
-    help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+    help="Measure recall, latency and throughput; run the demo.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
 )
 stderr = Console(stderr=True)
 

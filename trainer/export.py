@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Mapping
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +83,9 @@ def export(
     """
     histories = collect_histories(dataset, rows, len(rows))
     with staging(root) as staged:
-        _write_tower(staged, QUERY_TOWER, towers.query_module, _some_queries(towers, histories))
-        _write_tower(staged, CANDIDATE_TOWER, towers.candidate_module, _some_candidates(towers))
+        with _native_messages_held_back():
+            _write_tower(staged, QUERY_TOWER, towers.query_module, _some_queries(towers, histories))
+            _write_tower(staged, CANDIDATE_TOWER, towers.candidate_module, _some_candidates(towers))
         (staged / FEATURES).write_text(towers.features.model_dump_json(indent=2) + "\n")
         pq.write_table(_vocabulary_table(towers.vocabularies), staged / VOCABULARIES)
         pq.write_table(dataset.candidates, staged / CANDIDATES)
@@ -138,6 +143,27 @@ def _run_lite(path: Path, inputs: np.ndarray) -> np.ndarray:
     (name,) = runner.get_input_details()
     embeddings: np.ndarray = runner(**{name: inputs})["embedding"]
     return embeddings
+
+
+@contextmanager
+def _native_messages_held_back() -> Iterator[None]:
+    """Show what native code writes to stderr only if the block fails.
+
+    The converter greets with a dozen lines of warnings that mean nothing to anybody; there is no
+    setting that silences them.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held, ExitStack() as restore:
+        kept = os.dup(2)
+        restore.callback(os.close, kept)
+        restore.callback(os.dup2, kept, 2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
 
 
 def _some_queries(towers: Towers, histories: list[np.ndarray]) -> np.ndarray:
