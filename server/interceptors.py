@@ -47,6 +47,7 @@ STATUS_CODES: dict[type[errors.SearchError], grpc.StatusCode] = {
 }
 
 _log = structlog.get_logger(__name__)
+_MAX_TEXT = 500  # characters; a call's trailers may take 8 KiB, of several bytes a character
 _USABLE_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
 Request = TypeVar("Request", bound=Message)
@@ -95,20 +96,24 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
             f"the server failed; its log has the cause under request id {request_id}",
             request_id=request_id,
         )
+    metadata = {name: _clipped(value) for name, value in error.metadata.items()}
     info, request_info = any_pb2.Any(), any_pb2.Any()
     info.Pack(
-        error_details_pb2.ErrorInfo(
-            reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata
-        )
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=metadata)
     )
     request_info.Pack(error_details_pb2.RequestInfo(request_id=request_id))
     code, _ = STATUS_CODES[type(error)].value
-    return status_pb2.Status(code=code, message=str(error), details=[info, request_info])
+    return status_pb2.Status(code=code, message=_clipped(str(error)), details=[info, request_info])
 
 
 def new_request_id() -> str:
     """Return an id under which a refused call can be found in the log."""
     return uuid.uuid4().hex
+
+
+def _clipped(text: str) -> str:
+    """Return a text that fits into a trailer, whatever a caller made us repeat in it."""
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
 
 
 def _request_id(context: Context) -> str:

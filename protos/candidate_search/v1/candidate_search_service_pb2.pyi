@@ -579,11 +579,11 @@ class Query(_message.Message):
     EMBEDDING_FIELD_NUMBER: _builtins.int
     EXAMPLES_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """A user known from training, as they were then; 1 to 1,000 bytes of UTF-8."""
+    """A user known from training, as they were then. Not empty."""
     candidate_id: _builtins.str
     """A candidate to find others like: scored by the cosine between candidate embeddings without
-    their bias, so that the popular ones do not win everywhere. 1 to 1,000 bytes of UTF-8. An
-    unknown id is refused with CANDIDATE_UNKNOWN.
+    their bias, so that the popular ones do not win everywhere. Not empty. An unknown id is refused
+    with CANDIDATE_UNKNOWN.
     """
     @_builtins.property
     def user(self) -> Global___UserContext:
@@ -689,7 +689,7 @@ class Interaction(_message.Message):
     CANDIDATE_ID_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     candidate_id: _builtins.str
-    """The id of the candidate. Required, 1 to 1,000 bytes of UTF-8."""
+    """The id of the candidate. Required."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When. Absent means unknown. The order of the history is what counts."""
@@ -751,7 +751,9 @@ class Embedding(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The values: as many as GetIndexInfo's embedding_dimension, finite and not all zero."""
+        """The values: as many as GetIndexInfo's embedding_dimension, finite, of a length
+        below 1.8e19.
+        """
 
     def __init__(
         self,

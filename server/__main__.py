@@ -1,0 +1,226 @@
+"""The command line: ``python -m server serve`` and ``python -m server search``."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.table import Table
+
+from server.client import (
+    Examples,
+    Like,
+    Query,
+    SearchClient,
+    SearchFailedError,
+    SearchResults,
+    User,
+)
+from server.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, as_toml, load_settings
+
+app = typer.Typer(
+    help="Serve an index over gRPC, and search a server from the command line.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _with_a_flag_per_setting(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn a command's keyword arguments into one option per setting, described in one place."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    flags = [_flag(name, field) for name, field in Settings.model_fields.items()]
+    every = [*own, *flags]
+    command.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in every}
+    return command
+
+
+def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
+    flag = name.replace("_", "-")
+    default = "" if field.default is None else f" Default: {field.default}."
+    if field.annotation is bool:
+        option = typer.Option(f"--{flag}/--no-{flag}", help=f"{field.description}{default}")
+        kind: Any = Annotated[bool | None, option]
+    else:
+        # The settings check the value, wherever it comes from.
+        option = typer.Option(f"--{flag}", help=f"{field.description}{default}", metavar="VALUE")
+        kind = Annotated[str | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+
+
+@app.command()
+@_with_a_flag_per_setting
+def serve(
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="A TOML file with settings, which flags and the environment override.",
+            envvar=f"{ENVIRONMENT_PREFIX}CONFIG",
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the settings in force, and end.")
+    ] = False,
+    **flags: Any,
+) -> None:
+    """Serve an index bundle over gRPC until SIGTERM or SIGINT.
+
+    Example: python -m server serve --index artifacts/indexes/current --port 50051
+    """
+    try:
+        settings = load_settings(flags, config)
+    except SettingsError as error:
+        raise _fail(error) from error
+    if print_config:
+        typer.echo(as_toml(settings))
+        return
+    _configure_logging(settings.log_level)
+    _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
+    # A search that spreads over all cores would stall its neighbours. NumPy reads this when it is
+    # imported, and only here: no other command needs the server's own libraries.
+    for library in ("OPENBLAS", "OMP", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+    from indexer.backends import BackendUnavailableError
+    from server.serve import PortTakenError, load_engine
+    from server.serve import serve as serve_until_stopped
+    from trainer.publish import BundleError
+
+    try:
+        engine = load_engine(settings)
+        _run(serve_until_stopped(settings, engine, _announce))
+    except (BundleError, BackendUnavailableError, PortTakenError) as error:
+        raise _fail(error) from error
+
+
+def _run(main: Any) -> None:
+    """Run a coroutine on uvloop, or on asyncio's own loop where there is none."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
+def _announce(where: str) -> None:
+    # One line that scripts can wait for; it is flushed although it goes into a pipe.
+    sys.stdout.write(f"serving on {where}\n")
+    sys.stdout.flush()
+
+
+@app.command()
+def search(
+    *,
+    user: Annotated[str | None, typer.Option(help="The id of a user known from training.")] = None,
+    like: Annotated[str | None, typer.Option(help="More like this candidate.")] = None,
+    liked: Annotated[
+        str | None, typer.Option(help="Ids of liked candidates, separated by commas.")
+    ] = None,
+    disliked: Annotated[
+        str | None, typer.Option(help="Ids of disliked candidates, separated by commas.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many candidates are wanted.")] = 10,
+    backend: Annotated[str | None, typer.Option(help="The backend to search with.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Score every candidate.")] = False,
+    fields: Annotated[
+        str | None,
+        typer.Option(help="Metadata columns, separated by commas; title and genres if there are."),
+    ] = None,
+    address: Annotated[str, typer.Option(help="Where the server listens.")] = "localhost:50051",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Search a running server for a user, or for candidates like others.
+
+    Example: python -m server search --user 42 --count 10
+    """
+    query = _query(user, like, _split(liked), _split(disliked))
+    options: dict[str, Any] = {"count": count}
+    if backend is not None:
+        options["backend"] = backend
+    if exact:
+        options["exact"] = True
+    try:
+        with SearchClient(address, timeout_seconds=timeout) as client:
+            if fields is None:
+                known = [one.name for one in client.index_info().metadata_fields]
+                options["returned_fields"] = [n for n in ("title", "genres") if n in known]
+            else:
+                options["returned_fields"] = _split(fields)
+            results = client.search(query, **options)
+    except (SearchFailedError, TypeError) as error:
+        raise _fail(error) from error
+    _print_results(results, as_json=as_json)
+
+
+def _query(
+    user: str | None, like: str | None, liked: Sequence[str], disliked: Sequence[str]
+) -> Query:
+    given = [user is not None, like is not None, bool(liked or disliked)]
+    if sum(given) != 1:
+        raise typer.BadParameter("say one of --user, --like and --liked (with --disliked)")
+    if user is not None:
+        return User(user)
+    return Like(like) if like is not None else Examples(liked, disliked)
+
+
+def _print_results(results: SearchResults, *, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "candidates": [{"id": c.id, "score": c.score, **c.fields} for c in results],
+            "notices": [{"code": n.code, "message": n.message} for n in results.notices],
+            "backend": results.plan.backend,
+            "index_version": results.index_version,
+        }
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    table = Table("", "id", *results.columns)
+    table.add_column("score", justify="right")
+    for i, candidate in enumerate(results, start=1):
+        shown = [_shown(value) for value in candidate.fields.values()]
+        table.add_row(str(i), candidate.id, *shown, f"{candidate.score:.4f}")
+    console = Console()
+    console.print(table)
+    for notice in results.notices:
+        console.print(f"{notice.code}: {notice.message}", style="yellow", markup=False)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _split(text: str | None) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else []
+
+
+def _configure_logging(level: str) -> None:
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _fail(error: Exception) -> typer.Exit:
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,245 @@
+"""From a query to an embedding, without TensorFlow.
+
+A known user whose request adds nothing is a look-up. Everything else that is a user goes through
+the query tower in LiteRT; candidates and examples are made of the corpus's own embeddings.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from indexer.corpus import Corpus
+from server.domain import (
+    CandidateQuery,
+    EmbeddingQuery,
+    ExamplesQuery,
+    FeatureValue,
+    Query,
+    UserQuery,
+)
+from server.errors import (
+    CandidateUnknownError,
+    DimensionMismatchError,
+    FieldUnknownError,
+    NoQueryTowerError,
+    NotFiniteError,
+    UndecodableError,
+)
+from server.similarity import Directions
+from trainer.bundle import QueryAssets
+from trainer.features import Feature, encode_query
+
+USER_ID = "user_id"
+DISLIKE_WEIGHT = 0.5
+"""Of the mean direction of disliked candidates, against the length of the query's embedding."""
+
+_NO_ROWS = np.empty(0, dtype=np.int64)
+
+
+@dataclass(slots=True)
+class EmbeddedQuery:
+    """A query as the search stage needs it."""
+
+    vector: np.ndarray | None
+    """(dim,) float32; None if nothing is known of the user."""
+    by_cosine: bool = False
+    """Whether candidates are compared with the vector by direction alone; its length is then 1."""
+    history: np.ndarray = field(default_factory=lambda: _NO_ROWS)
+    """(n,) integer rows of what the user did."""
+    queried: np.ndarray = field(default_factory=lambda: _NO_ROWS)
+    """(n,) int64 rows that the query names, and that are never an answer to it."""
+    unknown_ids: Sequence[str] = ()
+    """Candidate ids of the query that are not in the corpus."""
+
+
+class QueryTower:
+    """The query tower in LiteRT, one interpreter per thread.
+
+    Args:
+        assets: what the index bundle carries of the towers.
+    """
+
+    def __init__(self, assets: QueryAssets) -> None:
+        self._path = str(assets.tower_path)
+        self._features = assets.features
+        self._vocabularies = assets.vocabularies
+        self._inputs = {feature.name: feature for feature in assets.features.query}
+        # An interpreter that two threads use gives wrong answers without a word.
+        self._local = threading.local()
+
+    def embed(self, history: np.ndarray, values: dict[str, FeatureValue]) -> np.ndarray:
+        """Return the embedding (dim,) float32 of a user.
+
+        Args:
+            history: (n,) candidate rows, oldest first.
+            values: raw values of the tower's other features; absent ones are unknown.
+        """
+        interpreter, inputs, output = self._interpreter()
+        encoded = encode_query(self._features, self._vocabularies, history, values)
+        for name, position in inputs.items():
+            interpreter.set_tensor(position, encoded[name])
+        interpreter.invoke()
+        vector: np.ndarray = interpreter.get_tensor(output)[0]
+        return vector
+
+    def check_values(self, values: dict[str, FeatureValue]) -> None:
+        """Refuse values of features that the tower does not read, or not like this.
+
+        Raises:
+            FieldUnknownError: if there is no such feature.
+            UndecodableError: if the value is not of the feature's type.
+        """
+        for name, value in values.items():
+            feature = self._inputs.get(name)
+            if feature is None or feature.kind == "history":
+                known = [f.name for f in self._inputs.values() if f.kind != "history"]
+                raise FieldUnknownError(
+                    f"the query tower reads no feature {name!r}; it reads "
+                    f"{', '.join(known) or 'the history alone'}",
+                    field=name,
+                )
+            _check_value(feature, value)
+
+    def _interpreter(self) -> tuple[Any, dict[str, int], int]:
+        """Return this thread's interpreter, its inputs by name and its output."""
+        if not hasattr(self._local, "interpreter"):
+            interpreter = Interpreter(model_path=self._path, num_threads=1)
+            interpreter.allocate_tensors()
+            runner = interpreter.get_signature_runner()
+            inputs = {name: one["index"] for name, one in runner.get_input_details().items()}
+            (output,) = (one["index"] for one in runner.get_output_details().values())
+            self._local.interpreter = interpreter, inputs, output
+        found: tuple[Any, dict[str, int], int] = self._local.interpreter
+        return found
+
+
+class Embedder:
+    """Embeds the queries of one index.
+
+    Args:
+        corpus: the candidates.
+        directions: their directions.
+        assets: what the index carries of the towers; None if it carries nothing.
+    """
+
+    def __init__(self, corpus: Corpus, directions: Directions, assets: QueryAssets | None) -> None:
+        self._corpus = corpus
+        self._directions = directions
+        self._assets = assets
+        self._tower = QueryTower(assets) if assets else None
+
+    def embed(self, query: Query) -> EmbeddedQuery:
+        """Embed one query.
+
+        Raises:
+            CandidateUnknownError: if no candidate that it names is known.
+            NoQueryTowerError: if it is a user and the index has no query tower.
+            DimensionMismatchError: if it is a vector of another dimension.
+            NotFiniteError: if it is a vector with a NaN or an infinity.
+            FieldUnknownError: if it gives a feature that the tower does not read.
+        """
+        match query:
+            case UserQuery():
+                return self._user(query)
+            case CandidateQuery(candidate_id):
+                return self._candidate(candidate_id)
+            case EmbeddingQuery(vector):
+                return self._vector(vector)
+            case ExamplesQuery():
+                return self._examples(query)
+
+    def _user(self, user: UserQuery) -> EmbeddedQuery:
+        if self._tower is None or self._assets is None:
+            raise NoQueryTowerError(
+                "the index has no query tower, so it cannot be asked for a user; "
+                "ask for an embedding, a candidate or examples"
+            )
+        known = self._assets.user_ids
+        row = known.row(user.user_id) if known is not None and user.user_id else -1
+        if row >= 0 and user.adds_nothing and self._assets.query_embeddings is not None:
+            vector = self._assets.query_embeddings[row]
+            return EmbeddedQuery(vector, history=self._assets.history(row))
+        values = dict(user.features)
+        self._tower.check_values(values)
+        history, unknown_ids = self._known_rows(user.history)
+        if row >= 0 and not user.history_replaces:
+            history = np.concatenate([self._assets.history(row), history])
+        if row < 0 and len(history) == 0 and not values:
+            return EmbeddedQuery(None, unknown_ids=unknown_ids)
+        vector = self._tower.embed(history, {USER_ID: user.user_id, **values})
+        return EmbeddedQuery(vector, history=history, unknown_ids=unknown_ids)
+
+    def _candidate(self, candidate_id: str) -> EmbeddedQuery:
+        row = self._corpus.candidate_ids.row(candidate_id)
+        if row < 0:
+            raise CandidateUnknownError(
+                f"candidate {candidate_id!r} is not in the corpus", candidate_id=candidate_id
+            )
+        queried = np.array([row])
+        return EmbeddedQuery(self._directions.of_rows(queried)[0], by_cosine=True, queried=queried)
+
+    def _vector(self, vector: np.ndarray) -> EmbeddedQuery:
+        dim = self._corpus.embeddings.shape[1]
+        if vector.shape != (dim,):
+            raise DimensionMismatchError(
+                f"an embedding of this index has {dim} values, not {len(vector)}",
+                expected=dim,
+                found=len(vector),
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            is_usable = np.isfinite(np.vecdot(vector, vector))
+        if not is_usable:
+            raise NotFiniteError(
+                "an embedding must be finite and shorter than 1.8e19; this one is not"
+            )
+        return EmbeddedQuery(vector)
+
+    def _examples(self, examples: ExamplesQuery) -> EmbeddedQuery:
+        liked, unknown_liked = self._known_rows(examples.liked)
+        disliked, unknown_disliked = self._known_rows(examples.disliked)
+        if len(liked) == 0:
+            raise CandidateUnknownError(
+                f"none of the {len(examples.liked)} liked candidates is in the corpus",
+                candidate_id=examples.liked[0],
+            )
+        if self._tower is not None:
+            vector = self._tower.embed(liked, {})
+        else:
+            vector = self._directions.of_rows(liked).mean(axis=0)
+        if len(disliked):
+            away = self._directions.of_vector(self._directions.of_rows(disliked).mean(axis=0))
+            vector = vector - np.float32(DISLIKE_WEIGHT * self._directions.norm(vector)) * away
+        by_cosine = self._tower is None
+        return EmbeddedQuery(
+            self._directions.of_vector(vector) if by_cosine else vector,
+            by_cosine=by_cosine,
+            queried=np.concatenate([liked, disliked]),
+            unknown_ids=[*unknown_liked, *unknown_disliked],
+        )
+
+    def _known_rows(self, candidate_ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+        """Return the rows (n,) int64 of the ids that are known, and the ids that are not."""
+        rows = self._corpus.candidate_ids.rows(candidate_ids)
+        known = rows >= 0
+        if known.all():
+            return rows, []
+        return rows[known], [candidate_ids[i] for i in np.flatnonzero(~known).tolist()]
+
+
+def _check_value(feature: Feature, value: FeatureValue) -> None:
+    if feature.kind == "number":
+        fits, expected = isinstance(value, int | float), "a number"
+    elif feature.kind == "list":
+        fits, expected = not isinstance(value, int | float | str), "texts"
+    else:
+        fits, expected = isinstance(value, str), "a text"
+    if not fits:
+        raise UndecodableError(
+            f"feature {feature.name!r} takes {expected}, not {value!r}", field=feature.name
+        )

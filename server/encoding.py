@@ -1,0 +1,161 @@
+"""From the domain to the wire: what was found, how, and what is being served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from candidate_search.v1 import candidate_search_service_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from indexer.bundle import BackendEntry, OperatingPoint
+from server.domain import Notice, SearchPlan, SearchResult
+from server.engine import Engine
+from server.explaining import Explanation
+from server.metadata import MetadataType
+from server.settings import Settings
+
+_ColumnWriter = Callable[[pb.MetadataColumn, Iterable[Any]], None]
+
+
+def response_message(
+    result: SearchResult, returned_fields: Sequence[str], engine: Engine
+) -> pb.SearchCandidatesResponse:
+    """Return what was found, without the plan."""
+    response = pb.SearchCandidatesResponse(
+        candidate_ids=engine.bundle.corpus.candidate_ids.tokens(result.rows),
+        scores=result.scores.tolist(),
+    )
+    for name in returned_fields:
+        values = engine.metadata.values(name, result.rows)
+        response.columns.append(column_message(name, engine.metadata.types[name], values))
+    if result.notices:
+        response.notices.extend(map(notice_message, result.notices))
+    return response
+
+
+def column_message(name: str, kind: MetadataType, values: Sequence[Any]) -> pb.MetadataColumn:
+    """Return the values of one metadata column; None is a null."""
+    message = pb.MetadataColumn(
+        name=name, null_positions=[i for i, value in enumerate(values) if value is None]
+    )
+    present = (kind.empty if value is None else value for value in values)
+    match kind:
+        case MetadataType.STRING:
+            message.strings.values.extend(present)
+        case MetadataType.INTEGER:
+            message.ints.values.extend(present)
+        case MetadataType.DOUBLE:
+            message.doubles.values.extend(present)
+        case MetadataType.BOOL:
+            message.bools.values.extend(present)
+        case MetadataType.STRING_LIST:
+            message.string_lists.values.extend(map(_string_list, present))
+    return message
+
+
+def plan_message(plan: SearchPlan) -> pb.SearchPlan:
+    """Return how candidates were searched for."""
+    return pb.SearchPlan(
+        backend=plan.backend,
+        method=pb.SearchMethod.Value(f"SEARCH_METHOD_{plan.method.name}"),
+        search_params=plan.search_params,
+        expected_recall=plan.expected_recall,
+        exact=plan.exact,
+    )
+
+
+def notice_message(notice: Notice) -> pb.Notice:
+    """Return what the caller should know."""
+    return pb.Notice(
+        code=pb.NoticeCode.Value(f"NOTICE_CODE_{notice.code.name}"),
+        message=notice.message,
+        ids=notice.ids,
+        count=notice.count,
+    )
+
+
+def explanation_message(explanation: Explanation, engine: Engine) -> pb.ExplainSearchResponse:
+    """Return one search, made in every way."""
+    ids = engine.bundle.corpus.candidate_ids
+    return pb.ExplainSearchResponse(
+        plan=plan_message(explanation.plan),
+        plan_reason=explanation.plan_reason,
+        stages=[
+            pb.StageTiming(stage=stage, duration_micros=micros)
+            for stage, micros in explanation.stage_micros.items()
+        ],
+        answers=[
+            pb.BackendAnswer(
+                name=answer.name,
+                plan=plan_message(answer.plan),
+                candidate_ids=ids.tokens(answer.rows),
+                scores=answer.scores.tolist(),
+                overlap=answer.overlap,
+                duration_micros=answer.duration_micros,
+            )
+            for answer in explanation.answers
+        ],
+        eligible_count=explanation.n_eligible,
+        notices=map(notice_message, explanation.notices),
+        index_version=engine.bundle.manifest.version,
+    )
+
+
+def index_info_message(engine: Engine, settings: Settings) -> pb.GetIndexInfoResponse:
+    """Return what is being served, and within which limits."""
+    manifest, query = engine.bundle.manifest, engine.bundle.query
+    create_time = Timestamp()
+    create_time.FromJsonString(manifest.created_at)
+    return pb.GetIndexInfoResponse(
+        index_version=manifest.version,
+        create_time=create_time,
+        candidate_count=manifest.n_candidates,
+        embedding_dimension=manifest.dim,
+        has_bias_dimension=manifest.has_bias_dimension,
+        tower_version=manifest.tower_version or "",
+        has_query_tower=query is not None,
+        user_count=len(query.user_ids) if query is not None and query.user_ids else 0,
+        max_history_length=manifest.max_history_length,
+        has_ranker=False,
+        default_backend=manifest.default_backend,
+        backends=[
+            _backend_info(name, manifest.backends[name], exact=index.is_exact)
+            for name, index in engine.planner.indexes.items()
+        ],
+        metadata_fields=[
+            pb.MetadataField(name=name, type=pb.MetadataType.Value(f"METADATA_TYPE_{kind.name}"))
+            for name, kind in engine.metadata.types.items()
+        ],
+        limits=pb.RequestLimits(
+            max_candidate_count=settings.max_candidate_count,
+            max_batch_size=settings.max_batch_size,
+            max_exclusion_count=settings.max_exclusion_count,
+            max_history_count=settings.max_history_count,
+            max_page_depth=settings.max_page_depth,
+        ),
+    )
+
+
+def _backend_info(name: str, entry: BackendEntry, *, exact: bool) -> pb.BackendInfo:
+    return pb.BackendInfo(
+        name=name,
+        exact=exact,
+        operating_points=map(_operating_point, entry.operating_points),
+        build_seconds=entry.build_seconds,
+        size_bytes=entry.size_bytes,
+    )
+
+
+def _operating_point(point: OperatingPoint) -> pb.OperatingPoint:
+    params = {name: value for name, value in point.search_params.items() if value is not None}
+    return pb.OperatingPoint(
+        search_params=params,
+        recall=point.recall,
+        recall_depth=point.k,
+        latency_p50_micros=point.p50_microseconds,
+    )
+
+
+def _string_list(values: Iterable[str]) -> pb.StringList:
+    return pb.StringList(values=[value for value in values if value is not None])

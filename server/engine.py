@@ -1,0 +1,212 @@
+"""The order of the stages of a search: embed, plan, retrieve, diversify, and nothing else.
+
+Knows no transport. ``prepare`` does what is cheap whatever is asked, and refuses what must be
+refused; ``run`` makes the search, on any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+import numpy as np
+
+from indexer.bundle import IndexBundle
+from server.diversity import Diversifier
+from server.domain import Notice, NoticeCode, SearchRequest, SearchResult
+from server.embedder import EmbeddedQuery, Embedder
+from server.errors import NoRankerError, UserUnknownError
+from server.filters import FilterMasks
+from server.metadata import Metadata
+from server.planning import IndexChoice, Planner
+from server.retrieval import Found, Retriever, Wanted
+from server.similarity import Directions
+
+_MAX_IDS = 100  # listed in a notice
+_WIDENING = 4  # how many times more is searched when variety leaves too few
+_NO_ROWS = np.empty(0, dtype=np.int64)
+
+
+@dataclass(slots=True)
+class PreparedSearch:
+    """A search that is ready to be made."""
+
+    request: SearchRequest
+    wanted: Wanted
+    choice: IndexChoice
+    unknown_ids: Sequence[str]
+    stage_nanos: dict[str, int]
+    """Wall time by stage; ``run`` adds its own."""
+    is_long: bool
+    """Whether it may read more of the corpus than should be read on an event loop."""
+
+    def add_time(self, stage: str, nanos: int) -> None:
+        """Count time spent in a stage."""
+        self.stage_nanos[stage] = self.stage_nanos.get(stage, 0) + nanos
+
+
+class Engine:
+    """Answers searches over one index bundle; safe to use from several threads.
+
+    Args:
+        bundle: the index bundle.
+        max_page_depth: how deep pages reach.
+        filter_cache_bytes: how much memory the masks of filters may take.
+        long_search_floats: how many numbers a search may read and not be long.
+    """
+
+    def __init__(
+        self,
+        bundle: IndexBundle,
+        *,
+        max_page_depth: int = 1000,
+        filter_cache_bytes: int = 64 << 20,
+        long_search_floats: int = 4_000_000,
+    ) -> None:
+        corpus = bundle.corpus
+        directions = Directions(corpus.embeddings, has_bias_dimension=corpus.has_bias_dimension)
+        self.bundle = bundle
+        self.metadata = Metadata(corpus.candidates)
+        self.planner = Planner(bundle)
+        self._candidate_ids = corpus.candidate_ids
+        self._embedder = Embedder(corpus, directions, bundle.query)
+        self._masks = FilterMasks(self.metadata, corpus.n_candidates, filter_cache_bytes)
+        self._retriever = Retriever(corpus, directions)
+        self._diversifier = Diversifier(self.metadata, directions)
+        self._max_page_depth = max_page_depth
+        self._has_long_scans = corpus.embeddings.size > long_search_floats
+
+    def search(self, request: SearchRequest) -> SearchResult:
+        """Answer one search.
+
+        Raises:
+            SearchError: if it is refused; the class says why.
+        """
+        return self.run(self.prepare(request))
+
+    def prepare(self, request: SearchRequest) -> PreparedSearch:
+        """Embed a query and plan its search.
+
+        Raises:
+            SearchError: if it is refused; the class says why.
+        """
+        if request.rank:
+            raise NoRankerError("the index has no ranking model; leave rank out")
+        for name in request.returned_fields:
+            self.metadata.column(name)
+        self._diversifier.check(request.diversity)
+        start = perf_counter_ns()
+        embedded = self._embedder.embed(request.query)
+        embedded_at = perf_counter_ns()
+        if embedded.vector is None and request.refuse_unknown_user:
+            raise UserUnknownError("nothing is known of the user: no known id, no known history")
+        excluded, unknown_ids = self._excluded(request, embedded)
+        mask = None if request.filter is None else self._masks.mask(request.filter)
+        wanted = Wanted(embedded.vector, embedded.by_cosine, excluded, mask)
+        choice = self.planner.choose(request, request.count)
+        may_scan = choice.exact or mask is not None or self._retriever.scans(wanted)
+        is_long = may_scan and self._has_long_scans
+        nanos = {"embed": embedded_at - start, "plan": perf_counter_ns() - embedded_at}
+        return PreparedSearch(request, wanted, choice, unknown_ids, nanos, is_long)
+
+    def run(self, prepared: PreparedSearch) -> SearchResult:
+        """Make a prepared search."""
+        request = prepared.request
+        found = self._ranked(prepared, request.count)
+        plan = prepared.choice.plans[found.method]
+        end = min(request.offset + request.count, self._max_page_depth)
+        if request.offset:
+            found = _continued(found, self._ranked(prepared, self._max_page_depth))
+        page = slice(request.offset, end)
+        rows, scores = found.rows[page], found.scores[page]
+        is_full = len(rows) == request.count
+        return SearchResult(
+            rows=rows,
+            scores=scores,
+            plan=plan,
+            notices=self._notices(prepared, len(rows)),
+            has_more=is_full and self._reaches_beyond(prepared.wanted, end),
+            stage_nanos=prepared.stage_nanos,
+        )
+
+    def n_eligible(self, prepared: PreparedSearch) -> int:
+        """Return how many candidates a search may find."""
+        return self._retriever.n_eligible(prepared.wanted)
+
+    def _excluded(
+        self, request: SearchRequest, embedded: EmbeddedQuery
+    ) -> tuple[np.ndarray, list[str]]:
+        """Return the rows (n,) that must not be returned, perhaps repeated, and unknown ids."""
+        parts = [embedded.queried]
+        unknown_ids = list(embedded.unknown_ids)
+        if request.exclude_history:
+            parts.append(embedded.history)
+        if request.exclusions:
+            rows = self._candidate_ids.rows(request.exclusions)
+            parts.append(rows[rows >= 0])
+            unknown_ids += [request.exclusions[i] for i in np.flatnonzero(rows < 0).tolist()]
+        parts = [part for part in parts if len(part)] or [_NO_ROWS]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts), unknown_ids
+
+    def _ranked(self, prepared: PreparedSearch, n: int) -> Found:
+        """Return the first ``n`` candidates of the answer.
+
+        As far as the index is exact, a deeper answer begins with the shallower one.
+        """
+        diversity, count = prepared.request.diversity, prepared.request.count
+        depth = self._diversifier.depth(diversity, count, n)
+        while True:
+            start = perf_counter_ns()
+            found = self._found(prepared, depth)
+            found_at = perf_counter_ns()
+            chosen = self._diversifier.choose(diversity, found, n)
+            prepared.add_time("search", found_at - start)
+            prepared.add_time("diversify", perf_counter_ns() - found_at)
+            is_exhausted = len(found.rows) < depth or not self._diversifier.widens(diversity)
+            if len(chosen.rows) >= n or is_exhausted:
+                return chosen
+            depth *= _WIDENING
+
+    def _found(self, prepared: PreparedSearch, k: int) -> Found:
+        """Return the best ``k`` candidates by score alone."""
+        request = prepared.request
+        found = self._retriever.search(prepared.wanted, self.planner.choose(request, k), k)
+        if request.min_score is None:
+            return found
+        n_kept = int(np.count_nonzero(found.scores >= request.min_score))
+        return Found(found.rows[:n_kept], found.scores[:n_kept], found.method)
+
+    def _notices(self, prepared: PreparedSearch, n_found: int) -> list[Notice]:
+        request = prepared.request
+        notices = []
+        if prepared.wanted.vector is None:
+            message = "nothing is known of the user: these are the most popular candidates"
+            notices.append(Notice(NoticeCode.COLD_START, message))
+        if unknown_ids := prepared.unknown_ids:
+            message = f"{len(unknown_ids)} ids are not in the corpus and were passed over"
+            notices.append(
+                Notice(NoticeCode.UNKNOWN_IDS, message, unknown_ids[:_MAX_IDS], len(unknown_ids))
+            )
+        if n_found < request.count:
+            message = f"{n_found} candidates were eligible, {request.count} were asked for"
+            notices.append(Notice(NoticeCode.FEWER_ELIGIBLE, message, count=n_found))
+        return notices
+
+    def _reaches_beyond(self, wanted: Wanted, end: int) -> bool:
+        """Whether pages go on after the first ``end`` candidates."""
+        return end < self._max_page_depth and end < self._retriever.n_eligible(wanted)
+
+
+def _continued(first: Found, deep: Found) -> Found:
+    """Return the first page's search, followed by what a deeper one adds to it.
+
+    An approximate index may find other candidates when it is asked for more; so the first page
+    stays as it was returned, and no later page repeats it.
+    """
+    is_new = ~np.isin(deep.rows, first.rows)
+    return Found(
+        np.concatenate([first.rows, deep.rows[is_new]]),
+        np.concatenate([first.scores, deep.scores[is_new]]),
+        first.method,
+    )

@@ -1,0 +1,205 @@
+"""Which candidates a filter on their metadata makes eligible.
+
+A filter is evaluated once over the corpus's whole Arrow columns, and its mask kept: the same few
+filters come with most requests.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from server.errors import FilterInvalidError
+from server.metadata import Metadata, MetadataType
+
+Value: TypeAlias = str | int | float | bool
+
+
+@dataclass(slots=True, frozen=True)
+class AllOf:
+    """Holds where every filter holds."""
+
+    filters: tuple[Filter, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class AnyOf:
+    """Holds where at least one filter holds."""
+
+    filters: tuple[Filter, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class Negated:
+    """Holds where its filter does not."""
+
+    filter: Filter
+
+
+@dataclass(slots=True, frozen=True)
+class OneOf:
+    """Holds where a column's value is one of these."""
+
+    field: str
+    values: tuple[Value, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class InRange:
+    """Holds where a column's value lies between two bounds, both included; None is no bound."""
+
+    field: str
+    minimum: Value | None
+    maximum: Value | None
+
+
+@dataclass(slots=True, frozen=True)
+class Contains:
+    """Holds where a list has this item, or a text this part."""
+
+    field: str
+    value: Value
+
+
+@dataclass(slots=True, frozen=True)
+class IsNull:
+    """Holds where a column's value is missing, or with ``expected`` false, where it is there."""
+
+    field: str
+    expected: bool
+
+
+Test: TypeAlias = OneOf | InRange | Contains | IsNull
+Filter: TypeAlias = AllOf | AnyOf | Negated | Test
+
+_WITHOUT_ORDER = (MetadataType.BOOL, MetadataType.STRING_LIST)
+_WITHOUT_PARTS = (MetadataType.BOOL, MetadataType.INTEGER, MetadataType.DOUBLE)
+
+
+class FilterMasks:
+    """The masks of filters over one corpus; safe to use from several threads.
+
+    Args:
+        metadata: the columns.
+        n_candidates: how long they are.
+        max_bytes: how much memory the masks kept may take.
+    """
+
+    def __init__(self, metadata: Metadata, n_candidates: int, max_bytes: int) -> None:
+        self._metadata = metadata
+        self._capacity = max(1, max_bytes // n_candidates)
+        self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def mask(self, condition: Filter) -> np.ndarray:
+        """Return the read-only mask (n_candidates,) bool of the candidates for which it holds.
+
+        Raises:
+            FieldUnknownError: if it tests a column that the corpus does not have.
+            FilterInvalidError: if it tests a column for what its type cannot be.
+        """
+        # Values of different types may be equal in Python (1 and True), their representations not.
+        key = repr(condition)
+        with self._lock:
+            if key in self._masks:
+                self._masks.move_to_end(key)
+                return self._masks[key]
+        mask = _evaluate(condition, self._metadata)
+        mask.flags.writeable = False
+        with self._lock:
+            self._masks[key] = mask
+            if len(self._masks) > self._capacity:
+                self._masks.popitem(last=False)
+        return mask
+
+
+def _evaluate(condition: Filter, metadata: Metadata) -> np.ndarray:
+    mask: np.ndarray
+    match condition:
+        case AllOf(filters):
+            mask = np.all([_evaluate(one, metadata) for one in filters], axis=0)
+        case AnyOf(filters):
+            mask = np.any([_evaluate(one, metadata) for one in filters], axis=0)
+        case Negated(inner):
+            mask = np.logical_not(_evaluate(inner, metadata))
+        case _:
+            passed = _test(condition, metadata.column(condition.field), metadata)
+            mask = pc.fill_null(passed, False).to_numpy(zero_copy_only=False)
+    return mask
+
+
+def _test(condition: Test, column: pa.Array, metadata: Metadata) -> pa.BooleanArray:
+    """Return which values of a column pass a test; null where the value is."""
+    kind = metadata.types[condition.field]
+    match condition:
+        case OneOf(field, values):
+            _refuse(kind, (MetadataType.STRING_LIST,), field, "the test of a list is contains")
+            return pc.is_in(column, value_set=_comparable(values, kind, field))
+        case InRange(field):
+            _refuse(kind, _WITHOUT_ORDER, field, "a range needs numbers or texts")
+            return _in_range(column, condition, kind)
+        case Contains(field, value):
+            _refuse(kind, _WITHOUT_PARTS, field, "contains needs lists or texts")
+            (part,) = _comparable((value,), MetadataType.STRING, field)
+            if kind is MetadataType.STRING:
+                return pc.match_substring(column, part.as_py())
+            return _lists_with(column, part)
+        case IsNull(_, expected):
+            return pc.is_null(column) if expected else pc.is_valid(column)
+
+
+def _in_range(column: pa.Array, condition: InRange, kind: MetadataType) -> pa.BooleanArray:
+    passed = pc.is_valid(column)
+    if condition.minimum is not None:
+        (bound,) = _comparable((condition.minimum,), kind, condition.field)
+        passed = pc.and_(passed, pc.greater_equal(column, bound))
+    if condition.maximum is not None:
+        (bound,) = _comparable((condition.maximum,), kind, condition.field)
+        passed = pc.and_(passed, pc.less_equal(column, bound))
+    return passed
+
+
+def _lists_with(column: pa.ListArray, item: pa.Scalar) -> pa.BooleanArray:
+    """Return which lists of a column have an item."""
+    is_item = pc.fill_null(pc.equal(pc.list_flatten(column), item), False)
+    found = np.zeros(len(column), dtype=bool)
+    found[pc.list_parent_indices(column).filter(is_item).to_numpy()] = True
+    return pa.array(found)
+
+
+def _refuse(kind: MetadataType, refused: tuple[MetadataType, ...], field: str, why: str) -> None:
+    if kind in refused:
+        raise FilterInvalidError(
+            f"{why}; column {field!r} is of type {kind.name}", field=field, column_type=kind.name
+        )
+
+
+def _comparable(values: tuple[Value, ...], kind: MetadataType, field: str) -> pa.Array:
+    """Return values as an array that a column of this type can be compared with."""
+    for value in values:
+        if not _fits(value, kind):
+            raise FilterInvalidError(
+                f"column {field!r} is of type {kind.name}; "
+                f"it cannot be compared with {value!r}, a {type(value).__name__}",
+                field=field,
+                column_type=kind.name,
+            )
+    return pa.array(values, type=kind.value)
+
+
+def _fits(value: Value, kind: MetadataType) -> bool:
+    match kind:
+        case MetadataType.STRING | MetadataType.STRING_LIST:
+            return isinstance(value, str)
+        case MetadataType.BOOL:
+            return isinstance(value, bool)
+        case MetadataType.INTEGER:
+            return isinstance(value, int) and not isinstance(value, bool)
+        case MetadataType.DOUBLE:
+            return isinstance(value, int | float) and not isinstance(value, bool)

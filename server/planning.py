@@ -1,0 +1,142 @@
+"""Which index answers a search, and how hard it searches.
+
+The operating points that the indexer measured decide; here they are only looked up, for the
+backends whose libraries are installed, and remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from indexer.backends import BackendUnavailableError, LocalIndex, SearchParams
+from indexer.bundle import EXHAUSTIVE, IndexBundle, SearchChoice
+from server.domain import SearchMethod, SearchPlan, SearchRequest
+from server.errors import BackendUnknownError
+
+_BRUTE_FORCE = "brute_force"
+_SCANS = (SearchMethod.EXACT, SearchMethod.MASKED_SCAN)
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class IndexChoice:
+    """An index, and how hard it is searched."""
+
+    index: LocalIndex[Any, Any]
+    params: SearchParams
+    exact: bool
+    """Whether the search is exact whatever the method."""
+    reason: str
+    """Why this choice."""
+
+    plans: Mapping[SearchMethod, SearchPlan]
+    """How a search was made, by the method that the index came to use."""
+
+
+class Planner:
+    """Chooses among the backends of one bundle that can be used here.
+
+    Args:
+        bundle: the index bundle; all its backends are opened.
+
+    Raises:
+        BackendUnavailableError: if the default backend's library is not installed.
+        BundleError: if an index does not fit the corpus.
+    """
+
+    def __init__(self, bundle: IndexBundle) -> None:
+        self._bundle = bundle
+        self.indexes = {
+            bundle.manifest.default_backend: bundle.index(bundle.manifest.default_backend)
+        }
+        self.unavailable: dict[str, str] = {}
+        for name in bundle.backend_names[1:]:
+            try:
+                self.indexes[name] = bundle.index(name)
+            except BackendUnavailableError as error:
+                self.unavailable[name] = str(error)
+        self._choose = lru_cache(maxsize=4096)(self._look_up)
+
+    def choose(self, request: SearchRequest, k: int) -> IndexChoice:
+        """Choose the index for a search, and how hard it searches.
+
+        Args:
+            request: the search.
+            k: candidates wanted of the index.
+
+        Raises:
+            BackendUnknownError: if it asks for a backend that there is not.
+        """
+        if request.backend is not None and request.backend not in self.indexes:
+            raise self._unknown(request.backend)
+        return self._choose(k, request.backend, request.recall_target, request.exact)
+
+    def _look_up(
+        self, k: int, backend: str | None, recall_target: float | None, exact: bool
+    ) -> IndexChoice:
+        manifest = self._bundle.manifest
+        if exact and _BRUTE_FORCE in self.indexes:
+            choice = self._bundle.choose(k, backend=_BRUTE_FORCE)
+            reason = "the request asks for an exact search"
+        elif exact:
+            choice = self._cheapest(k, 1.0)
+            reason = "the request asks for an exact search; there is no brute_force index"
+        elif backend is not None:
+            choice = self._bundle.choose(k, backend=backend)
+            reason = "the request names the backend"
+        elif recall_target is not None:
+            choice = self._cheapest(k, recall_target)
+            reason = f"the cheapest setting that promises a recall of {recall_target:g}"
+        else:
+            choice = self._bundle.choose(k, backend=manifest.default_backend)
+            reason = f"the index's own choice: {manifest.default_reason}"
+        index = self.indexes[choice.backend]
+        is_exact = index.is_exact or choice.point.name == EXHAUSTIVE
+        return IndexChoice(
+            index=index,
+            params=choice.params,
+            exact=is_exact,
+            reason=reason,
+            plans={method: _plan(choice, method, is_exact=is_exact) for method in SearchMethod},
+        )
+
+    def _cheapest(self, k: int, recall_target: float) -> SearchChoice:
+        """Return the cheapest choice that promises a recall, among the usable backends."""
+        choices = [
+            self._bundle.choose(k, recall_target=recall_target, backend=name)
+            for name in self.indexes
+        ]
+        return min(choices, key=lambda choice: choice.point.p50_microseconds)
+
+    def _unknown(self, backend: str) -> BackendUnknownError:
+        known = ", ".join(self.indexes)
+        if backend in self.unavailable:
+            return BackendUnknownError(
+                f"backend {backend!r} cannot be used on this server, which has {known}: "
+                f"{self.unavailable[backend]}",
+                backend=backend,
+                known=known,
+            )
+        return BackendUnknownError(
+            f"unknown backend {backend!r}; this index has {known}", backend=backend, known=known
+        )
+
+
+def _plan(choice: SearchChoice, method: SearchMethod, *, is_exact: bool) -> SearchPlan:
+    if method is SearchMethod.POPULARITY:
+        return SearchPlan(backend="", method=method)
+    exact = is_exact or method in _SCANS
+    return SearchPlan(
+        backend=choice.backend,
+        method=method,
+        search_params=_numbers(choice.params),
+        expected_recall=1.0 if exact else choice.point.recall,
+        exact=exact,
+    )
+
+
+def _numbers(params: SearchParams) -> dict[str, float]:
+    """Return search params by name; those left to the library's default are left out."""
+    return {name: value for name, value in params.model_dump().items() if value is not None}

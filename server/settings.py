@@ -1,0 +1,171 @@
+"""The server's settings: flags, then the environment, then a TOML file, then the defaults.
+
+Each field is a flag (``--max-batch-size``), an environment variable
+(``CANDIDATE_SEARCH_MAX_BATCH_SIZE``) and a key of the TOML file (``max_batch_size``) alike.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+ENVIRONMENT_PREFIX = "CANDIDATE_SEARCH_"
+
+
+class SettingsError(Exception):
+    """Settings that cannot be used; the message is meant for the user."""
+
+
+class Settings(BaseSettings):
+    """All that can be set; ``python -m server serve --print-config`` shows what is in force."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, validate_default=True
+    )
+
+    index: Path = Field(
+        default=Path("artifacts/indexes/current"),
+        description="The index bundle to serve: a version's directory, or the link to one.",
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        description="The address to listen on. Anything but loopback is open to the network.",
+    )
+    port: int = Field(
+        default=50051, ge=0, le=65535, description="The port; 0 picks a free one and prints it."
+    )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Processes that serve; a core each is what they can use.",
+    )
+    reflection: bool = Field(
+        default=False, description="Whether clients may ask for the service's description."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least important message that is logged."
+    )
+    drain_seconds: float = Field(
+        default=10.0, ge=0, description="How long calls in flight may go on after SIGTERM."
+    )
+    max_connection_age_seconds: int = Field(
+        default=300,
+        ge=1,
+        description="When a connection is closed for the client to make a new one, which may reach "
+        "another worker. Calls in flight end first. In force with several workers.",
+    )
+    max_message_bytes: int = Field(
+        default=4 << 20, ge=1024, description="The largest request that is read."
+    )
+    max_candidate_count: int = Field(
+        default=1000, ge=1, description="The largest candidate_count of a request."
+    )
+    max_batch_size: int = Field(default=256, ge=1, description="The most searches in a batch.")
+    max_exclusion_count: int = Field(
+        default=10_000, ge=0, description="The most excluded_candidate_ids of a request."
+    )
+    max_history_count: int = Field(
+        default=1000, ge=1, description="The longest history, and the most examples of each kind."
+    )
+    max_feature_count: int = Field(default=100, ge=0, description="The most features of a user.")
+    max_filter_conditions: int = Field(
+        default=100, ge=1, description="The most conditions in a filter."
+    )
+    max_filter_depth: int = Field(default=10, ge=1, description="How deep filters may be nested.")
+    max_filter_values: int = Field(
+        default=1000, ge=1, description="The most values that a column is compared with at once."
+    )
+    max_returned_fields: int = Field(
+        default=50, ge=0, description="The most metadata columns a response returns."
+    )
+    max_page_depth: int = Field(
+        default=1000, ge=1, description="The number of candidates after which pages end."
+    )
+    page_token_key: SecretStr | None = Field(
+        default=None,
+        description="The key that signs page tokens: a new one at each start if there is none. Set "
+        "it where several servers answer one client.",
+    )
+    filter_cache_bytes: int = Field(
+        default=64 << 20, ge=0, description="How much memory the masks of filters may take."
+    )
+    long_search_floats: int = Field(
+        default=4_000_000,
+        ge=1,
+        description="How many numbers an exact scan may read to be made at once; longer ones are "
+        "made beside the event loop.",
+    )
+    long_search_threads: int = Field(
+        default=1, ge=1, description="How many long searches are made at the same time."
+    )
+    long_search_queue: int = Field(
+        default=64, ge=0, description="How many long searches may wait; more are refused."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources, the strongest first."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """Return the settings in force.
+
+    Args:
+        flags: what the command line says, by field; None is not said.
+        config: a TOML file.
+
+    Raises:
+        SettingsError: if the file cannot be read or a value is not allowed.
+    """
+
+    class WithFile(Settings):
+        model_config = SettingsConfigDict(toml_file=config)
+
+    if config is not None and not config.is_file():
+        raise SettingsError(f"there is no settings file {config}")
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return WithFile(**given)
+    except ValidationError as error:
+        raise SettingsError("\n".join(map(_sentence, error.errors()))) from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{config} is not TOML: {error}") from error
+
+
+def as_toml(settings: Settings) -> str:
+    """Return settings as a TOML file, each with its description; secrets are not shown."""
+    lines = []
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        shown = json.dumps(value if isinstance(value, int | float) else str(value))
+        unset = value is None or isinstance(value, SecretStr)
+        lines += [f"# {field.description}", f"# {name} =" if unset else f"{name} = {shown}", ""]
+    return "\n".join(lines)
+
+
+def _sentence(error: Any) -> str:
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"{name}: no such setting; there are {', '.join(Settings.model_fields)}"
+    return f"{name}: {error['msg']}, not {error['input']!r}"
