@@ -36,3 +36,18 @@ def recall_at_k(found: Neighbors, exact: Neighbors) -> np.ndarray:
     worst = np.min(exact.scores, axis=1, where=exact.rows >= 0, initial=np.inf)
     n_found = np.count_nonzero((found.rows >= 0) & (found.scores >= worst[:, None]), axis=1)
     return np.where(n_exact > 0, np.minimum(n_found, n_exact) / np.maximum(n_exact, 1), 1.0)
+
+
+def mean_interval(recalls: np.ndarray) -> tuple[float, float, float]:
+    """Return the mean of (n_queries,) recalls and the ends of its 95% confidence interval.
+
+    The interval is the normal one of a mean over independent queries, cut to [0, 1].
+    """
+    mean = float(recalls.mean())
+    half_width = 1.96 * standard_error(recalls)
+    return mean, max(0.0, mean - half_width), min(1.0, mean + half_width)
+
+
+def standard_error(recalls: np.ndarray) -> float:
+    """Return the standard error of the mean of (n_queries,) recalls."""
+    return float(recalls.std(ddof=1) / np.sqrt(len(recalls))) if len(recalls) > 1 else 0.0

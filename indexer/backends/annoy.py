@@ -17,11 +17,12 @@ import numpy as np
 from annoy import AnnoyIndex as NativeAnnoyIndex
 from pydantic import Field
 
-from indexer.backends.base import BuildParams, LocalIndex, SearchParams
+from indexer.backends.base import BuildParams, LocalIndex, SearchParams, geometric
 from indexer.exact import squared_norms
 
 _FILE = "trees.ann"
 _ROWS_AT_ONCE = 10_000
+_EFFORT_STEP = 1.3
 _INSPECTION_COST = 12.0  # inspecting a candidate, against a row of a sequential scan; measured
 
 
@@ -70,6 +71,21 @@ class AnnoyIndex(LocalIndex[AnnoyBuildParams, AnnoySearchParams]):
         """Return the params that inspect every leaf of every tree."""
         return AnnoySearchParams(search_k=self.n_candidates * self.build_params.n_trees)
 
+    @classmethod
+    def build_variants(cls, n_candidates: int, dim: int) -> list[AnnoyBuildParams]:
+        """Return both ways to search by inner product."""
+        del n_candidates, dim
+        return [AnnoyBuildParams(metric="dot"), AnnoyBuildParams(metric="angular")]
+
+    def effort_ladders(self, k: int) -> list[list[AnnoySearchParams]]:
+        """Return rising numbers of candidates to inspect."""
+        most = self.exhaustive_params().search_k
+        return [[AnnoySearchParams(search_k=n) for n in geometric(k, most, _EFFORT_STEP)]]
+
+    def cost(self, k: int, params: AnnoySearchParams) -> float:
+        """Return the cost of the candidates inspected."""
+        return _INSPECTION_COST * max(params.search_k, k)
+
     def save(self, directory: Path) -> None:
         """Write the forest."""
         self._native.save(str(directory / _FILE))
@@ -100,9 +116,6 @@ class AnnoyIndex(LocalIndex[AnnoyBuildParams, AnnoySearchParams]):
             found = self._native.get_nns_by_vector(vector, k, search_k)
             line[: len(found)] = found
         return rows
-
-    def _cost(self, k: int, params: AnnoySearchParams) -> float:
-        return _INSPECTION_COST * max(params.search_k, k)
 
     def _new(self) -> NativeAnnoyIndex:
         added = 1 if self.build_params.metric == "angular" else 0

@@ -41,6 +41,17 @@ class SearchParams(BaseModel):
         return self
 
 
+def geometric(first: int, last: int, factor: float) -> list[int]:
+    """Return rising whole numbers from first to last, each about ``factor`` times the one before.
+
+    ``last`` is the last one, whatever the factor.
+    """
+    numbers = [min(first, last)]
+    while numbers[-1] < last:
+        numbers.append(min(last, max(numbers[-1] + 1, round(numbers[-1] * factor))))
+    return numbers
+
+
 B = TypeVar("B", bound=BuildParams)
 S = TypeVar("S", bound=SearchParams)
 
@@ -158,6 +169,19 @@ class LocalIndex(Index[S], Generic[B, S]):
     def default_build_params(cls, n_candidates: int, dim: int) -> B:
         """Return build params that suit a corpus of this size."""
 
+    @classmethod
+    def build_variants(cls, n_candidates: int, dim: int) -> list[B]:
+        """Return build params of which only measuring tells the best; by default, just one."""
+        return [cls.default_build_params(n_candidates, dim)]
+
+    @abstractmethod
+    def effort_ladders(self, k: int) -> list[list[S]]:
+        """Return lists of search params, along each of which effort and recall rise."""
+
+    @abstractmethod
+    def cost(self, k: int, params: S) -> float:
+        """Return roughly the work of one search, in rows of a sequential exact scan."""
+
     @abstractmethod
     def save(self, directory: Path) -> None:
         """Write what ``load`` needs, without the embeddings, into an existing folder."""
@@ -176,10 +200,6 @@ class LocalIndex(Index[S], Generic[B, S]):
 
         The best k of them by exact score become the answer. ``k`` is at most n_candidates.
         """
-
-    @abstractmethod
-    def _cost(self, k: int, params: S) -> float:
-        """Return the work of one search, in rows of a sequential exact scan."""
 
     @property
     def embeddings(self) -> np.ndarray:
@@ -217,7 +237,7 @@ class LocalIndex(Index[S], Generic[B, S]):
             k,
             eligible,
             propose=lambda some, n: self._search(some, n, chosen.scaled(n / k)),
-            cost=lambda n: self._cost(n, chosen.scaled(n / k)),
+            cost=lambda n: self.cost(n, chosen.scaled(n / k)),
         ).search(queries)
         return replace(neighbors, method=SearchMethod.EXACT) if self.is_exact else neighbors
 

@@ -41,6 +41,16 @@ class BruteForceIndex(LocalIndex[BruteForceBuildParams, BruteForceSearchParams])
         """Return the only search params there are."""
         return BruteForceSearchParams()
 
+    def effort_ladders(self, k: int) -> list[list[BruteForceSearchParams]]:
+        """Return the only search params there are."""
+        del k
+        return [[BruteForceSearchParams()]]
+
+    def cost(self, k: int, params: BruteForceSearchParams) -> float:
+        """Return the number of candidates."""
+        del k, params
+        return float(self.n_candidates)
+
     def save(self, directory: Path) -> None:
         """Write nothing: the embeddings are the index."""
 
@@ -53,7 +63,3 @@ class BruteForceIndex(LocalIndex[BruteForceBuildParams, BruteForceSearchParams])
     def _search(self, queries: np.ndarray, k: int, params: BruteForceSearchParams) -> np.ndarray:
         del params
         return self._exact.shortlist(queries, k)
-
-    def _cost(self, k: int, params: BruteForceSearchParams) -> float:
-        del k, params
-        return float(self.n_candidates)

@@ -27,6 +27,7 @@ from indexer.backends.base import (
     BuildParams,
     LocalIndex,
     SearchParams,
+    geometric,
 )
 
 _ASSETS = "scann_assets.pbtxt"
@@ -36,6 +37,8 @@ _ASSET_PATH = re.compile(r'asset_path:\s*"([^"]*)"')
 _TREE_ABOVE = 100_000  # ScaNN's rule of thumb: below, searching all quantised vectors is faster
 _MIN_TREE_SIZE = 16  # the quantiser of a tree's residuals is trained on as many vectors at least
 _QUANTISED_COST = 0.06  # scoring a quantised vector, against a row of a sequential scan; measured
+_PROPOSALS_STEP, _LEAVES_STEP = 1.4, 1.25
+_MOST_PROPOSALS = 16  # times k; more do not help where too few leaves are searched
 _RESCORING_COST = 4.0  # the same for fetching and rescoring a proposed row
 
 
@@ -107,6 +110,29 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
         """Return the params under which every candidate is proposed."""
         return ScannSearchParams(final_num_neighbors=self.n_candidates)
 
+    def effort_ladders(self, k: int) -> list[list[ScannSearchParams]]:
+        """Return rising numbers of proposals, or of leaves for each number of proposals."""
+        proposals = geometric(k, self.n_candidates, _PROPOSALS_STEP)
+        num_leaves = self.build_params.num_leaves
+        if num_leaves is None:
+            return [[ScannSearchParams(final_num_neighbors=n) for n in proposals]]
+        leaves = geometric(1, num_leaves, _LEAVES_STEP)
+        return [
+            [ScannSearchParams(leaves_to_search=m, final_num_neighbors=n) for m in leaves]
+            for n in proposals
+            if n <= _MOST_PROPOSALS * k
+        ]
+
+    def cost(self, k: int, params: ScannSearchParams) -> float:
+        """Return the cost of the vectors in the searched leaves and of the proposals."""
+        num_leaves = self.build_params.num_leaves or 1
+        scored = self.n_candidates * self._leaves(params) / num_leaves
+        return (
+            num_leaves
+            + _QUANTISED_COST * scored
+            + _RESCORING_COST * max(params.final_num_neighbors, k)
+        )
+
     def save(self, directory: Path) -> None:
         """Write the quantised vectors, with paths relative to the folder."""
         self._searcher.serialize(str(directory), relative_path=True)
@@ -151,13 +177,6 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
         )
         # Where the searched leaves hold fewer, ScaNN pads with row 0 and a distance that is NaN.
         return np.where(np.isnan(distances), -1, rows.astype(np.int64))
-
-    def _cost(self, k: int, params: ScannSearchParams) -> float:
-        share = 1.0
-        if self.build_params.num_leaves is not None:
-            share = self._leaves(params) / self.build_params.num_leaves
-        scored = share * self.n_candidates
-        return _QUANTISED_COST * scored + _RESCORING_COST * max(params.final_num_neighbors, k)
 
     def _check_size(self) -> None:
         num_leaves = self.build_params.num_leaves

@@ -1,0 +1,271 @@
+"""``python -m indexer``: build, verify and inspect index bundles."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from indexer.backends import BACKENDS, BackendUnavailableError
+from indexer.build import BuildOptions, build_bundle
+from indexer.bundle import EXHAUSTIVE, IndexBundle, IndexManifest
+from indexer.corpus import Corpus, CorpusError, read_corpus, read_vectors
+from trainer.bundle import TowerBundle
+from trainer.publish import BundleError, read_manifest, resolve
+from trainer.publish import prune as prune_versions
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
+stderr = Console(stderr=True)
+
+_MIN_WIDTH = 100  # of the tables, wherever they are printed to
+
+IndexPath = Annotated[
+    Path, typer.Argument(help="An index bundle, or a `current` link to one.", metavar="INDEX")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
+
+
+@app.command()
+def build(
+    *,
+    output: Annotated[Path, typer.Option(help="Folder of the index bundles.")] = Path(
+        "artifacts/indexes"
+    ),
+    towers: Annotated[
+        Path | None, typer.Option(help="The tower bundle whose candidates are indexed.")
+    ] = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own embeddings instead of towers: .npy of shape (n, dim), or .parquet with "
+            "a column `embedding`."
+        ),
+    ] = None,
+    candidate_ids: Annotated[
+        Path | None,
+        typer.Option(help="One id a line, in the order of --embeddings."),
+    ] = None,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(help="Parquet with a column `candidate_id` and any others, for --embeddings."),
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="Embeddings of real queries to tune on (.npy or .parquet)."),
+    ] = None,
+    recall: Annotated[
+        float, typer.Option(help="The recall@k that the default backend must deliver.")
+    ] = 0.95,
+    k: Annotated[int, typer.Option("--k", min=1, help="Results per query it is meant for.")] = 100,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="Build this backend only; may be repeated.", metavar="NAME"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of samples; fixes what is measured.")] = 42,
+    as_json: AsJson = False,
+) -> None:
+    """Embed the candidates, build and measure every backend, and publish an index bundle.
+
+    Example: python -m indexer build --towers artifacts/towers/current --recall 0.95 --k 100
+    """
+    with _sentences_for_errors():
+        if not 0 < recall <= 1:
+            raise typer.BadParameter(f"--recall must be above 0 and at most 1, not {recall}")
+        options = BuildOptions(recall_target=recall, k=k, backends=tuple(backend or ()), seed=seed)
+        with _progress() as announce:
+            bundle, corpus = _read_source(towers, embeddings, candidate_ids, metadata, announce)
+            directory = build_bundle(
+                corpus,
+                _read_queries(queries, bundle),
+                output,
+                options,
+                towers=bundle,
+                announce=announce,
+            )
+        _report_missing_backends()
+        _print_index(directory, as_json=as_json)
+
+
+@app.command()
+def verify(index: IndexPath, *, as_json: AsJson = False) -> None:
+    """Check every file of an index bundle against its manifest, then open all of it.
+
+    Example: python -m indexer verify artifacts/indexes/current
+    """
+    with _sentences_for_errors():
+        start = time.perf_counter()
+        bundle = IndexBundle.open(index)
+        bundle.check()
+        seconds = time.perf_counter() - start
+        n_files = len(bundle.manifest.files)
+        if as_json:
+            _print_json({"directory": str(bundle.directory), "n_files": n_files, "intact": True})
+        else:
+            Console().print(
+                f"{bundle.directory}: {n_files} files intact ({seconds:.1f} s)", soft_wrap=True
+            )
+
+
+@app.command()
+def inspect(index: IndexPath, *, as_json: AsJson = False) -> None:
+    """Show what an index bundle holds and what its backends deliver.
+
+    Example: python -m indexer inspect artifacts/indexes/current
+    """
+    with _sentences_for_errors():
+        _print_index(resolve(index), as_json=as_json)
+
+
+@app.command()
+def prune(
+    root: Annotated[Path, typer.Argument(help="Folder of the index bundles.", metavar="FOLDER")],
+    *,
+    keep: Annotated[int, typer.Option(min=0, help="Newest versions to keep.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old versions, and never the current one.
+
+    Example: python -m indexer prune artifacts/indexes --keep 3
+    """
+    with _sentences_for_errors():
+        removed = [str(directory) for directory in prune_versions(root, keep)]
+        if as_json:
+            _print_json({"removed": removed})
+        else:
+            Console().print("\n".join(["Removed:", *removed]) if removed else "Nothing to remove.")
+
+
+def _read_source(
+    towers: Path | None,
+    embeddings: Path | None,
+    candidate_ids: Path | None,
+    metadata: Path | None,
+    announce: Callable[[str], None],
+) -> tuple[TowerBundle | None, Corpus]:
+    """Return the corpus, and the tower bundle if it comes from one."""
+    if (towers is None) == (embeddings is None):
+        raise typer.BadParameter("give either --towers or --embeddings with --candidate-ids")
+    if embeddings is not None:
+        if candidate_ids is None:
+            raise typer.BadParameter("--embeddings needs --candidate-ids as well")
+        announce("reading the embeddings")
+        return None, read_corpus(embeddings, candidate_ids, metadata)
+    if candidate_ids is not None or metadata is not None:
+        raise typer.BadParameter("--candidate-ids and --metadata belong to --embeddings")
+    from indexer.embed import embed_candidates  # own embeddings need no LiteRT
+
+    assert towers is not None  # noqa: S101 - one of the two is given
+    announce("verifying the towers")
+    bundle = TowerBundle.open(towers)
+    total = bundle.manifest.n_candidates
+    return bundle, embed_candidates(
+        bundle, lambda n_done: announce(f"embedding candidates: {n_done:,} of {total:,}")
+    )
+
+
+def _read_queries(path: Path | None, towers: TowerBundle | None) -> np.ndarray | None:
+    if path is not None:
+        return read_vectors(path)
+    return None if towers is None else towers.tuning_queries
+
+
+def _print_index(directory: Path, *, as_json: bool) -> None:
+    manifest = read_manifest(directory, IndexManifest)
+    if as_json:
+        report = manifest.model_dump(mode="json", exclude={"files"})
+        _print_json({"directory": str(directory), **report})
+        return
+    console = Console(width=max(Console().width, _MIN_WIDTH), highlight=False)
+    source = manifest.tower_version or "own embeddings"
+    console.print(f"{manifest.n_candidates:,} candidates, dimension {manifest.dim}, from {source}")
+    console.print(_builds_table(manifest))
+    console.print(_points_table(manifest))
+    console.print(f"Default: {manifest.default_reason}", soft_wrap=True)
+    console.print(f"Index: {directory}", soft_wrap=True)
+
+
+def _builds_table(manifest: IndexManifest) -> Table:
+    table = Table("backend", "build params", box=SIMPLE)
+    table.add_column("seconds", justify="right")
+    table.add_column("MB", justify="right")
+    for name, entry in manifest.backends.items():
+        table.add_row(
+            name,
+            _one_line(entry.build_params),
+            f"{entry.build_seconds:.1f}",
+            f"{entry.size_bytes / 1e6:,.1f}",
+        )
+    return table
+
+
+def _points_table(manifest: IndexManifest) -> Table:
+    """Tabulate the operating points; exhaustive ones only of backends that have no others."""
+    table = Table("backend", box=SIMPLE, caption=f"measured on {manifest.tuned_on}, one a call")
+    for name in ("k", "asked", "recall@k", "p50 µs", "p99 µs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("search params")
+    for name, entry in manifest.backends.items():
+        tuned = [p for p in entry.operating_points if p.name != EXHAUSTIVE]
+        for point in tuned or entry.operating_points:
+            table.add_row(
+                name,
+                str(point.k),
+                point.name,
+                f"{point.recall:.3f} ± {(point.recall_high - point.recall_low) / 2:.3f}",
+                f"{point.p50_microseconds:,.0f}",
+                f"{point.p99_microseconds:,.0f}",
+                _one_line(point.search_params),
+            )
+    return table
+
+
+def _one_line(params: Mapping[str, Any]) -> str:
+    given = {name: value for name, value in params.items() if value is not None}
+    return ", ".join(f"{name} {value}" for name, value in given.items()) or "none"
+
+
+def _report_missing_backends() -> None:
+    for backend in BACKENDS.values():
+        if reason := backend.unavailable():
+            stderr.print(f"Not built: {backend.name}. {escape(reason)}", soft_wrap=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Show what is being done and for how long; yields what to call with it."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+        yield lambda what: progress.update(task, description=what)
+
+
+def _print_json(content: object) -> None:
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def _sentences_for_errors() -> Iterator[None]:
+    """Turn what the user can mend into one sentence on stderr and exit code 1."""
+    try:
+        yield
+    except (BackendUnavailableError, BundleError, CorpusError) as error:
+        stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m indexer")

@@ -1,0 +1,292 @@
+"""The index bundle, the unit of deployment: its schema, its writer and its reader.
+
+candidates.parquet    candidate_id and metadata; the line is the candidate's row
+embeddings.npy        (n_candidates, dim) float32 in C order, memory-mapped
+popularity.npy        (n_candidates,) float32
+tuning_queries.npy    (n_queries, dim) float32, what the operating points were measured on
+query/                what the server needs of the tower (trainer.bundle.QueryAssets);
+                      absent if the embeddings are the user's own
+<backend>/            what each backend saves, if anything
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from indexer.backends import BACKENDS, LocalIndex, SearchParams
+from indexer.corpus import CANDIDATE_ID, Corpus, CorpusError
+from trainer.bundle import QUERY_ASSET_FILES, QueryAssets, TowerBundle
+from trainer.publish import BundleError, Manifest, read_manifest, resolve, verify_files
+from trainer.vocabulary import Vocabulary
+
+CANDIDATES = "candidates.parquet"
+EMBEDDINGS = "embeddings.npy"
+POPULARITY = "popularity.npy"
+TUNING_QUERIES = "tuning_queries.npy"
+QUERY = "query"
+
+EXHAUSTIVE = "exhaustive"
+
+
+class OperatingPoint(BaseModel):
+    """Search params with their measured recall and latency."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """The recall target in digits, or ``exhaustive``."""
+    k: int
+    """The number of results it was measured for; it holds for fewer, but not for more."""
+    search_params: dict[str, Any]
+    recall: float
+    """Mean recall@k on queries that the choice of the params has not seen."""
+    recall_low: float
+    recall_high: float
+    """The 95% confidence interval of ``recall``."""
+    p50_microseconds: float
+    p99_microseconds: float
+    """Latency of a call with one query."""
+
+    @property
+    def recall_target(self) -> float:
+        """The recall that was asked for."""
+        return 1.0 if self.name == EXHAUSTIVE else float(self.name)
+
+
+class BackendEntry(BaseModel):
+    """One built backend."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    build_params: dict[str, Any]
+    operating_points: tuple[OperatingPoint, ...]
+    build_seconds: float
+    size_bytes: int
+    """Bytes on disk, beside the embeddings that all backends share."""
+
+
+class IndexManifest(Manifest):
+    """What an index bundle says about itself."""
+
+    format_version: int = 1
+    kind: str = "index"
+    dim: int
+    has_bias_dimension: bool
+    max_history_length: int
+    """Interactions the query tower reads; 0 where there is no query tower."""
+    n_candidates: int
+    tower_version: str | None
+    """The tower bundle the embeddings come from; None if they are the user's own."""
+    tuned_on: str
+    """``queries``, or ``candidates`` where there were no queries to measure on."""
+    default_backend: str
+    default_recall_target: float
+    default_reason: str
+    """Why this backend is the default, in a sentence."""
+    backends: dict[str, BackendEntry] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class SearchChoice:
+    """How a request is to be searched.
+
+    Attributes:
+        backend: the name of the backend.
+        point: the operating point, with the recall to expect.
+        params: the point's search params, for ``Index.search``.
+    """
+
+    backend: str
+    point: OperatingPoint
+    params: SearchParams
+
+
+class IndexBundle:
+    """A published index bundle.
+
+    Args:
+        directory: the version's directory.
+        manifest: its manifest.
+    """
+
+    def __init__(self, directory: Path, manifest: IndexManifest) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self._indexes: dict[str, LocalIndex[Any, Any]] = {}
+
+    @classmethod
+    def open(cls, path: Path, *, verify: bool = True) -> IndexBundle:
+        """Open the bundle at ``path``, which may be a ``current`` link.
+
+        Args:
+            path: a version's directory, or a link to one.
+            verify: whether to hash every file first. Native code opens some of them, and a
+                damaged one can crash the process.
+
+        Raises:
+            BundleError: if there is no bundle, or it is damaged or of another kind.
+        """
+        directory = resolve(path)
+        manifest = read_manifest(directory, IndexManifest)
+        if verify:
+            verify_files(directory, manifest)
+        return cls(directory, manifest)
+
+    @property
+    def backend_names(self) -> tuple[str, ...]:
+        """The backends that were built, the default first."""
+        default = self.manifest.default_backend
+        return (default, *(name for name in self.manifest.backends if name != default))
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The candidates; the embeddings are memory-mapped.
+
+        Raises:
+            BundleError: if the files do not fit the manifest or each other.
+        """
+        try:
+            candidates = pq.read_table(self.directory / CANDIDATES)
+            corpus = Corpus(
+                candidate_ids=Vocabulary(candidates.column(CANDIDATE_ID)),
+                embeddings=np.load(
+                    self.directory / EMBEDDINGS, mmap_mode="r", allow_pickle=False
+                ).view(np.ndarray),
+                candidates=candidates,
+                popularity=np.load(self.directory / POPULARITY, allow_pickle=False),
+                has_bias_dimension=self.manifest.has_bias_dimension,
+            )
+        except (CorpusError, ValueError, KeyError, OSError) as error:
+            raise BundleError(f"{self.directory}: {error}") from error
+        expected = (self.manifest.n_candidates, self.manifest.dim)
+        if corpus.embeddings.shape != expected:
+            raise BundleError(
+                f"{self.directory / EMBEDDINGS} has shape {corpus.embeddings.shape}, "
+                f"the manifest says {expected}"
+            )
+        return corpus
+
+    @cached_property
+    def query(self) -> QueryAssets | None:
+        """What turns a query into an embedding; None if the embeddings are the user's own."""
+        directory = self.directory / QUERY
+        return QueryAssets(directory) if directory.is_dir() else None
+
+    @cached_property
+    def tuning_queries(self) -> np.ndarray:
+        """(n_queries, dim) float32: what the operating points were measured on."""
+        queries: np.ndarray = np.load(self.directory / TUNING_QUERIES, allow_pickle=False)
+        return queries
+
+    def index(self, name: str) -> LocalIndex[Any, Any]:
+        """Return a backend's index, opened on first use.
+
+        Raises:
+            ValueError: if the bundle has no such backend.
+            BackendUnavailableError: if the backend's library is not installed here.
+            BundleError: if its files do not fit the corpus.
+        """
+        if name not in self._indexes:
+            entry, backend = self._entry(name), BACKENDS[name]
+            params = backend.build_params_type.model_validate(entry.build_params)
+            try:
+                self._indexes[name] = backend.load(
+                    self.directory / name, self.corpus.embeddings, params
+                )
+            except ValueError as error:
+                raise BundleError(f"{self.directory}: {error}") from error
+        return self._indexes[name]
+
+    def check(self) -> None:
+        """Open everything, so that what does not fit together is found now.
+
+        Raises:
+            BundleError: if a part does not fit the manifest or the corpus.
+        """
+        for name in self.backend_names:
+            if BACKENDS[name].unavailable() is None:
+                self.index(name)
+        if self.tuning_queries.shape[1:] != (self.manifest.dim,):
+            raise BundleError(
+                f"{self.directory / TUNING_QUERIES} has shape {self.tuning_queries.shape}, "
+                f"the dimension is {self.manifest.dim}"
+            )
+
+    def choose(
+        self, k: int, *, recall_target: float | None = None, backend: str | None = None
+    ) -> SearchChoice:
+        """Choose the cheapest way to deliver a recall, by the measured operating points.
+
+        Args:
+            k: candidates wanted.
+            recall_target: the recall to deliver; by default, what the index was built for.
+            backend: the only backend to consider; by default, the index's own choice, or all of
+                them if a recall target is given.
+
+        Returns:
+            The choice. Where nothing was measured for so many candidates or so high a recall, it
+            is an exhaustive search.
+
+        Raises:
+            ValueError: if the bundle has no such backend, or the target is not in (0, 1].
+        """
+        target = self.manifest.default_recall_target if recall_target is None else recall_target
+        if not 0 < target <= 1:
+            raise ValueError(f"recall_target must be above 0 and at most 1, not {target}")
+        if backend is not None:
+            names: tuple[str, ...] = (backend,)
+        elif recall_target is None:
+            names = (self.manifest.default_backend,)
+        else:
+            names = self.backend_names
+        choices = [(name, point) for name in names for point in self._candidates(name, k, target)]
+        name, point = min(choices, key=lambda choice: choice[1].p50_microseconds)
+        params = BACKENDS[name].search_params_type.model_validate(point.search_params)
+        return SearchChoice(name, point, params)
+
+    def _candidates(self, name: str, k: int, target: float) -> list[OperatingPoint]:
+        """Return the points of a backend that promise enough; its exhaustive one if none does."""
+        points = self._entry(name).operating_points
+        enough = [p for p in points if p.k >= k and p.recall_target >= target]
+        return enough or [p for p in points if p.name == EXHAUSTIVE][-1:]
+
+    def _entry(self, name: str) -> BackendEntry:
+        if name not in self.manifest.backends:
+            known = ", ".join(self.backend_names)
+            raise ValueError(f"unknown backend {name!r}; this index has {known}")
+        return self.manifest.backends[name]
+
+
+def write_corpus(directory: Path, corpus: Corpus, tuning_queries: np.ndarray) -> None:
+    """Write the corpus, and the queries to tune on, into a staged bundle."""
+    pq.write_table(corpus.candidates, directory / CANDIDATES)
+    np.save(directory / EMBEDDINGS, corpus.embeddings)
+    np.save(directory / POPULARITY, corpus.popularity)
+    np.save(directory / TUNING_QUERIES, tuning_queries)
+
+
+def write_query_assets(directory: Path, towers: TowerBundle) -> None:
+    """Put what the server needs of the tower into a staged bundle, without a copy if possible."""
+    target = directory / QUERY
+    target.mkdir()
+    for name in QUERY_ASSET_FILES:
+        source = towers.query.directory / name
+        if source.exists():
+            _link_or_copy(source, target / name)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Make a hard link, or a copy where the file systems differ or know no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,169 @@
+"""Operating points: the cheapest search params that deliver a recall, found by measuring.
+
+Half of the queries choose the params, the other half, unseen, tells what they deliver. The
+choosing half must show the target by more than its standard error, or the luckiest of the params
+that were tried would be promised and not delivered.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from indexer.backends import LocalIndex, SearchParams
+from indexer.bundle import EXHAUSTIVE, OperatingPoint
+from indexer.exact import ExactScorer, Neighbors
+from indexer.recall import mean_interval, recall_at_k, standard_error
+
+TARGETS = (0.90, 0.95, 0.99)
+
+_MAX_QUERIES = 800  # a standard error of 0.0025 for each half where recalls deviate by 0.05
+_EXHAUSTIVE_QUERIES = 20  # an exhaustive search is slow, and there is nothing to estimate
+_TIMED_SECONDS = 0.25
+_MIN_TIMED, _MAX_TIMED = 5, 500
+_FINALISTS = 3  # params timed per target: the cost model tells them apart only roughly
+
+AnyIndex = LocalIndex[Any, Any]
+
+
+@dataclass(frozen=True)
+class TuningQueries:
+    """Queries with their exact answers, in two halves.
+
+    Attributes:
+        choosing: (n, dim) float32, on which params are chosen.
+        unseen: (m, dim) float32, on which the chosen params are measured.
+        exact_choosing: the exact top k of ``choosing`` for the largest k that is tuned for.
+        exact_unseen: the same for ``unseen``.
+    """
+
+    choosing: np.ndarray
+    unseen: np.ndarray
+    exact_choosing: Neighbors
+    exact_unseen: Neighbors
+
+    @classmethod
+    def prepare(
+        cls, embeddings: np.ndarray, queries: np.ndarray, max_k: int, seed: int
+    ) -> TuningQueries:
+        """Draw some of the queries, split them and search them exactly."""
+        order = np.random.default_rng(seed).permutation(len(queries))[:_MAX_QUERIES]
+        # A single query has to serve as both halves.
+        choosing, unseen = queries[order[::2]], queries[order[1::2] if len(order) > 1 else order]
+        scorer = ExactScorer(embeddings)
+        return cls(choosing, unseen, scorer.search(choosing, max_k), scorer.search(unseen, max_k))
+
+
+def tune(index: AnyIndex, queries: TuningQueries, k: int) -> list[OperatingPoint]:
+    """Return the operating points of an index for k results, the cheapest first.
+
+    Args:
+        index: a built index.
+        queries: what to measure on.
+        k: the number of results; at most what ``queries`` was prepared for.
+
+    Returns:
+        A point for each of ``TARGETS`` that some params meet, and the exhaustive one.
+    """
+    exhaustive = _exhaustive_point(index, queries, k)
+    if index.is_exact:
+        return [exhaustive]
+    trials = _Trials(index, queries, k)
+    points = [point for target in TARGETS if (point := trials.best(target)) is not None]
+    return [*points, exhaustive]
+
+
+class _Trials:
+    """The params of one index that were tried for one k."""
+
+    def __init__(self, index: AnyIndex, queries: TuningQueries, k: int) -> None:
+        self._index = index
+        self._queries = queries
+        self._exact = _top(queries.exact_choosing, k)
+        self._k = k
+        self._ladders = index.effort_ladders(k)
+        self._recalls: dict[SearchParams, np.ndarray] = {}
+
+    def best(self, target: float) -> OperatingPoint | None:
+        """Return the cheapest params that meet a target, measured; None if none do."""
+        enough = [rung for ladder in self._ladders for rung in self._lowest(ladder, target)]
+        enough.sort(key=lambda params: self._index.cost(self._k, params))
+        points = [self._measure(target, params) for params in enough[:_FINALISTS]]
+        return min(points, key=lambda point: point.p50_microseconds, default=None)
+
+    def _lowest(self, ladder: Sequence[SearchParams], target: float) -> Iterator[SearchParams]:
+        """Yield the lowest rung that meets the target, found by bisection, if one does."""
+        low, high = 0, len(ladder)
+        while low < high:
+            middle = (low + high) // 2
+            if self._meets(ladder[middle], target):
+                high = middle
+            else:
+                low = middle + 1
+        if low < len(ladder):
+            yield ladder[low]
+
+    def _meets(self, params: SearchParams, target: float) -> bool:
+        if params not in self._recalls:
+            found = self._index.search(self._queries.choosing, self._k, params)
+            self._recalls[params] = recall_at_k(found, self._exact)
+        recalls = self._recalls[params]
+        return float(recalls.mean()) - standard_error(recalls) >= target
+
+    def _measure(self, target: float, params: SearchParams) -> OperatingPoint:
+        found = self._index.search(self._queries.unseen, self._k, params)
+        recalls = recall_at_k(found, _top(self._queries.exact_unseen, self._k))
+        return _point(f"{target:.2f}", self._index, self._queries, self._k, params, recalls)
+
+
+def _exhaustive_point(index: AnyIndex, queries: TuningQueries, k: int) -> OperatingPoint:
+    params = index.exhaustive_params()
+    few = slice(_EXHAUSTIVE_QUERIES)
+    exact = _top(queries.exact_unseen, k)
+    found = index.search(queries.unseen[few], k, params)
+    recalls = recall_at_k(found, Neighbors(exact.rows[few], exact.scores[few]))
+    return _point(EXHAUSTIVE, index, queries, k, params, recalls)
+
+
+def _point(
+    name: str,
+    index: AnyIndex,
+    queries: TuningQueries,
+    k: int,
+    params: SearchParams,
+    recalls: np.ndarray,
+) -> OperatingPoint:
+    recall, low, high = mean_interval(recalls)
+    p50, p99 = np.percentile(_latencies(index, queries.unseen, k, params), [50, 99])
+    return OperatingPoint(
+        name=name,
+        k=k,
+        search_params=params.model_dump(),
+        recall=recall,
+        recall_low=low,
+        recall_high=high,
+        p50_microseconds=round(float(p50), 1),
+        p99_microseconds=round(float(p99), 1),
+    )
+
+
+def _latencies(index: AnyIndex, queries: np.ndarray, k: int, params: SearchParams) -> np.ndarray:
+    """Return the microseconds that calls with one query take, within a budget of time."""
+    index.search(queries[:1], k, params)
+    taken: list[int] = []
+    while len(taken) < _MIN_TIMED or (
+        len(taken) < _MAX_TIMED and sum(taken) < _TIMED_SECONDS * 1e9
+    ):
+        query = queries[len(taken) % len(queries)][None, :]
+        start = time.perf_counter_ns()
+        index.search(query, k, params)
+        taken.append(time.perf_counter_ns() - start)
+    return np.array(taken) / 1e3
+
+
+def _top(neighbors: Neighbors, k: int) -> Neighbors:
+    return Neighbors(neighbors.rows[:, :k], neighbors.scores[:, :k])

@@ -1,0 +1,130 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexer.backends import BACKENDS
+from indexer.bundle import IndexBundle, OperatingPoint
+from indexer.corpus import Corpus
+from indexer.recall import recall_at_k
+from trainer.publish import BundleError
+
+
+@pytest.fixture
+def copy(built: IndexBundle, tmp_path: Path) -> Path:
+    """A copy of the bundle, to be damaged."""
+    return Path(shutil.copytree(built.directory, tmp_path / built.directory.name))
+
+
+def test_it_holds_the_corpus(built: IndexBundle, corpus: Corpus) -> None:
+    np.testing.assert_array_equal(corpus.embeddings, built.corpus.embeddings)
+    np.testing.assert_array_equal(corpus.popularity, built.corpus.popularity)
+    assert corpus.candidates == built.corpus.candidates
+    assert built.corpus.candidate_ids.row("c7") == 7
+    assert built.query is None
+
+
+def test_it_holds_every_backend(built: IndexBundle) -> None:
+    assert set(BACKENDS) == set(built.backend_names)
+    assert built.manifest.default_backend == built.backend_names[0]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_its_indexes_are_exact_when_asked(
+    built: IndexBundle, queries: np.ndarray, name: str
+) -> None:
+    index = built.index(name)
+    exact = built.index("brute_force").search(queries, 20)
+    found = index.search(queries, 20, index.exhaustive_params())
+    np.testing.assert_array_equal(exact.rows, found.rows)
+    np.testing.assert_array_equal(exact.scores, found.scores)
+    assert index is built.index(name)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("target", [0.9, 0.95, 0.99])
+def test_operating_points_deliver(
+    built: IndexBundle, queries: np.ndarray, name: str, target: float
+) -> None:
+    choice = built.choose(20, recall_target=target, backend=name)
+    exact = built.index("brute_force").search(queries, 20)
+    found = built.index(choice.backend).search(queries, 20, choice.params)
+    assert (name, True) == (choice.backend, choice.point.recall_target >= target)
+    assert recall_at_k(found, exact).mean() >= target - 0.01
+
+
+def test_without_a_wish_it_is_the_default(built: IndexBundle) -> None:
+    choice = built.choose(20)
+    assert built.manifest.default_backend == choice.backend
+    assert built.manifest.default_recall_target <= choice.point.recall_target
+
+
+def test_what_was_never_measured_is_searched_exhaustively(built: IndexBundle) -> None:
+    assert built.choose(5000, backend="annoy").point.name == "exhaustive"
+    assert built.choose(10, recall_target=0.999, backend="scann").point.name == "exhaustive"
+
+
+def test_a_point_holds_for_fewer_results_but_not_for_more(built: IndexBundle) -> None:
+    points = {built.choose(k, backend="annoy").point.k for k in (1, 9, 10)}
+    assert points <= {10, 20, 300}
+    assert built.choose(11, backend="annoy").point.k >= 20
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, 1.01, float("nan")])
+def test_a_recall_that_cannot_be(built: IndexBundle, target: float) -> None:
+    with pytest.raises(ValueError, match="above 0 and at most 1"):
+        built.choose(10, recall_target=target)
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones(built: IndexBundle) -> None:
+    with pytest.raises(ValueError, match=r"unknown backend 'faiss'; this index has .*annoy"):
+        built.index("faiss")
+
+
+def test_a_point_knows_its_target() -> None:
+    measured = {"k": 10, "search_params": {}, "recall": 1, "recall_low": 1, "recall_high": 1}
+    latency = {"p50_microseconds": 1, "p99_microseconds": 1}
+    points = [OperatingPoint(name=n, **measured, **latency) for n in ("0.90", "exhaustive")]
+    assert [point.recall_target for point in points] == [0.9, 1.0]
+
+
+class TestDamage:
+    def test_every_flipped_bit_is_found(self, copy: Path) -> None:
+        for path in sorted(p for p in copy.rglob("*") if p.is_file()):
+            content = path.read_bytes()
+            damaged = bytearray(content)
+            damaged[len(content) // 2] ^= 1
+            path.write_bytes(damaged)
+            with pytest.raises(BundleError):
+                IndexBundle.open(copy)
+            path.write_bytes(content)
+        IndexBundle.open(copy).check()
+
+    def test_a_missing_file(self, copy: Path) -> None:
+        (copy / "popularity.npy").unlink()
+        with pytest.raises(BundleError, match=r"missing popularity\.npy"):
+            IndexBundle.open(copy)
+
+    def test_an_extra_file(self, copy: Path) -> None:
+        (copy / "scann" / "scann_docids.pkl").write_bytes(b"")
+        with pytest.raises(BundleError, match=r"not in the manifest: scann/scann_docids\.pkl"):
+            IndexBundle.open(copy)
+
+    def test_swapped_files(self, copy: Path) -> None:
+        one, other = copy / "embeddings.npy", copy / "tuning_queries.npy"
+        one.rename(copy / "x")
+        other.rename(one)
+        (copy / "x").rename(other)
+        with pytest.raises(BundleError, match=r"expected \d+ bytes, found"):
+            IndexBundle.open(copy)
+
+    def test_a_manifest_of_another_kind(self, copy: Path) -> None:
+        manifest = json.loads((copy / "manifest.json").read_text())
+        text = json.dumps({**manifest, "kind": "towers"}).encode()
+        (copy / "manifest.json").write_bytes(text)
+        (copy / "manifest.sha256").write_text(hashlib.sha256(text).hexdigest())
+        with pytest.raises(BundleError, match="expected kind 'index', found 'towers'"):
+            IndexBundle.open(copy)

@@ -1,0 +1,84 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from indexer.__main__ import app
+from indexer.backends import BACKENDS
+from indexer.bundle import IndexBundle
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def own_build(own_files: dict[str, Path], tmp_path: Path) -> list[object]:
+    vectors, ids, metadata = own_files.values()
+    files = ["--embeddings", vectors, "--candidate-ids", ids, "--metadata", metadata]
+    return ["build", *files, "--backend", "brute_force", "--output", tmp_path / "out"]
+
+
+def test_build_verify_inspect_and_prune(own_build: list[object], tmp_path: Path) -> None:
+    first = run(*own_build, "--k", 2)
+    assert first.exit_code == 0, first.output
+    assert "brute_force" in first.stdout
+    second = run(*own_build, "--json")
+    report = json.loads(second.stdout)
+    assert (report["tuned_on"], report["n_candidates"]) == ("candidates", 3)
+    current = tmp_path / "out" / "current"
+    assert IndexBundle.open(current).directory == Path(report["directory"])
+    assert json.loads(run("inspect", current, "--json").stdout) == report
+    assert "Default: brute_force is the fastest" in run("inspect", current).stdout
+    assert "files intact" in run("verify", current).stdout
+    assert json.loads(run("verify", current, "--json").stdout)["intact"]
+    removed = json.loads(run("prune", tmp_path / "out", "--keep", 0, "--json").stdout)["removed"]
+    assert len(removed) == 1
+    assert "Nothing to remove" in run("prune", tmp_path / "out", "--keep", 0).stdout
+
+
+def test_verify_finds_damage(own_build: list[object], tmp_path: Path) -> None:
+    run(*own_build)
+    path = (tmp_path / "out" / "current").resolve() / "embeddings.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    result = run("verify", tmp_path / "out" / "current")
+    assert result.exit_code == 1
+    assert "embeddings.npy is damaged" in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "give either --towers or --embeddings"),
+        (["--embeddings", "v.npy"], 2, "--embeddings needs --candidate-ids"),
+        (["--towers", "t", "--metadata", "m"], 2, "belong to --embeddings"),
+        (["--towers", "missing"], 1, "missing is not a bundle"),
+        (["--towers", "t", "--recall", "1.5"], 2, "at most 1, not 1.5"),
+        (["--towers", "t", "--k", "0"], 2, "--k"),
+        (["--embeddings", "missing.npy", "--candidate-ids", "x"], 1, "not a readable .npy"),
+    ],
+)
+def test_mistakes_get_a_sentence(
+    tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    result = run("build", "--output", tmp_path / "out", *arguments)
+    assert code == result.exit_code
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_row_is_named(own_build: list[object], own_files: dict[str, Path]) -> None:
+    np.save(own_files["vectors.npy"], np.array([[1, 0], [0, np.nan], [1, 1]]))
+    result = run(*own_build)
+    assert result.exit_code == 1
+    assert "row 1 of the embeddings holds a NaN" in result.stderr
+
+
+def test_missing_backends_are_told(
+    own_build: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BACKENDS["scann"], "unavailable", lambda: "ScaNN is not installed")
+    assert "Not built: scann. ScaNN is not installed" in run(*own_build).stderr
