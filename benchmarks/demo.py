@@ -56,11 +56,11 @@ def run() -> int:
 def _query(target: str) -> None:
     liked = _first_candidates(3)
     _heading(f"What a known user, {_KNOWN_USER}, may like")
-    _command("server", "search", "--target", target, "--user", _KNOWN_USER, "--count", "5")
+    _command("server", "search", "--address", target, "--user", _KNOWN_USER, "--count", "5")
     _heading("What somebody new may like who liked three movies")
-    _command("server", "search", "--target", target, "--liked", ",".join(liked), "--count", "5")
+    _command("server", "search", "--address", target, "--liked", ",".join(liked), "--count", "5")
     _heading("More like the first of them")
-    _command("server", "search", "--target", target, "--like", liked[0], "--count", "5")
+    _command("server", "search", "--address", target, "--like", liked[0], "--count", "5")
 
 
 def _first_candidates(count: int) -> list[str]:
