@@ -95,7 +95,7 @@ def evaluate(dataset: Dataset, split: Split, score_users: ScoreUsers) -> Evaluat
 
 def rank(dataset: Dataset, split: Split, score_users: ScoreUsers) -> Rankings:
     """Rank the candidates for every test user, as ``evaluate`` measures them."""
-    seen = _candidates_by_user(dataset, split.train)
+    seen = candidates_by_user(dataset, split.train)
     heldout = _heldout(dataset, split)
     user_rows = np.flatnonzero(heldout.counts)
     if split.kind is SplitKind.TEMPORAL:
@@ -112,6 +112,12 @@ def rank(dataset: Dataset, split: Split, score_users: ScoreUsers) -> Rankings:
     ]
     lists, hits = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     return Rankings(user_rows, lists, hits, heldout.counts[user_rows])
+
+
+def candidates_by_user(dataset: Dataset, rows: Rows) -> Grouped:
+    """Return the candidates of each user in ``rows``, each once."""
+    pairs = np.unique(_pair_keys(dataset, rows))
+    return Grouped.by(*np.divmod(pairs, dataset.n_candidates), n_groups=dataset.n_users)
 
 
 def top_rows(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
@@ -148,7 +154,7 @@ def measure(dataset: Dataset, split: Split, rankings: Rankings) -> dict[str, flo
     """Return every metric of the rankings by its name: means over users, and beyond accuracy."""
     figures = {name: float(values.mean()) for name, values in user_metrics(rankings).items()}
     lists, n_candidates = rankings.lists, dataset.n_candidates
-    known_by = np.bincount(_candidates_by_user(dataset, split.train).values, minlength=n_candidates)
+    known_by = np.bincount(candidates_by_user(dataset, split.train).values, minlength=n_candidates)
     n_train_users = len(np.unique(dataset.user_rows[split.train]))
     contents = _contents(dataset.candidates)
     for k in CUTOFFS:
@@ -178,12 +184,6 @@ def _rank_batch(
     keys = np.arange(len(lists))[:, None] * n_candidates + lists
     hits = np.isin(keys, positions * n_candidates + candidates) & (lists >= 0)
     return lists, hits
-
-
-def _candidates_by_user(dataset: Dataset, rows: Rows) -> Grouped:
-    """Return the candidates of each user in ``rows``, each once."""
-    pairs = np.unique(_pair_keys(dataset, rows))
-    return Grouped.by(*np.divmod(pairs, dataset.n_candidates), n_groups=dataset.n_users)
 
 
 def _heldout(dataset: Dataset, split: Split) -> Grouped:

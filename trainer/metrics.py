@@ -11,10 +11,11 @@ mean over users is the figure to report.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
 
 Hits = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.integer[Any]]
@@ -122,8 +123,10 @@ def novelty(lists: Lists, train_counts: Counts, n_users: int, k: int) -> PerUser
     return mean
 
 
-class Interval(NamedTuple):
+class Interval(BaseModel):
     """A mean and the bounds its bootstrap distribution keeps to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     mean: float
     low: float
@@ -157,7 +160,7 @@ def paired_bootstrap(
     for i in range(n_resamples):
         means[i] = differences[rng.integers(n_users, size=n_users)].mean()
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(differences.mean()), float(low), float(high))
+    return Interval(mean=float(differences.mean()), low=float(low), high=float(high))
 
 
 def _listed_counts(lists: Lists, n_candidates: int, k: int) -> npt.NDArray[np.int64]:

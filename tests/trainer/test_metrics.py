@@ -98,7 +98,7 @@ def test_paired_bootstrap_of_a_constant_difference_has_no_spread():
 
     interval = metrics.paired_bootstrap(ours, ours - 0.1, n_resamples=50)
 
-    np.testing.assert_allclose([0.1, 0.1, 0.1], interval)
+    assert interval.model_dump() == pytest.approx({"mean": 0.1, "low": 0.1, "high": 0.1})
 
 
 def test_paired_bootstrap_matches_the_normal_approximation():

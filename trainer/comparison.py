@@ -1,0 +1,123 @@
+"""The towers beside the baselines: one table, and whether the differences are more than noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from trainer.baselines import BASELINES, Fit
+from trainer.datasets import Dataset
+from trainer.evaluation import EvaluationError, ScoreUsers, measure, rank, user_metrics
+from trainer.metrics import Interval, paired_bootstrap
+from trainer.splits import Split, SplitKind
+
+TOWERS = "towers"
+
+HEADLINES = (
+    "heldout_recall@10",
+    "ndcg@10",
+    "mrr@100",
+    "hit_rate@10",
+    "coverage@10",
+    "gini@10",
+    "diversity@10",
+    "novelty@10",
+)
+"""Metrics worth a column in a table; the comparison has many more."""
+
+BOOTSTRAPPED = ("heldout_recall@10", "ndcg@10", "heldout_recall@100")
+"""Metrics whose differences come with an interval."""
+
+
+class ComparedModel(BaseModel):
+    """One line of the table.
+
+    Attributes:
+        name: Of the model.
+        metrics: By name; see ``trainer.metrics``.
+        towers_lead: By name of the metric, towers minus this model over the same users, with its
+            95% interval; empty for the towers themselves.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    metrics: dict[str, float]
+    towers_lead: dict[str, Interval] = {}
+
+
+class Comparison(BaseModel):
+    """The towers and the baselines on one split.
+
+    Attributes:
+        dataset: Name of the dataset.
+        split: How it was split.
+        ordered_by: What settled which interaction is later, ``timestamp`` or ``row``.
+        n_users: How many users were scored.
+        models: The towers first, then the baselines.
+        left_out: By name, why a baseline could not be compared.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    split: SplitKind
+    ordered_by: str
+    n_users: int
+    models: list[ComparedModel]
+    left_out: dict[str, str]
+
+
+def compare(
+    dataset: Dataset,
+    split: Split,
+    score_users: ScoreUsers,
+    *,
+    baselines: Mapping[str, Fit] = BASELINES,
+    on_model: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Measure the towers and every baseline, each fitted to the same train rows.
+
+    Args:
+        dataset: What was split.
+        split: What the models learn from and are tested on.
+        score_users: The towers, trained on ``split.train``.
+        baselines: What to compare them with, by name.
+        on_model: Called with the name of each model before its turn, to show progress.
+
+    Raises:
+        EvaluationError: if there is nobody to score, or the towers give no numbers.
+    """
+    on_model(TOWERS)
+    rankings = rank(dataset, split, score_users)
+    towers = user_metrics(rankings)
+    models = [ComparedModel(name=TOWERS, metrics=measure(dataset, split, rankings))]
+    left_out = {}
+    for name, fit in baselines.items():
+        on_model(name)
+        try:
+            theirs = rank(dataset, split, fit(dataset, split.train))
+        except (EvaluationError, np.linalg.LinAlgError) as error:
+            left_out[name] = str(error)
+            continue
+        values = user_metrics(theirs)
+        models.append(
+            ComparedModel(
+                name=name,
+                metrics=measure(dataset, split, theirs),
+                towers_lead={
+                    metric: paired_bootstrap(towers[metric], values[metric])
+                    for metric in BOOTSTRAPPED
+                },
+            )
+        )
+    return Comparison(
+        dataset=dataset.name,
+        split=split.kind,
+        ordered_by=split.ordered_by,
+        n_users=len(rankings.user_rows),
+        models=models,
+        left_out=left_out,
+    )
