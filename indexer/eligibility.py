@@ -59,15 +59,21 @@ class EligibleSearch:
 
     def search(self, queries: np.ndarray) -> Neighbors:
         """Return the best k eligible candidates of each query (n_queries, dim) float32."""
-        n_found = min(self._k, self._n_eligible)
-        if n_found == 0:
+        if self._n_eligible == 0:
             return Neighbors.none(len(queries), self._k, SearchMethod.MASKED_SCAN)
         n_fetched = self._first_fetch()
-        if self._eligible is None:
-            neighbors = self._fetch(queries, n_fetched, SearchMethod.INDEX)
-        else:
-            neighbors = self._fetch_or_scan(queries, n_fetched)
-        while len(short := np.flatnonzero(neighbors.rows[:, n_found - 1] < 0)):
+        return self.complete(queries, self._fetch_or_scan(queries, n_fetched), n_fetched)
+
+    def complete(self, queries: np.ndarray, neighbors: Neighbors, n_fetched: int) -> Neighbors:
+        """Widen the search where fewer were found than there are.
+
+        Args:
+            queries: (n_queries, dim) float32.
+            neighbors: what was found for them.
+            n_fetched: how many proposals that took.
+        """
+        last = min(self._k, self._n_eligible) - 1
+        while len(short := np.flatnonzero(neighbors.rows[:, last] < 0)):
             n_fetched = min(n_fetched * _WIDENING, self._n_candidates)
             found = self._fetch_or_scan(queries[short], n_fetched)
             neighbors.rows[short], neighbors.scores[short] = found.rows, found.scores
@@ -79,8 +85,6 @@ class EligibleSearch:
 
         If it hides the query's best candidates, at worst all hidden ones come before the k-th.
         """
-        if self._n_eligible == self._n_candidates:
-            return min(self._k, self._n_candidates)
         wanted = self._k + _SPARE_DEVIATIONS * math.sqrt(self._k)
         by_chance = math.ceil(wanted * self._n_candidates / self._n_eligible)
         at_worst = self._k + self._n_candidates - self._n_eligible
@@ -89,13 +93,11 @@ class EligibleSearch:
     def _fetch_or_scan(self, queries: np.ndarray, n_fetched: int) -> Neighbors:
         """Return what the index finds, or the exact answer where that costs no more."""
         scan_cost = min(_GATHER_COST * self._n_eligible, self._n_candidates)
-        if self._cost(n_fetched) < scan_cost:
-            return self._fetch(queries, n_fetched, SearchMethod.OVER_FETCH)
-        found = self._exact.search(queries, self._k, self._rows)
-        return replace(found, method=SearchMethod.MASKED_SCAN)
-
-    def _fetch(self, queries: np.ndarray, n_fetched: int, method: SearchMethod) -> Neighbors:
+        if self._cost(n_fetched) >= scan_cost:
+            found = self._exact.search(queries, self._k, self._rows)
+            return replace(found, method=SearchMethod.MASKED_SCAN)
         proposed = self._propose(queries, n_fetched)
         if self._eligible is not None:
             proposed = np.where((proposed >= 0) & self._eligible[proposed], proposed, -1)
-        return replace(self._exact.rescore(queries, proposed, self._k), method=method)
+        found = self._exact.rescore(queries, proposed, self._k)
+        return replace(found, method=SearchMethod.OVER_FETCH)

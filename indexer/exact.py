@@ -8,18 +8,26 @@ that can be among the best, within a bound on its rounding error, and the kernel
 
 from __future__ import annotations
 
+import itertools
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
 import numpy as np
 
-_GATHERED_FLOATS = 1 << 18  # 1 MiB of gathered vectors stays in the second-level cache
+_GATHERED_FLOATS = 1 << 16  # 256 KiB of gathered vectors stay in the second-level cache
 _SCORED_FLOATS = 1 << 24  # scores held at once while a batch scans the corpus: 64 MiB
 _SCORE_ALL_ABOVE = 0.25  # share of the rows from which scoring all beats gathering those rows
-_GROUPS_PER_RESULT = 8  # groups of rows whose maxima bound the k-th best score from below...
-_MIN_GROUPS = 1024  # ... and how many it takes for NumPy to reduce them at full speed
+_GROUPS_PER_RESULT = 4  # groups of rows whose maxima bound the k-th best score from below...
+_MIN_GROUPS = 256  # ... but enough for NumPy to reduce them at full speed...
+_MIN_GROUP_SIZE = 8  # ... and large enough to be worth it
+
+# A sort key is 64 bits: the turned score above, the row below.
+_ROW, _SCORE = (0, 1) if sys.byteorder == "little" else (1, 0)
 _NO_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)  # sorts behind the key of every row
+_NO_KEY_HALF = np.uint32(0xFFFFFFFF)
+_SIGN = np.uint32(0x80000000)
 
 
 class SearchMethod(StrEnum):
@@ -87,14 +95,17 @@ class ExactScorer:
             rows: (n_queries, n) integers, -1 where there is none.
             k: candidates wanted per query.
         """
-        n_queries, width = rows.shape
-        keys = np.empty((n_queries, width), dtype=np.uint64)
-        step = max(1, _GATHERED_FLOATS // max(1, width * queries.shape[1]))
-        for start in range(0, n_queries, step):
-            part = slice(start, start + step)
-            vectors = np.take(self.embeddings, rows[part], axis=0, mode="clip")
-            keys[part] = _sort_keys(rows[part], np.vecdot(vectors, queries[part, None, :]))
-        return _best(keys, k)
+        scores = np.empty(rows.shape, dtype=np.float32)
+        step = max(1, _GATHERED_FLOATS // max(1, rows.shape[1] * queries.shape[1]))
+        vectors = np.empty((min(step, len(rows)), rows.shape[1], queries.shape[1]), np.float32)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            # Clipping spares a check and a copy; the scores of what is clipped are not used.
+            gathered = vectors[: len(part)]
+            np.take(self.embeddings, part, axis=0, mode="clip", out=gathered)
+            some = queries[start : start + step, None, :]
+            np.vecdot(gathered, some, out=scores[start : start + step])
+        return _best(_sort_keys(rows, scores), k)
 
     def shortlist(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> np.ndarray:
         """Return rows that certainly hold the exact top k of each query, and few others.
@@ -107,36 +118,38 @@ class ExactScorer:
         Returns:
             (n_queries, width) int64, -1 where a query has fewer than the others.
         """
-        among = np.arange(len(self.embeddings)) if rows is None else rows
-        if k >= len(among):
-            return np.broadcast_to(among, (len(queries), len(among)))
-        score_all = len(among) > _SCORE_ALL_ABOVE * len(self.embeddings)
-        vectors = self.embeddings if score_all else np.take(self.embeddings, among, axis=0)
+        n_rows = len(self.embeddings) if rows is None else len(rows)
+        if k >= n_rows:
+            everything = np.arange(n_rows) if rows is None else rows
+            return np.broadcast_to(everything, (len(queries), n_rows))
+        vectors, scored = self.embeddings, rows
+        if rows is not None and n_rows <= _SCORE_ALL_ABOVE * len(vectors):
+            vectors, scored = np.take(vectors, rows, axis=0), None
         slack = self._rounding_slack(queries)
         step = max(1, _SCORED_FLOATS // len(vectors))
         found: list[np.ndarray] = []
         for start in range(0, len(queries), step):
             scores = _products(queries[start : start + step], vectors)
-            if score_all and rows is not None:
-                scores = np.take(scores, rows, axis=1)
-            found += [
-                _near_top(line, k, margin)
-                for line, margin in zip(scores, slack[start : start + step], strict=True)
-            ]
-        positions = _padded(found)
-        return np.where(positions < 0, -1, among[positions])
+            if scored is not None:
+                scores = np.take(scores, scored, axis=1)
+            found += map(_near_top, scores, itertools.repeat(k), slack[start : start + step])
+        return _padded(found if rows is None else [rows[positions] for positions in found])
 
-    def _rounding_slack(self, queries: np.ndarray) -> np.ndarray:
-        """Bound how far below the k-th best product a row of the exact top k can lie.
+    @cached_property
+    def _slack_of_unit_query(self) -> float:
+        """How far below the k-th best product a row of a unit query's exact top k can lie.
 
         A dot product in float32 errs by at most ``gamma`` times the norms, in whatever order it
         is summed (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). The
-        kernel and the product err once each, and so do the row and the k-th best.
+        kernel and the matrix product err once each, for the row and for the k-th best; the fifth
+        is for the comparison.
         """
-        unit = queries.shape[1] * np.finfo(np.float32).eps / 2
-        gamma = unit / (1 - unit)
-        norms = np.sqrt(squared_norms(queries).astype(np.float64))
-        return np.asarray(4 * gamma * norms * self.max_norm, dtype=np.float64)
+        unit: float = self.embeddings.shape[1] * float(np.finfo(np.float32).eps) / 2
+        return 5 * unit / (1 - unit) * self.max_norm
+
+    def _rounding_slack(self, queries: np.ndarray) -> np.ndarray:
+        slack: np.ndarray = np.sqrt(squared_norms(queries)) * self._slack_of_unit_query
+        return slack
 
 
 def squared_norms(vectors: np.ndarray) -> np.ndarray:
@@ -158,26 +171,33 @@ def _products(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 def _near_top(scores: np.ndarray, k: int, slack: float) -> np.ndarray:
     """Return the positions whose score is less than ``slack`` below the k-th best, or better."""
-    found = np.flatnonzero(scores >= _bound_below(scores, k) - slack)
+    bound = _bound_below(scores, k)
+    if bound is None:
+        return np.flatnonzero(scores >= _kth_best(scores, k) - slack)
+    found = np.flatnonzero(scores >= bound - slack)
     chosen = scores[found]
-    threshold = np.partition(chosen, len(chosen) - k)[len(chosen) - k] - slack
-    near: np.ndarray = found[chosen >= threshold]
+    near: np.ndarray = found[chosen >= _kth_best(chosen, k) - slack]
     return near
 
 
-def _bound_below(scores: np.ndarray, k: int) -> float:
-    """Return a bound the k-th best score does not fall below.
+def _kth_best(scores: np.ndarray, k: int) -> np.float32:
+    best: np.float32 = np.partition(scores, len(scores) - k)[len(scores) - k]
+    return best
+
+
+def _bound_below(scores: np.ndarray, k: int) -> np.float32 | None:
+    """Return a bound the k-th best score does not fall below; None where that saves nothing.
 
     The k-th best of the maxima of disjoint groups is one, and finding it costs little more than
     reading the scores once. A group takes every n_groups-th row, since good rows often lie
     together.
     """
     n_groups = max(_GROUPS_PER_RESULT * k, _MIN_GROUPS)
-    per_group = len(scores) // n_groups
-    if per_group <= 1:
-        return -np.inf
-    maxima = scores[: per_group * n_groups].reshape(per_group, n_groups).max(axis=0)
-    return float(np.partition(maxima, n_groups - k)[n_groups - k])
+    group_size = len(scores) // n_groups
+    if group_size < _MIN_GROUP_SIZE:
+        return None
+    groups = scores[: group_size * n_groups].reshape(group_size, n_groups)
+    return _kth_best(groups.max(axis=0), k)
 
 
 def _padded(lines: list[np.ndarray]) -> np.ndarray:
@@ -194,30 +214,33 @@ def _sort_keys(rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
     half holds the row. One integer sort is far cheaper than a sort by two keys, and equal keys
     are repeated rows.
     """
-    bits = (scores + np.float32(0)).view(np.int32)  # adding 0 makes -0 equal to 0
-    keys = _descending(bits).view(np.uint32).astype(np.uint64) << np.uint64(32)
-    keys |= rows.astype(np.uint32)
-    keys[rows < 0] = _NO_KEY
-    return keys
+    halves = np.empty((*rows.shape, 2), dtype=np.uint32)
+    halves[..., _ROW] = rows
+    halves[..., _SCORE] = _turned((scores + np.float32(0)).view(np.uint32))  # 0 mends -0
+    halves[rows < 0] = _NO_KEY_HALF
+    return halves.view(np.uint64)[..., 0]
 
 
 def _best(keys: np.ndarray, k: int) -> Neighbors:
     """Read the k best rows and their scores back from sort keys (n_queries, width)."""
     keys.sort(axis=1)
-    repeated = (keys[:, 1:] == keys[:, :-1]) & (keys[:, 1:] != _NO_KEY)
+    repeated = keys[:, 1:] == keys[:, :-1]
     if repeated.any():
         keys[:, 1:][repeated] = _NO_KEY
         keys.sort(axis=1)
-    best = keys[:, :k]
+    best = np.ascontiguousarray(keys[:, :k])
+    halves = best.view(np.uint32).reshape(*best.shape, 2)
+    rows = halves[..., _ROW].astype(np.int64)
+    scores = _turned(halves[..., _SCORE]).view(np.float32)
+    if best.shape[1] == k and (best[:, -1] != _NO_KEY).all():
+        return Neighbors(rows, scores)
     neighbors = Neighbors.none(len(keys), k)
-    rows, scores = neighbors.rows[:, : best.shape[1]], neighbors.scores[:, : best.shape[1]]
     present = best != _NO_KEY
-    rows[present] = (best & np.uint64(0xFFFFFFFF)).astype(np.int64)[present]
-    bits = (best >> np.uint64(32)).astype(np.uint32).view(np.int32)
-    scores[present] = _descending(bits).view(np.float32)[present]
+    neighbors.rows[:, : best.shape[1]][present] = rows[present]
+    neighbors.scores[:, : best.shape[1]][present] = scores[present]
     return neighbors
 
 
-def _descending(bits: np.ndarray) -> np.ndarray:
-    """Map float32 bits to integers, unsigned, that fall as the number rises; and back again."""
-    return np.where(bits < 0, bits, bits ^ np.int32(0x7FFFFFFF))
+def _turned(bits: np.ndarray) -> np.ndarray:
+    """Turn float32 bits into integers that fall as the number rises; or turn them back."""
+    return np.where(bits & _SIGN, bits, bits ^ ~_SIGN)

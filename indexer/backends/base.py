@@ -7,6 +7,7 @@ padding are the same for all and live here.
 
 from __future__ import annotations
 
+import math
 import operator
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -230,16 +231,28 @@ class LocalIndex(Index[S], Generic[B, S]):
         _check_type("search params", chosen, self.search_params_type)
         if len(queries) == 0:
             return Neighbors.none(0, k)
-        if eligible is not None:
+        if eligible is None:
+            neighbors = self._search_all(queries, k, chosen)
+        else:
             self._check_eligible(eligible)
-        neighbors = EligibleSearch(
+            neighbors = self._eligible_search(k, chosen, eligible).search(queries)
+        return replace(neighbors, method=SearchMethod.EXACT) if self.is_exact else neighbors
+
+    def _search_all(self, queries: np.ndarray, k: int, params: S) -> Neighbors:
+        n_wanted = min(k, self.n_candidates)
+        neighbors = self._exact.rescore(queries, self._search(queries, n_wanted, params), k)
+        if (neighbors.rows[:, n_wanted - 1] >= 0).all():
+            return neighbors
+        return self._eligible_search(k, params, None).complete(queries, neighbors, n_wanted)
+
+    def _eligible_search(self, k: int, params: S, eligible: np.ndarray | None) -> EligibleSearch:
+        return EligibleSearch(
             self._exact,
             k,
             eligible,
-            propose=lambda some, n: self._search(some, n, chosen.scaled(n / k)),
-            cost=lambda n: self.cost(n, chosen.scaled(n / k)),
-        ).search(queries)
-        return replace(neighbors, method=SearchMethod.EXACT) if self.is_exact else neighbors
+            propose=lambda queries, n: self._search(queries, n, params.scaled(n / k)),
+            cost=lambda n: self.cost(n, params.scaled(n / k)),
+        )
 
     def _check_eligible(self, eligible: np.ndarray) -> None:
         if not isinstance(eligible, np.ndarray) or eligible.dtype != np.bool_:
@@ -283,15 +296,16 @@ def _check_vectors(name: str, vectors: np.ndarray) -> None:
         raise ValueError(f"{name} must be a float32 array, not {_kind(vectors)}")
     if vectors.ndim != 2:  # noqa: PLR2004
         raise ValueError(f"{name} must have shape (n, dim), not {vectors.shape}")
-    usable = np.isfinite(squared_norms(vectors))
-    if not usable.all():
-        row = int(np.argmin(usable))
-        problem = (
-            "is too large: its norm must be below 1.8e19"
-            if np.isfinite(vectors[row]).all()
-            else "holds a NaN or an infinity"
-        )
-        raise ValueError(f"row {row} of the {name} {problem}")
+    norms = squared_norms(vectors)
+    if math.isfinite(norms.sum(dtype=np.float64)):
+        return
+    row = int(np.argmin(np.isfinite(norms)))
+    problem = (
+        "is too large: its norm must be below 1.8e19"
+        if np.isfinite(vectors[row]).all()
+        else "holds a NaN or an infinity"
+    )
+    raise ValueError(f"row {row} of the {name} {problem}")
 
 
 def _check_k(k: int) -> int:
