@@ -22,6 +22,8 @@ Counts = npt.NDArray[np.integer[Any]]
 Lists = npt.NDArray[np.integer[Any]]
 PerUser = npt.NDArray[np.float64]
 
+_MAX_DRAWS = 1_000_000  # of users at once, for the bootstrap
+
 
 def heldout_recall(hits: Hits, heldout_counts: Counts, k: int) -> PerUser:
     """Return the share of what could be found in the top k that was found.
@@ -75,7 +77,8 @@ def gini(lists: Lists, n_candidates: int, k: int) -> float:
     """
     counts = np.sort(_listed_counts(lists, n_candidates, k))
     ranks = np.arange(1, n_candidates + 1)
-    return float(((2 * ranks - n_candidates - 1) * counts).sum() / (n_candidates * counts.sum()))
+    n_listed = max(counts.sum(), 1)
+    return float(((2 * ranks - n_candidates - 1) * counts).sum() / (n_candidates * n_listed))
 
 
 def intra_list_diversity(lists: Lists, contents: npt.NDArray[np.bool_], k: int) -> PerUser:
@@ -157,8 +160,10 @@ def paired_bootstrap(
     rng = np.random.default_rng(seed)
     n_users = len(differences)
     means = np.empty(n_resamples)
-    for i in range(n_resamples):
-        means[i] = differences[rng.integers(n_users, size=n_users)].mean()
+    batch_size = max(1, _MAX_DRAWS // n_users)
+    for start in range(0, n_resamples, batch_size):
+        batch = means[start : start + batch_size]
+        batch[:] = differences[rng.integers(n_users, size=(len(batch), n_users))].mean(axis=1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(mean=float(differences.mean()), low=float(low), high=float(high))
 

@@ -75,6 +75,10 @@ def test_gini_by_its_definition():
     assert metrics.gini(LISTS, 4, 3) == pytest.approx(differences / 2)
 
 
+def test_gini_of_empty_lists_is_zero():
+    assert metrics.gini(np.array([[-1]]), 4, 1) == 0
+
+
 def test_intra_list_diversity():
     contents = np.array([[1, 0], [1, 1], [0, 1], [0, 0]], dtype=bool)
     lists = np.array([[0, 1, 2], [0, 0, -1], [3, 0, -1], [1, -1, -1]])

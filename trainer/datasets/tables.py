@@ -150,17 +150,18 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file)
         line = 1
-        for fields in reader:
-            yield line, fields
-            line = reader.line_num + 1
+        try:
+            for fields in reader:
+                yield line, fields
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DatasetError(f"{path}, line {line}: cannot be read ({error})") from error
 
 
 def _diagnose(path: Path, error: Exception) -> DatasetError:
     """Return what is wrong with a file that Arrow refused, by line and column where that helps."""
-    if path.suffix.lower() != ".csv":
-        return DatasetError(f"{path}: not a Parquet file that can be read ({error})")
-    names: list[str] = []
-    try:
+    if path.suffix.lower() == ".csv":
+        names: list[str] = []
         for line, fields in _records(path):
             names = names or fields
             if fields and len(fields) != len(names):
@@ -171,6 +172,4 @@ def _diagnose(path: Path, error: Exception) -> DatasetError:
             for name, field in zip(names, fields, strict=False):
                 if any("\udc80" <= character <= "\udcff" for character in field):
                     return DatasetError(f"{path}, line {line}, column {name}: not UTF-8 text")
-    except csv.Error as csv_error:
-        return DatasetError(f"{path}: not a CSV file that can be read ({csv_error})")
-    return DatasetError(f"{path}: not a CSV file that can be read ({error})")
+    return DatasetError(f"{path}: cannot be read ({error})")

@@ -215,6 +215,18 @@ def test_metadata_of_a_type_that_no_tower_reads_is_refused(write):
         load_files(write("i.csv", "user_id,candidate_id\na,x\n"), write("c.parquet", candidates))
 
 
+def test_numbers_that_do_not_fit_are_refused(write):
+    candidates = {"candidate_id": ["x"], "size": pa.array([2**64 - 1], pa.uint64())}
+
+    with pytest.raises(DatasetError, match=r"column size: expected text, .* found uint64"):
+        load_files(write("i.csv", "user_id,candidate_id\na,x\n"), write("c.parquet", candidates))
+
+
+def test_a_quote_that_is_never_closed_is_refused(write):
+    with pytest.raises(DatasetError, match=r"shop\.csv, line 2: cannot be read \(field larger"):
+        load_files(write("shop.csv", 'user_id,candidate_id\n"a,x\n' + "b,x\n" * 1_000_000))
+
+
 def test_a_title_that_is_no_text_is_refused(write):
     candidates = {"candidate_id": ["x"], "title": [["One"]]}
 
@@ -225,7 +237,7 @@ def test_a_title_that_is_no_text_is_refused(write):
 def test_other_files_are_refused(write, tmp_path):
     with pytest.raises(DatasetError, match=r"expected a file named \.csv or \.parquet"):
         load_files(write("shop.json", "{}"))
-    with pytest.raises(DatasetError, match="not a Parquet file"):
+    with pytest.raises(DatasetError, match=r"shop\.parquet: cannot be read \("):
         load_files(write("shop.parquet", "user_id,candidate_id\n"))
     with pytest.raises(DatasetError, match=r"missing.csv: cannot be read \(No such file"):
         load_files(tmp_path / "missing.csv")
