@@ -99,12 +99,12 @@ def choose_by_mmr(scores: np.ndarray, directions: np.ndarray, weight: float, n: 
     chosen = np.empty(n, dtype=np.int64)
     relevance = _stretched(scores)
     resemblance = np.full(len(scores), -1.0, dtype=np.float32)
-    values = relevance.copy()
+    values = relevance
     for i in range(n):
         chosen[i] = best = int(np.argmax(values))
         np.maximum(resemblance, directions @ directions[best], out=resemblance)
-        relevance[best] = -np.inf
         values = weight * relevance - (1.0 - weight) * resemblance
+        values[chosen[: i + 1]] = -np.inf
     return chosen
 
 

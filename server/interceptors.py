@@ -47,7 +47,10 @@ STATUS_CODES: dict[type[errors.SearchError], grpc.StatusCode] = {
 }
 
 _log = structlog.get_logger(__name__)
-_MAX_TEXT = 500  # characters; a call's trailers may take 8 KiB, of several bytes a character
+# A call's trailers may take 8 KiB, and the message is in them twice, once with three characters for
+# every byte that is not ASCII.
+_MAX_MESSAGE_BYTES = 1000
+_MAX_METADATA_BYTES = 400
 _USABLE_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
 Request = TypeVar("Request", bound=Message)
@@ -96,14 +99,18 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
             f"the server failed; its log has the cause under request id {request_id}",
             request_id=request_id,
         )
-    metadata = {name: _clipped(value) for name, value in error.metadata.items()}
+    metadata = {
+        name: _clipped(value, _MAX_METADATA_BYTES) for name, value in error.metadata.items()
+    }
     info, request_info = any_pb2.Any(), any_pb2.Any()
     info.Pack(
         error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=metadata)
     )
     request_info.Pack(error_details_pb2.RequestInfo(request_id=request_id))
     code, _ = STATUS_CODES[type(error)].value
-    return status_pb2.Status(code=code, message=_clipped(str(error)), details=[info, request_info])
+    return status_pb2.Status(
+        code=code, message=_clipped(str(error), _MAX_MESSAGE_BYTES), details=[info, request_info]
+    )
 
 
 def new_request_id() -> str:
@@ -111,9 +118,12 @@ def new_request_id() -> str:
     return uuid.uuid4().hex
 
 
-def _clipped(text: str) -> str:
+def _clipped(text: str, limit_bytes: int) -> str:
     """Return a text that fits into a trailer, whatever a caller made us repeat in it."""
-    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+    encoded = text.encode()
+    if len(encoded) <= limit_bytes:
+        return text
+    return encoded[:limit_bytes].decode(errors="ignore") + "…"
 
 
 def _request_id(context: Context) -> str:

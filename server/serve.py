@@ -70,10 +70,10 @@ class Worker:
     ) -> None:
         self._engine = engine
         self._settings = settings
-        self._servicer = CandidateSearchServicer(engine, settings, key)
+        self.servicer = CandidateSearchServicer(engine, settings, key)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=_options(settings, shares_port=shares_port))
-        self._server.add_generic_rpc_handlers((self._servicer.handler(),))
+        self._server.add_generic_rpc_handlers((self.servicer.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if settings.reflection:
             names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -98,7 +98,7 @@ class Worker:
             ) from error
         await self._server.start()
         self._warm_up()
-        self._servicer.is_serving = True
+        self.servicer.is_serving = True
         await self._report(health_pb2.HealthCheckResponse.SERVING)
         return bound_port
 
@@ -106,7 +106,7 @@ class Worker:
         """Report NOT_SERVING, let calls in flight end, and close."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._settings.drain_seconds)
-        self._servicer.close()
+        self.servicer.close()
 
     async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in (health.OVERALL_HEALTH, SERVICE_NAME):

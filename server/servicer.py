@@ -112,13 +112,28 @@ class CandidateSearchServicer:
                 "only a first page can be explained; leave page_token empty", field="page_token"
             )
         request = self._decoder.decode(message.request)
-        explanation = await self._beside(lambda: explain(self._engine, request))
+        explanation = await self.run_beside(lambda: explain(self._engine, request))
         return explanation_message(explanation, self._engine)
 
     async def get_index_info(self, request: pb.GetIndexInfoRequest) -> pb.GetIndexInfoResponse:
         """Describe the index."""
         del request
         return self._index_info
+
+    async def run_beside(self, work: Callable[[], T]) -> T:
+        """Do long work beside the event loop, or refuse it if much is waiting already."""
+        limit = self._settings.long_search_threads + self._settings.long_search_queue
+        if self._n_long >= limit:
+            raise OverloadedError(
+                f"{limit} long searches are being made or waiting, and more are not accepted; "
+                "try again later, or search an approximate backend without a filter",
+                limit=limit,
+            )
+        self._n_long += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._n_long -= 1
 
     def close(self) -> None:
         """End the threads of long searches."""
@@ -133,24 +148,9 @@ class CandidateSearchServicer:
 
     async def _run(self, prepared: PreparedSearch) -> SearchResult:
         if prepared.is_long:
-            return await self._beside(lambda: self._engine.run(prepared))
+            return await self.run_beside(lambda: self._engine.run(prepared))
         # A short search costs less than handing it to a thread.
         return self._engine.run(prepared)
-
-    async def _beside(self, work: Callable[[], T]) -> T:
-        """Do long work beside the event loop, or refuse it if much is waiting already."""
-        limit = self._settings.long_search_threads + self._settings.long_search_queue
-        if self._n_long >= limit:
-            raise OverloadedError(
-                f"{limit} long searches are being made or waiting, and more are not accepted; "
-                "try again later, or search an approximate backend without a filter",
-                limit=limit,
-            )
-        self._n_long += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        finally:
-            self._n_long -= 1
 
     def _response(
         self, request: pb.SearchCandidatesRequest, result: SearchResult, next_page_token: str

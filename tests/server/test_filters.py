@@ -1,0 +1,105 @@
+"""Filters on metadata, against expectations that can be checked by eye."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from server.errors import FieldUnknownError, FilterInvalidError
+from server.filters import (
+    AllOf,
+    AnyOf,
+    Contains,
+    Filter,
+    FilterMasks,
+    InRange,
+    IsNull,
+    Negated,
+    OneOf,
+)
+from server.metadata import Metadata
+
+CANDIDATES = pa.table(
+    {
+        "title": ["Alpha", "Beta", None, "Alphabet"],
+        "year": pa.array([1990, 1995, None, 2001], pa.int16()),
+        "price": [0.5, 1.0, 1.5, None],
+        "is_new": [True, False, None, True],
+        "tags": [["a", "b"], ["b"], [], None],
+    }
+)
+
+
+def masks(max_bytes: int = 1000) -> FilterMasks:
+    return FilterMasks(Metadata(CANDIDATES), 4, max_bytes)
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (OneOf("title", ("Beta",)), [1]),
+        (OneOf("title", ("Beta", "Alpha", "Nothing")), [0, 1]),
+        (OneOf("year", (1995,)), [1]),
+        (OneOf("price", (1,)), [1]),
+        (OneOf("is_new", (True,)), [0, 3]),
+        (InRange("year", 1990, 1995), [0, 1]),
+        (InRange("year", 1991, None), [1, 3]),
+        (InRange("price", None, 1), [0, 1]),
+        (InRange("title", "Alphabet", None), [1, 3]),
+        (Contains("tags", "b"), [0, 1]),
+        (Contains("title", "lph"), [0, 3]),
+        (IsNull("tags", True), [3]),
+        (IsNull("year", False), [0, 1, 3]),
+        (Negated(OneOf("year", (1995,))), [0, 2, 3]),
+        (AllOf((OneOf("is_new", (True,)), InRange("year", 2000, None))), [3]),
+        (AnyOf((OneOf("title", ("Beta",)), IsNull("price", True))), [1, 3]),
+    ],
+)
+def test_lets_through(condition: Filter, expected: list[int]) -> None:
+    assert expected == np.flatnonzero(masks().mask(condition)).tolist()
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        OneOf("year", ("1995",)),
+        OneOf("year", (True,)),
+        OneOf("year", (1995.5,)),
+        OneOf("title", (1,)),
+        OneOf("is_new", (1,)),
+        OneOf("tags", ("a",)),
+        InRange("is_new", False, None),
+        InRange("tags", "a", None),
+        InRange("year", None, "x"),
+        Contains("year", "1"),
+        Contains("tags", 1),
+    ],
+)
+def test_refuses_a_test_that_the_type_cannot_pass(condition: Filter) -> None:
+    with pytest.raises(FilterInvalidError, match=r"column '(year|title|is_new|tags)' is of type"):
+        masks().mask(condition)
+
+
+def test_refuses_an_unknown_column_and_names_the_known() -> None:
+    with pytest.raises(FieldUnknownError, match="'colour'; there are title, year, price"):
+        masks().mask(IsNull("colour", True))
+
+
+def test_keeps_masks_and_forgets_the_oldest() -> None:
+    kept = masks(max_bytes=8)  # two masks of four candidates
+    first = kept.mask(OneOf("year", (1990,)))
+    assert first is kept.mask(OneOf("year", (1990,)))
+    kept.mask(OneOf("year", (1995,)))
+    kept.mask(OneOf("year", (2001,)))
+    assert first is not kept.mask(OneOf("year", (1990,)))
+
+
+def test_values_that_python_calls_equal_are_other_filters() -> None:
+    kept = masks()
+    kept.mask(OneOf("price", (1,)))
+    with pytest.raises(FilterInvalidError):
+        kept.mask(OneOf("price", (True,)))
+
+
+def test_a_mask_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        masks().mask(IsNull("year", True))[0] = True

@@ -1,0 +1,87 @@
+"""The ``.proto`` file: stubs that are current, names by the rules, a comment on everything."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from google.protobuf import descriptor_pb2
+from grpc_tools import protoc  # type: ignore[import-untyped]
+
+PROTOS = Path(__file__).parents[2] / "protos"
+PROTO = "candidate_search/v1/candidate_search_service.proto"
+
+
+@pytest.fixture(scope="module")
+def description(tmp_path_factory: pytest.TempPathFactory) -> descriptor_pb2.FileDescriptorProto:
+    target = tmp_path_factory.mktemp("protos") / "set.bin"
+    site = next(Path(one) for one in sys.path if (Path(one) / "google/rpc/status.proto").exists())
+    include = [
+        f"--proto_path={one}" for one in (PROTOS, site, Path(protoc.__file__).parent / "_proto")
+    ]
+    output = ["--include_source_info", f"--descriptor_set_out={target}"]
+    assert protoc.main(["protoc", *include, *output, PROTO]) == 0
+    return descriptor_pb2.FileDescriptorSet.FromString(target.read_bytes()).file[0]
+
+
+def test_the_committed_stubs_are_what_the_file_says() -> None:
+    command = [sys.executable, str(PROTOS / "generate.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_every_element_has_a_comment(description: descriptor_pb2.FileDescriptorProto) -> None:
+    commented = {
+        tuple(location.path)
+        for location in description.source_code_info.location
+        if location.leading_comments.strip()
+    }
+    missing = [name for path, name in _elements(description) if path not in commented]
+    assert missing == []
+
+
+def test_enums_begin_with_unspecified_and_repeat_their_name(
+    description: descriptor_pb2.FileDescriptorProto,
+) -> None:
+    for enum in description.enum_type:
+        prefix = "".join(f"_{c}" if c.isupper() else c.upper() for c in enum.name)[1:]
+        assert f"{prefix}_UNSPECIFIED" == enum.value[0].name
+        assert all(value.name.startswith(f"{prefix}_") for value in enum.value)
+
+
+def test_requests_and_responses_are_named_after_their_method(
+    description: descriptor_pb2.FileDescriptorProto,
+) -> None:
+    (service,) = description.service
+    assert service.name.endswith("Service")
+    for method in service.method:
+        assert f".candidate_search.v1.{method.name}Request" == method.input_type
+        assert f".candidate_search.v1.{method.name}Response" == method.output_type
+
+
+def test_no_field_is_unsigned(description: descriptor_pb2.FileDescriptorProto) -> None:
+    field_type = descriptor_pb2.FieldDescriptorProto
+    unsigned = {field_type.TYPE_UINT32, field_type.TYPE_UINT64, field_type.TYPE_FIXED32}
+    fields = [field for message in description.message_type for field in message.field]
+    assert [field.name for field in fields if field.type in unsigned] == []
+
+
+def _elements(
+    description: descriptor_pb2.FileDescriptorProto,
+) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Yield path and name of every message, field, oneof, enum, value, service and method."""
+    for i, message in enumerate(description.message_type):
+        yield (4, i), message.name
+        for j, field in enumerate(message.field):
+            yield (4, i, 2, j), f"{message.name}.{field.name}"
+        for j, oneof in enumerate(message.oneof_decl):
+            if not oneof.name.startswith("_"):  # made by protoc for an optional field
+                yield (4, i, 8, j), f"{message.name}.{oneof.name}"
+    for i, enum in enumerate(description.enum_type):
+        yield (5, i), enum.name
+        for j, value in enumerate(enum.value):
+            yield (5, i, 2, j), value.name
+    for i, service in enumerate(description.service):
+        yield (6, i), service.name
+        for j, method in enumerate(service.method):
+            yield (6, i, 2, j), method.name

@@ -1,0 +1,137 @@
+"""The server as a process: its port, its health, its end."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+SERVICE = "candidate_search.v1.CandidateSearchService"
+
+
+@contextmanager
+def serving(index: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = [sys.executable, "-m", "server", "serve", "--index", str(index), "--port", "0"]
+    process = subprocess.Popen(
+        [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.fullmatch(r"serving on (127\.0\.0\.1:\d+)\n", line)
+        assert found is not None, (line, process.poll())
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "COLUMNS": "120", **environment},
+    )
+
+
+def test_a_process_from_start_to_end(tower_index: Path) -> None:
+    with serving(tower_index) as (process, address):
+        with grpc.insecure_channel(address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            for service in ("", SERVICE):
+                request = health_pb2.HealthCheckRequest(service=service)
+                assert health.Check(request).status == SERVING
+        assert "tensorflow" not in Path(f"/proc/{process.pid}/maps").read_text()
+        searched = run("search", "--user", "1", "--count", "3", "--json", "--address", address)
+        candidates = json.loads(searched.stdout)["candidates"]
+        assert len(candidates) == 3
+        assert {"id", "score", "title", "genres"} == set(candidates[0])
+        table = run("search", "--like", candidates[0]["id"], "--count", "2", "--address", address)
+        assert "title" in table.stdout
+        liked = ",".join(candidate["id"] for candidate in candidates)
+        assert run("search", "--liked", liked, "--address", address).returncode == 0
+        failed = run("search", "--like", "nothing", "--address", address)
+        assert failed.returncode == 1
+        assert (
+            failed.stderr
+        ) == "error: CANDIDATE_UNKNOWN: candidate 'nothing' is not in the corpus\n"
+        port = address.rpartition(":")[2]
+        second = run("serve", "--index", str(tower_index), "--port", port)
+        assert second.returncode == 1
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in second.stderr
+        assert "Traceback" not in second.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_a_call_in_flight_ends_before_the_server_does(vector_index: Path) -> None:
+    with serving(vector_index) as (process, address), grpc.insecure_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert next(watch).status == SERVING
+        process.send_signal(signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+        assert process.wait(30) == 0
+
+
+def test_reflection_is_behind_a_flag(
+    start: Callable[..., Any], vector_index: Path, vector_server: Any
+) -> None:
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+
+    def services(address: str) -> set[str]:
+        with grpc.insecure_channel(address) as channel:
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            (response,) = stub.ServerReflectionInfo(iter([request]))
+            return {one.name for one in response.list_services_response.service}
+
+    assert SERVICE in services(start(vector_index, reflection=True).address)
+    with pytest.raises(grpc.RpcError) as caught:
+        services(vector_server.address)
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--index", "nowhere"], "nowhere is not a bundle"),
+        (["serve", "--port", "many"], "port: .* not 'many'"),
+        (["serve", "--config", "none.toml"], "there is no settings file none.toml"),
+        (["search"], "say one of --user, --like and --liked"),
+        (["search", "--user", "1", "--like", "2"], "say one of --user, --like and --liked"),
+        (["search", "--user", "1", "--address", "127.0.0.1:1", "--timeout", "1"], "UNAVAILABLE"),
+    ],
+)
+def test_a_mistake_is_told_in_a_sentence(arguments: list[str], message: str) -> None:
+    failed = run(*arguments)
+    assert failed.returncode in {1, 2}
+    assert re.search(message, failed.stderr)
+    assert "Traceback" not in failed.stderr
+
+
+def test_prints_the_settings_in_force() -> None:
+    printed = run("serve", "--print-config", "--reflection", CANDIDATE_SEARCH_PORT="7").stdout
+    assert "port = 7\n" in printed
+    assert "reflection = true\n" in printed
+
+
+def test_the_client_imports_nothing_of_the_server() -> None:
+    code = "import sys, server.client; print(*sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    heavy = {"numpy", "pyarrow", "pydantic", "typer", "rich", "structlog", "tensorflow"}
+    assert set() == heavy & set(printed.stdout.decode().split())

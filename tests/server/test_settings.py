@@ -1,0 +1,55 @@
+"""One precedence: flags, environment, file, defaults."""
+
+from pathlib import Path
+
+import pytest
+
+from server.settings import Settings, SettingsError, as_toml, load_settings
+
+
+def test_flags_beat_the_environment_which_beats_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "server.toml"
+    config.write_text("port = 1\nmax_batch_size = 2\nworkers = 3\n")
+    monkeypatch.setenv("CANDIDATE_SEARCH_PORT", "10")
+    monkeypatch.setenv("CANDIDATE_SEARCH_MAX_BATCH_SIZE", "20")
+    settings = load_settings({"port": "100", "host": None}, config)
+    assert (settings.port, settings.max_batch_size, settings.workers) == (100, 20, 3)
+    assert settings.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "text", "message"),
+    [
+        ({"port": "x"}, "", "port: .* not 'x'"),
+        ({"port": "70000"}, "", "port: .*65535, not '70000'"),
+        ({}, "prot = 1", "prot: no such setting; there are index, host, port"),
+        ({}, "port = ", "is not TOML"),
+    ],
+)
+def test_refuses_in_a_sentence(
+    tmp_path: Path, flags: dict[str, str], text: str, message: str
+) -> None:
+    config = tmp_path / "server.toml"
+    config.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        load_settings(flags, config)
+
+
+def test_refuses_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="there is no settings file"):
+        load_settings({}, tmp_path / "none.toml")
+
+
+def test_what_is_printed_can_be_read_and_shows_no_secret(tmp_path: Path) -> None:
+    settings = load_settings({"port": "7", "reflection": True, "page_token_key": "hush"})
+    config = tmp_path / "server.toml"
+    config.write_text(as_toml(settings))
+    assert "hush" not in config.read_text()
+    expected = settings.model_dump() | {"page_token_key": None}
+    assert expected == load_settings({}, config).model_dump()
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
