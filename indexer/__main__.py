@@ -1,4 +1,4 @@
-"""``python -m indexer``: build, verify and inspect index bundles."""
+"""``python -m indexer``: build, tune, verify and inspect index bundles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from indexer.backends import BACKENDS, BackendUnavailableError
-from indexer.build import BuildOptions, build_bundle
+from indexer.build import BuildOptions, build_bundle, retune_bundle
 from indexer.bundle import EXHAUSTIVE, IndexBundle, IndexManifest
 from indexer.corpus import Corpus, CorpusError, read_corpus, read_vectors
 from trainer.bundle import TowerBundle
@@ -36,6 +36,12 @@ _MIN_WIDTH = 100  # of the tables, wherever they are printed to
 IndexPath = Annotated[
     Path, typer.Argument(help="An index bundle, or a `current` link to one.", metavar="INDEX")
 ]
+QueriesFile = Annotated[
+    Path | None, typer.Option(help="Embeddings of real queries to tune on (.npy or .parquet).")
+]
+Recall = Annotated[float, typer.Option(help="The recall@k that the default backend delivers.")]
+Results = Annotated[int, typer.Option("--k", min=1, help="Results per query it is meant for.")]
+Seed = Annotated[int, typer.Option(help="Seed of samples; fixes what is measured.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
 
 
@@ -63,19 +69,14 @@ def build(
         Path | None,
         typer.Option(help="Parquet with a column `candidate_id` and any others, for --embeddings."),
     ] = None,
-    queries: Annotated[
-        Path | None,
-        typer.Option(help="Embeddings of real queries to tune on (.npy or .parquet)."),
-    ] = None,
-    recall: Annotated[
-        float, typer.Option(help="The recall@k that the default backend must deliver.")
-    ] = 0.95,
-    k: Annotated[int, typer.Option("--k", min=1, help="Results per query it is meant for.")] = 100,
+    queries: QueriesFile = None,
+    recall: Recall = 0.95,
+    k: Results = 100,
     backend: Annotated[
         list[str] | None,
         typer.Option(help="Build this backend only; may be repeated.", metavar="NAME"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of samples; fixes what is measured.")] = 42,
+    seed: Seed = 42,
     as_json: AsJson = False,
 ) -> None:
     """Embed the candidates, build and measure every backend, and publish an index bundle.
@@ -83,9 +84,7 @@ def build(
     Example: python -m indexer build --towers artifacts/towers/current --recall 0.95 --k 100
     """
     with _sentences_for_errors():
-        if not 0 < recall <= 1:
-            raise typer.BadParameter(f"--recall must be above 0 and at most 1, not {recall}")
-        options = BuildOptions(recall_target=recall, k=k, backends=tuple(backend or ()), seed=seed)
+        options = _options(recall, k, seed, tuple(backend or ()))
         with _progress() as announce:
             bundle, corpus = _read_source(towers, embeddings, candidate_ids, metadata, announce)
             directory = build_bundle(
@@ -97,6 +96,30 @@ def build(
                 announce=announce,
             )
         _report_missing_backends()
+        _print_index(directory, as_json=as_json)
+
+
+@app.command()
+def tune(
+    index: IndexPath,
+    *,
+    queries: QueriesFile = None,
+    recall: Recall = 0.95,
+    k: Results = 100,
+    seed: Seed = 42,
+    as_json: AsJson = False,
+) -> None:
+    """Measure an index again, for another recall, k or queries, and publish it beside the old one.
+
+    Example: python -m indexer tune artifacts/indexes/current --recall 0.99 --k 50
+    """
+    with _sentences_for_errors():
+        options = _options(recall, k, seed)
+        with _progress() as announce:
+            announce("verifying the index")
+            bundle = IndexBundle.open(index)
+            vectors = None if queries is None else read_vectors(queries)
+            directory = retune_bundle(bundle, vectors, options, announce=announce)
         _print_index(directory, as_json=as_json)
 
 
@@ -147,6 +170,12 @@ def prune(
             _print_json({"removed": removed})
         else:
             Console().print("\n".join(["Removed:", *removed]) if removed else "Nothing to remove.")
+
+
+def _options(recall: float, k: int, seed: int, backends: tuple[str, ...] = ()) -> BuildOptions:
+    if not 0 < recall <= 1:
+        raise typer.BadParameter(f"--recall must be above 0 and at most 1, not {recall}")
+    return BuildOptions(recall_target=recall, k=k, backends=backends, seed=seed)
 
 
 def _read_source(

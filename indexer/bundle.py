@@ -44,6 +44,8 @@ class OperatingPoint(BaseModel):
 
     name: str
     """The recall target in digits, or ``exhaustive``."""
+    recall_target: float
+    """The recall that was asked for; 1 for ``exhaustive``."""
     k: int
     """The number of results it was measured for; it holds for fewer, but not for more."""
     search_params: dict[str, Any]
@@ -55,11 +57,6 @@ class OperatingPoint(BaseModel):
     p50_microseconds: float
     p99_microseconds: float
     """Latency of a call with one query."""
-
-    @property
-    def recall_target(self) -> float:
-        """The recall that was asked for."""
-        return 1.0 if self.name == EXHAUSTIVE else float(self.name)
 
 
 class BackendEntry(BaseModel):
@@ -271,6 +268,19 @@ def write_corpus(directory: Path, corpus: Corpus, tuning_queries: np.ndarray) ->
     pq.write_table(corpus.candidates, directory / CANDIDATES)
     np.save(directory / EMBEDDINGS, corpus.embeddings)
     np.save(directory / POPULARITY, corpus.popularity)
+    np.save(directory / TUNING_QUERIES, tuning_queries)
+
+
+def link_files(bundle: IndexBundle, directory: Path) -> None:
+    """Put all files of a bundle into a staged one, without copies if possible."""
+    for name in bundle.manifest.files:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        _link_or_copy(bundle.directory / name, directory / name)
+
+
+def replace_tuning_queries(directory: Path, tuning_queries: np.ndarray) -> None:
+    """Write other queries to tune on into a staged bundle; what was linked stays as it is."""
+    (directory / TUNING_QUERIES).unlink()
     np.save(directory / TUNING_QUERIES, tuning_queries)
 
 

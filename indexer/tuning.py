@@ -58,22 +58,25 @@ class TuningQueries:
         return cls(choosing, unseen, scorer.search(choosing, max_k), scorer.search(unseen, max_k))
 
 
-def tune(index: AnyIndex, queries: TuningQueries, k: int) -> list[OperatingPoint]:
+def tune(
+    index: AnyIndex, queries: TuningQueries, k: int, targets: Sequence[float] = TARGETS
+) -> list[OperatingPoint]:
     """Return the operating points of an index for k results, the cheapest first.
 
     Args:
         index: a built index.
         queries: what to measure on.
         k: the number of results; at most what ``queries`` was prepared for.
+        targets: the recalls to tune for, each below 1.
 
     Returns:
-        A point for each of ``TARGETS`` that some params meet, and the exhaustive one.
+        A point for each target that some params meet, and the exhaustive one.
     """
     exhaustive = _exhaustive_point(index, queries, k)
     if index.is_exact:
         return [exhaustive]
     trials = _Trials(index, queries, k)
-    points = [point for target in TARGETS if (point := trials.best(target)) is not None]
+    points = [point for target in targets if (point := trials.best(target)) is not None]
     return [*points, exhaustive]
 
 
@@ -117,7 +120,7 @@ class _Trials:
     def _measure(self, target: float, params: SearchParams) -> OperatingPoint:
         found = self._index.search(self._queries.unseen, self._k, params)
         recalls = recall_at_k(found, _top(self._queries.exact_unseen, self._k))
-        return _point(f"{target:.2f}", self._index, self._queries, self._k, params, recalls)
+        return _point(target, self._index, self._queries, self._k, params, recalls)
 
 
 def _exhaustive_point(index: AnyIndex, queries: TuningQueries, k: int) -> OperatingPoint:
@@ -126,11 +129,11 @@ def _exhaustive_point(index: AnyIndex, queries: TuningQueries, k: int) -> Operat
     exact = _top(queries.exact_unseen, k)
     found = index.search(queries.unseen[few], k, params)
     recalls = recall_at_k(found, Neighbors(exact.rows[few], exact.scores[few]))
-    return _point(EXHAUSTIVE, index, queries, k, params, recalls)
+    return _point(1.0, index, queries, k, params, recalls)
 
 
 def _point(
-    name: str,
+    target: float,
     index: AnyIndex,
     queries: TuningQueries,
     k: int,
@@ -140,7 +143,8 @@ def _point(
     recall, low, high = mean_interval(recalls)
     p50, p99 = np.percentile(_latencies(index, queries.unseen, k, params), [50, 99])
     return OperatingPoint(
-        name=name,
+        name=EXHAUSTIVE if target == 1 else max(f"{target:.2f}", f"{target:g}", key=len),
+        recall_target=target,
         k=k,
         search_params=params.model_dump(),
         recall=recall,

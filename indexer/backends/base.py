@@ -116,8 +116,6 @@ class LocalIndex(Index[S], Generic[B, S]):
 
     build_params_type: ClassVar[type[BuildParams]]
     search_params_type: ClassVar[type[SearchParams]]
-    is_deterministic: ClassVar[bool] = True
-    """Whether one build thread and one seed always build the same index."""
 
     def __init__(self, embeddings: np.ndarray, build_params: B) -> None:
         self.build_params = build_params
@@ -201,6 +199,11 @@ class LocalIndex(Index[S], Generic[B, S]):
 
         The best k of them by exact score become the answer. ``k`` is at most n_candidates.
         """
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether one build thread and one seed always build the same index."""
+        return True
 
     @property
     def embeddings(self) -> np.ndarray:

@@ -81,6 +81,11 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
 
     _searcher: Any
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether there is no tree: its random start cannot be seeded, and k-means++ finds less."""
+        return self.build_params.num_leaves is None
+
     @classmethod
     def unavailable(cls) -> str | None:
         """Return why ScaNN cannot be used here; None if it can."""
@@ -151,8 +156,6 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
                 # Merging small leaves leaves several with one centre, and then one query and a
                 # batch of queries search different ones of them.
                 min_partition_size=1,
-                # k-means++ is seeded; ScaNN's default start differs from build to build.
-                random_init=False,
                 soar_lambda=params.soar_lambda,
             )
         builder.score_ah(

@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 
 from indexer.backends import BACKENDS, BackendUnavailableError
-from indexer.build import BuildOptions, build_bundle, measured_depths
-from indexer.bundle import IndexBundle
+from indexer.build import (
+    BuildOptions,
+    build_bundle,
+    choose_default,
+    measured_depths,
+    retune_bundle,
+)
+from indexer.bundle import BackendEntry, IndexBundle, OperatingPoint
 from indexer.corpus import CorpusError
 from tests.indexer.conftest import make_corpus
 
@@ -25,7 +31,7 @@ def test_the_manifest_says_what_was_measured(built: IndexBundle) -> None:
         for point in entry.operating_points:
             assert 0 <= point.recall_low <= point.recall <= point.recall_high <= 1
             assert 0 < point.p50_microseconds <= point.p99_microseconds
-    assert manifest.default_reason.startswith(f"{manifest.default_backend} is the fastest")
+    assert manifest.default_reason.startswith(f"{manifest.default_backend} is ")
 
 
 @pytest.mark.parametrize("queries", [None, np.empty((0, 8), dtype=np.float32)])
@@ -73,6 +79,70 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(MemoryError):
         build_bundle(make_corpus(), None, tmp_path, BuildOptions(backends=("annoy",)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recall_of_ones_own_is_tuned_for(built: IndexBundle) -> None:
+    directory = retune_bundle(built, None, BuildOptions(recall_target=0.975, k=15))
+    bundle = IndexBundle.open(directory)
+    assert built.directory.parent == directory.parent
+    assert bundle.manifest.default_recall_target == 0.975
+    for name, entry in bundle.manifest.backends.items():
+        assert {10, 15, 100, 300} == {point.k for point in entry.operating_points}
+        assert built.manifest.backends[name].build_params == entry.build_params
+        assert {"0.90", "0.95", "0.975", "0.99", "exhaustive"} >= {
+            point.name for point in entry.operating_points
+        }
+    same = built.manifest.files.keys() - {"manifest.json"}
+    assert same == bundle.manifest.files.keys()
+
+
+def test_an_index_is_tuned_on_other_queries(built: IndexBundle) -> None:
+    queries = np.random.default_rng(9).standard_normal((40, 8), dtype=np.float32)
+    before = built.tuning_queries.copy()
+    bundle = IndexBundle.open(retune_bundle(built, queries, BuildOptions(k=20)))
+    np.testing.assert_array_equal(queries, bundle.tuning_queries)
+    np.testing.assert_array_equal(before, IndexBundle.open(built.directory).tuning_queries)
+
+
+def entry(*p50s: float) -> BackendEntry:
+    """A backend whose points for recalls 0.9, 0.95 and 1 take so many microseconds."""
+    return BackendEntry(
+        build_params={},
+        operating_points=tuple(
+            OperatingPoint(
+                name=f"{target}",
+                recall_target=target,
+                k=100,
+                search_params={},
+                recall=target,
+                recall_low=target,
+                recall_high=target,
+                p50_microseconds=p50,
+                p99_microseconds=p50,
+            )
+            for target, p50 in zip((0.9, 0.95, 1.0), p50s, strict=True)
+        ),
+        build_seconds=0,
+        size_bytes=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("scann", "recall_target", "expected"),
+    [
+        (entry(10, 79, 500), 0.95, "scann is the fastest at recall@100 of 0.95: scann 79 µs"),
+        (entry(10, 81, 500), 0.95, "brute_force is exact and no other is much faster"),
+        (entry(10, 81, 500), 0.90, "scann is the fastest"),
+        (entry(10, 81, 500), 0.96, "brute_force is exact"),
+    ],
+)
+def test_the_default_is_the_cheapest_and_exact_wins_a_draw(
+    scann: BackendEntry, recall_target: float, expected: str
+) -> None:
+    entries = {"scann": scann, "brute_force": entry(100, 100, 100)}
+    default, reason = choose_default(entries, BuildOptions(recall_target=recall_target))
+    assert expected.split(" ", 1)[0] == default
+    assert reason.startswith(expected)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from indexer.backends import BACKENDS
-from indexer.bundle import IndexBundle, OperatingPoint
+from indexer.bundle import IndexBundle
 from indexer.corpus import Corpus
 from indexer.recall import recall_at_k
 from trainer.publish import BundleError
@@ -82,13 +82,6 @@ def test_a_recall_that_cannot_be(built: IndexBundle, target: float) -> None:
 def test_an_unknown_backend_is_refused_with_the_known_ones(built: IndexBundle) -> None:
     with pytest.raises(ValueError, match=r"unknown backend 'faiss'; this index has .*annoy"):
         built.index("faiss")
-
-
-def test_a_point_knows_its_target() -> None:
-    measured = {"k": 10, "search_params": {}, "recall": 1, "recall_low": 1, "recall_high": 1}
-    latency = {"p50_microseconds": 1, "p99_microseconds": 1}
-    points = [OperatingPoint(name=n, **measured, **latency) for n in ("0.90", "exhaustive")]
-    assert [point.recall_target for point in points] == [0.9, 1.0]
 
 
 class TestDamage:

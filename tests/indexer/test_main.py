@@ -21,7 +21,7 @@ def own_build(own_files: dict[str, Path], tmp_path: Path) -> list[object]:
     return ["build", *files, "--backend", "brute_force", "--output", tmp_path / "out"]
 
 
-def test_build_verify_inspect_and_prune(own_build: list[object], tmp_path: Path) -> None:
+def test_build_verify_inspect_tune_and_prune(own_build: list[object], tmp_path: Path) -> None:
     first = run(*own_build, "--k", 2)
     assert first.exit_code == 0, first.output
     assert "brute_force" in first.stdout
@@ -31,11 +31,13 @@ def test_build_verify_inspect_and_prune(own_build: list[object], tmp_path: Path)
     current = tmp_path / "out" / "current"
     assert IndexBundle.open(current).directory == Path(report["directory"])
     assert json.loads(run("inspect", current, "--json").stdout) == report
-    assert "Default: brute_force is the fastest" in run("inspect", current).stdout
+    assert "Default: brute_force is exact" in run("inspect", current).stdout
     assert "files intact" in run("verify", current).stdout
     assert json.loads(run("verify", current, "--json").stdout)["intact"]
+    tuned = json.loads(run("tune", current, "--recall", 0.9, "--json").stdout)
+    assert tuned["default_recall_target"] == 0.9
     removed = json.loads(run("prune", tmp_path / "out", "--keep", 0, "--json").stdout)["removed"]
-    assert len(removed) == 1
+    assert len(removed) == 2
     assert "Nothing to remove" in run("prune", tmp_path / "out", "--keep", 0).stdout
 
 
