@@ -133,6 +133,9 @@ class Embedder:
         self._directions = directions
         self._assets = assets
         self._tower = QueryTower(assets) if assets else None
+        known = assets.query_embeddings if assets else None
+        # A plain view: every row of a memory-mapped array is another, slower object.
+        self._known_embeddings = None if known is None else known.view(np.ndarray)
 
     def embed(self, query: Query) -> EmbeddedQuery:
         """Embed one query.
@@ -162,9 +165,8 @@ class Embedder:
             )
         known = self._assets.user_ids
         row = known.row(user.user_id) if known is not None and user.user_id else -1
-        if row >= 0 and user.adds_nothing and self._assets.query_embeddings is not None:
-            vector = self._assets.query_embeddings[row]
-            return EmbeddedQuery(vector, history=self._assets.history(row))
+        if row >= 0 and user.adds_nothing and self._known_embeddings is not None:
+            return EmbeddedQuery(self._known_embeddings[row], history=self._assets.history(row))
         values = dict(user.features)
         self._tower.check_values(values)
         history, unknown_ids = self._known_rows(user.history)

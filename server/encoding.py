@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -14,18 +15,45 @@ from server.engine import Engine
 from server.explaining import Explanation
 from server.metadata import MetadataType
 from server.settings import Settings
+from trainer.vocabulary import Vocabulary
 
-_ColumnWriter = Callable[[pb.MetadataColumn, Iterable[Any]], None]
+_LENGTH_DELIMITED = 2
+_SCORES_TAG = bytes([pb.SearchCandidatesResponse.SCORES_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
+
+
+class FoundEncoder:
+    """Puts rows and scores into responses as bytes, so that none becomes a Python object.
+
+    A serialised message is the concatenation of its fields, so the ids are kept as fields of a
+    response, ready to be joined; and packed floats are the bytes of their array.
+
+    Args:
+        candidate_ids: the id of each row.
+    """
+
+    def __init__(self, candidate_ids: Vocabulary) -> None:
+        fields = [
+            pb.SearchCandidatesResponse(candidate_ids=[candidate_id]).SerializeToString()
+            for candidate_id in candidate_ids.tokens(np.arange(len(candidate_ids)))
+        ]
+        self._fields = b"".join(fields)
+        self._offsets = np.concatenate([[0], np.cumsum([len(field) for field in fields])])
+
+    def response(self, rows: np.ndarray, scores: np.ndarray) -> pb.SearchCandidatesResponse:
+        """Return a response with the ids of ``rows`` and their scores, both (n,)."""
+        fields = self._fields
+        bounds = zip(self._offsets[rows].tolist(), self._offsets[rows + 1].tolist(), strict=True)
+        packed = scores.astype("<f4", copy=False).tobytes()
+        parts = [fields[start:end] for start, end in bounds]
+        parts += [_SCORES_TAG, _varint(len(packed)), packed]
+        return pb.SearchCandidatesResponse.FromString(b"".join(parts))
 
 
 def response_message(
-    result: SearchResult, returned_fields: Sequence[str], engine: Engine
+    result: SearchResult, returned_fields: Sequence[str], engine: Engine, encoder: FoundEncoder
 ) -> pb.SearchCandidatesResponse:
     """Return what was found, without the plan."""
-    response = pb.SearchCandidatesResponse(
-        candidate_ids=engine.bundle.corpus.candidate_ids.tokens(result.rows),
-        scores=result.scores.tolist(),
-    )
+    response = encoder.response(result.rows, result.scores)
     for name in returned_fields:
         values = engine.metadata.values(name, result.rows)
         response.columns.append(column_message(name, engine.metadata.types[name], values))
@@ -159,3 +187,13 @@ def _operating_point(point: OperatingPoint) -> pb.OperatingPoint:
 
 def _string_list(values: Iterable[str]) -> pb.StringList:
     return pb.StringList(values=[value for value in values if value is not None])
+
+
+def _varint(number: int) -> bytes:
+    """Return a non-negative number as protobuf writes lengths: 7 bits a byte, the lowest first."""
+    written = bytearray()
+    while number > 0x7F:  # noqa: PLR2004
+        written.append(number & 0x7F | 0x80)
+        number >>= 7
+    written.append(number)
+    return bytes(written)

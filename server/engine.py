@@ -195,7 +195,7 @@ class Engine:
 
     def _reaches_beyond(self, wanted: Wanted, end: int) -> bool:
         """Whether pages go on after the first ``end`` candidates."""
-        return end < self._max_page_depth and end < self._retriever.n_eligible(wanted)
+        return end < self._max_page_depth and self._retriever.has_more_than(wanted, end)
 
 
 def _continued(first: Found, deep: Found) -> Found:

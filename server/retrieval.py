@@ -67,13 +67,19 @@ class Retriever:
             query = query / np.float32(self._directions.common_norm)
         if wanted.mask is None and len(wanted.excluded) <= _MAX_DROPPED:
             found = self._search_and_drop(query, wanted.excluded, choice, k)
-            if len(found.rows) == k or len(found.rows) >= self.n_eligible(wanted):
+            if len(found.rows) == k or not self.has_more_than(wanted, len(found.rows)):
                 return found
         return _first(choice.index.search(query, k, choice.params, self._eligible(wanted)))
 
     def scans(self, wanted: Wanted) -> bool:
         """Whether the whole corpus is scanned whatever index was chosen."""
         return wanted.by_cosine and self._directions.common_norm is None
+
+    def has_more_than(self, wanted: Wanted, n: int) -> bool:
+        """Whether more than ``n`` candidates may be found."""
+        if wanted.mask is None and self._n_candidates - len(wanted.excluded) > n:
+            return True
+        return self.n_eligible(wanted) > n
 
     def n_eligible(self, wanted: Wanted) -> int:
         """Return how many candidates may be found."""

@@ -13,7 +13,13 @@ from candidate_search.v1 import candidate_search_service_pb2 as pb
 
 from server.decoding import RequestDecoder
 from server.domain import SearchResult
-from server.encoding import explanation_message, index_info_message, plan_message, response_message
+from server.encoding import (
+    FoundEncoder,
+    explanation_message,
+    index_info_message,
+    plan_message,
+    response_message,
+)
 from server.engine import Engine, PreparedSearch
 from server.errors import LimitExceededError, NotServingError, OverloadedError
 from server.explaining import explain
@@ -45,6 +51,7 @@ class CandidateSearchServicer:
         self._decoder = RequestDecoder(settings)
         self._page_tokens = PageTokens(self._index_version, page_token_key)
         self._index_info = index_info_message(engine, settings)
+        self._encoder = FoundEncoder(engine.bundle.corpus.candidate_ids)
         self._plan_message = lru_cache(maxsize=4096)(plan_message)
         self._threads = ThreadPoolExecutor(settings.long_search_threads, "long-search")
         self._n_long = 0
@@ -155,7 +162,7 @@ class CandidateSearchServicer:
     def _response(
         self, request: pb.SearchCandidatesRequest, result: SearchResult, next_page_token: str
     ) -> pb.SearchCandidatesResponse:
-        response = response_message(result, request.returned_fields, self._engine)
+        response = response_message(result, request.returned_fields, self._engine, self._encoder)
         response.plan.CopyFrom(self._plan_message(result.plan))
         response.index_version = self._index_version
         response.next_page_token = next_page_token
