@@ -69,6 +69,57 @@ def search(
 
 
 @app.command()
+def serve(
+    *,
+    index: Annotated[
+        Path | None,
+        typer.Option(help="An index bundle with known users; by default a generated one."),
+    ] = None,
+    candidates: Annotated[
+        int, typer.Option(min=1000, help="Size of the generated catalogue.")
+    ] = 100_000,
+    seconds: Annotated[float, typer.Option(min=0.5, help="How long each scenario lasts.")] = 5.0,
+    output: Annotated[Path, typer.Option(help="Folder for serve.json and serve.png.")] = Path(
+        "artifacts/benchmarks"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Load the server and a null server: CPU a request, latency, and the cost of each stage.
+
+    Example: python -m benchmarks serve --seconds 5
+    """
+    _use_one_thread()
+    from benchmarks.load import LoadError
+    from benchmarks.report import draw_serve, serve_summary, serve_table
+    from benchmarks.serve import benchmark_serve
+    from benchmarks.workloads import serving_bundle
+    from indexer.bundle import IndexBundle
+    from server.client import SearchFailedError
+    from trainer.publish import BundleError
+
+    try:
+        with stderr.status("opening the index") as status:
+            bundle = (
+                serving_bundle(output, n_candidates=candidates, on_step=status.update)
+                if index is None
+                else IndexBundle.open(index)
+            )
+            report = benchmark_serve(bundle, seconds=seconds, on_step=status.update)
+    except (BundleError, LoadError, OSError, RuntimeError, SearchFailedError) as error:
+        stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(1) from error
+    (output / "serve.json").write_text(report.model_dump_json(indent=2) + "\n")
+    draw_serve(report, output / "serve.png")
+    if as_json:
+        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+        return
+    console = Console(highlight=False)
+    console.print(serve_table(report))
+    console.print(serve_summary(report))
+    console.print(f"Wrote {output / 'serve.json'} and {output / 'serve.png'}", soft_wrap=True)
+
+
+@app.command()
 def demo() -> None:
     """Train, index, serve and query, and compare the backends: the whole main job."""
     from benchmarks.demo import run

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.search import BATCH_SIZE, SearchPoint, SearchReport
+from benchmarks.serve import ServeReport
 
 _COLOURS = {"brute_force": "#4c4c4c", "annoy": "#d95f02", "scann": "#1b6ca8"}
 _OTHER_COLOUR = "#7570b3"
@@ -108,6 +109,68 @@ def draw_search(report: SearchReport, path: Path) -> None:
         f"{report.n_candidates:,} candidates of {report.dim} dimensions: lower right is better"
     )
     axes.grid(visible=True, which="both", alpha=0.25)
+    axes.legend()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def serve_table(report: ServeReport) -> Table:
+    """Tabulate a serving benchmark."""
+    table = Table(
+        title=f"100 of {report.n_candidates:,} candidates of {report.dim} dimensions, "
+        f"{report.backend} at recall {report.expected_recall:.3f}",
+        box=box.SIMPLE,
+        padding=0,
+    )
+    table.add_column("scenario")
+    for heading in ("requests/s", "p50/p95/p99 us", "CPU us", "cores", "failed"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for scenario in report.scenarios:
+        load = scenario.load
+        table.add_row(
+            scenario.name,
+            f"{load.requests_per_second:,.0f}",
+            f"{load.p50_us:,.0f}/{load.p95_us:,.0f}/{load.p99_us:,.0f}",
+            f"{load.cpu_us_per_request:,.0f}",
+            f"{load.server_busy:.2f}",
+            f"{load.n_failed}",
+        )
+    return table
+
+
+def serve_summary(report: ServeReport) -> str:
+    """Say in sentences what a serving benchmark found."""
+    stages = ", ".join(f"{stage} {micros:.0f}" for stage, micros in report.stages_us.items())
+    batched = report.load_of("batch").cpu_us_per_request / BATCH_SIZE
+    return f"""\
+Floor (null server plus the library's search, {report.raw_search_us:.0f} us) / server: \
+{report.floor_ratio:.2f} in CPU a request.
+One in flight: {report.added_latency_us:.0f} us above null server plus search, in the median.
+Against a known user's request, in requests per CPU second: history \
+{report.throughput_ratio("history"):.2f}, filter and exclusions \
+{report.throughput_ratio("filter and exclusions"):.2f}.
+In batches of {BATCH_SIZE}: {batched:.0f} us of CPU a search.
+Microseconds by stage: {stages}."""
+
+
+def draw_serve(report: ServeReport, path: Path) -> None:
+    """Draw what a request costs beside the floor."""
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    scenarios = [one for one in report.scenarios if one.load.in_flight > 1 and not one.load.rate]
+    singles = [one for one in scenarios if one.searches_per_request == 1]
+    names = [one.name for one in singles]
+    costs = [one.load.cpu_us_per_request for one in singles]
+    axes.barh(names, costs, color=_COLOURS["scann"])
+    axes.axvline(
+        report.floor_us, color=_COLOURS["annoy"], label="floor: null server + library's search"
+    )
+    for name, cost in zip(names, costs, strict=True):
+        axes.annotate(f" {cost:,.0f}", (cost, name), va="center")
+    axes.invert_yaxis()
+    axes.set_xlabel("CPU microseconds a request")
+    axes.set_title(
+        f"100 of {report.n_candidates:,} candidates, {report.backend}, 32 requests in flight"
+    )
     axes.legend()
     figure.savefig(path, dpi=130)
     plt.close(figure)

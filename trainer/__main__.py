@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -24,12 +25,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from trainer.datasets import DATASET_NAMES, Dataset, files, load_dataset
+from trainer.datasets import DATASET_NAMES, Dataset, load_dataset, load_files
 from trainer.splits import Split, SplitKind
 from trainer.splits import split as split_dataset
 
 if TYPE_CHECKING:
-    from trainer.evaluation import Evaluation
+    from trainer.comparison import Comparison
+    from trainer.evaluation import Evaluation, ScoreUsers
     from trainer.towers import Towers, TowersConfig
 
 app = typer.Typer(
@@ -146,13 +148,22 @@ def evaluate(
     seed: Seed = 42,
     epochs: Epochs = None,
     dim: Dim = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Measure popularity, item-kNN, EASE... beside them.")
+    ] = False,
+    plot: Annotated[Path, typer.Option(help="Where --compare draws its picture, a PNG.")] = Path(
+        "artifacts/comparison.png"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Train on the train part of a split and measure what the towers find of the rest.
 
-    Example: python -m trainer evaluate --dataset movielens/100k --split random
+    Example: python -m trainer evaluate --dataset movielens/100k --split random --compare
     """
     with _sentences_for_errors():
+        from trainer.comparison import Comparison
+        from trainer.plots import draw_comparison
+
         if split is SplitKind.NONE:
             raise typer.BadParameter("a split that holds nothing out cannot be evaluated")
         data = _load(dataset, interactions, candidates, min_rating)
@@ -160,18 +171,24 @@ def evaluate(
         towers = _fit(
             data, parts, _config(epochs, dim), seed, f"Training on the {split} train part"
         )
-        evaluation = _evaluate(data, parts, towers)
+        result = _compare(data, parts, towers) if compare else _evaluate(data, parts, towers)
+        if isinstance(result, Comparison):
+            plot.parent.mkdir(parents=True, exist_ok=True)
+            draw_comparison(result, plot)
         if as_json:
-            _print_json(evaluation.model_dump(mode="json"))
+            _print_json(result.model_dump(mode="json"))
+        elif isinstance(result, Comparison):
+            _print_comparison(result)
+            Console().print(f"Drew {plot}", soft_wrap=True)
         else:
-            _print_evaluation(evaluation)
+            _print_evaluation(result)
 
 
 def _load(
     name: str, interactions: Path | None, candidates: Path | None, min_rating: float | None
 ) -> Dataset:
     if interactions is not None:
-        return files.load(interactions, candidates, min_rating=min_rating)
+        return load_files(interactions, candidates, min_rating=min_rating)
     if candidates is not None:
         raise typer.BadParameter("--candidates needs --interactions as well")
     return load_dataset(name, min_rating=min_rating, fallback_to_sample=True)
@@ -194,14 +211,23 @@ def _fit(data: Dataset, parts: Split, config: TowersConfig, seed: int, what: str
 def _evaluate(data: Dataset, parts: Split, towers: Towers) -> Evaluation:
     from trainer.evaluation import evaluate as evaluate_scores
 
+    return evaluate_scores(data, parts, _scorer(towers))
+
+
+def _compare(data: Dataset, parts: Split, towers: Towers) -> Comparison:
+    from trainer.comparison import compare as compare_models
+
+    with stderr.status("Comparing") as status:
+        return compare_models(
+            data, parts, _scorer(towers), on_model=lambda name: status.update(f"Comparing {name}")
+        )
+
+
+def _scorer(towers: Towers) -> ScoreUsers:
+    """Return what scores all candidates for some of the users the towers were trained on."""
     candidates = towers.embed_candidates().T
-    return evaluate_scores(
-        data,
-        parts,
-        lambda user_rows: (
-            towers.embed_queries([towers.histories[u] for u in user_rows]) @ candidates
-        ),
-    )
+    histories = towers.histories
+    return lambda rows: towers.embed_queries([histories[row] for row in rows]) @ candidates
 
 
 @contextmanager
@@ -237,6 +263,37 @@ def _print_evaluation(evaluation: Evaluation) -> None:
         values = (evaluation.metrics.get(f"{name}@{k}") for k in cutoffs)
         table.add_row(name, *("" if value is None else f"{value:.4f}" for value in values))
     Console().print(table)
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    from trainer.comparison import BOOTSTRAPPED, HEADLINES
+
+    shown = [name for name in HEADLINES if name in comparison.models[0].metrics]
+    table = Table(
+        title=f"{comparison.dataset}, {comparison.split} split, {comparison.n_users:,} users",
+        box=SIMPLE,
+        padding=0,
+    )
+    table.add_column("model")
+    for name in shown:
+        table.add_column(name.replace("@", "\n@"), justify="right")
+    for model in comparison.models:
+        table.add_row(model.name, *(f"{model.metrics[name]:.4f}" for name in shown))
+    leads = Table(title="The towers' lead, with its 95% interval", box=SIMPLE, padding=0)
+    leads.add_column("over")
+    for name in BOOTSTRAPPED:
+        leads.add_column(name, justify="right")
+    for model in comparison.models[1:]:
+        intervals = (model.towers_lead[name] for name in BOOTSTRAPPED)
+        leads.add_row(
+            model.name,
+            *(f"{one.mean:+.4f} ({one.low:+.4f} to {one.high:+.4f})" for one in intervals),
+        )
+    console = Console()
+    console.print(table)
+    console.print(leads)
+    for name, why in comparison.left_out.items():
+        console.print(f"{name} was left out: {why}", soft_wrap=True)
 
 
 @contextmanager

@@ -1,0 +1,139 @@
+"""Load on a gRPC server, from another process: h2load where it is installed, else our own client.
+
+Closed loop: so many requests are always in flight. Open loop: requests start at a fixed rate,
+whatever the server does, as they do in the world.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+_CLIENT = "benchmarks.load_client"
+
+
+class LoadError(Exception):
+    """The load could not be made; the message is meant for the user."""
+
+
+class Load(BaseModel):
+    """What a server did under load."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_requests: int
+    n_failed: int
+    in_flight: int
+    rate: float | None
+    """Requests started a second, in open loop; None in closed loop."""
+    requests_per_second: float
+    p50_us: float
+    p95_us: float
+    p99_us: float
+    cpu_us_per_request: float
+    """Of the server, all its processes."""
+    server_busy: float
+    """Cores the server kept busy, on average. The rate is the server's only if it is about 1."""
+
+
+def put_load(
+    target: str,
+    method: str,
+    request: bytes,
+    server_pid: int,
+    *,
+    seconds: float,
+    in_flight: int,
+    rate: float | None = None,
+) -> Load:
+    """Load a server and measure what it does.
+
+    Args:
+        target: ``host:port``.
+        method: the full name, ``/package.Service/Method``.
+        request: the bytes of the request message.
+        server_pid: the process whose CPU time is counted, with its children.
+        seconds: how long.
+        in_flight: requests in flight, at most so many in open loop.
+        rate: requests a second in open loop; None for closed loop.
+
+    Raises:
+        LoadError: if the load generator fails.
+    """
+    make = _h2load if shutil.which("h2load") else _python_load
+    cpu_before, start = _cpu_seconds(server_pid), time.perf_counter()
+    latencies_us, n_failed = make(target, method, request, seconds, in_flight, rate)
+    elapsed = time.perf_counter() - start
+    cpu = _cpu_seconds(server_pid) - cpu_before
+    if not len(latencies_us):
+        raise LoadError(f"no request to {target}{method} was answered")
+    p50, p95, p99 = np.percentile(latencies_us, (50, 95, 99))
+    return Load(
+        n_requests=len(latencies_us) + n_failed,
+        n_failed=n_failed,
+        in_flight=in_flight,
+        rate=rate,
+        requests_per_second=len(latencies_us) / seconds,
+        p50_us=float(p50),
+        p95_us=float(p95),
+        p99_us=float(p99),
+        cpu_us_per_request=cpu / (len(latencies_us) + n_failed) * 1e6,
+        server_busy=cpu / elapsed,
+    )
+
+
+def _h2load(
+    target: str, method: str, request: bytes, seconds: float, in_flight: int, rate: float | None
+) -> tuple[np.ndarray, int]:
+    """Load with h2load; returns latencies in microseconds and the number of failed requests."""
+    with tempfile.TemporaryDirectory() as directory:
+        body, log = Path(directory, "body"), Path(directory, "log")
+        # A gRPC message on the wire: not compressed, its length, its bytes.
+        body.write_bytes(struct.pack(">BI", 0, len(request)) + request)
+        pace = [f"--rps={rate:g}"] if rate is not None else []
+        command = [
+            *("h2load", f"--duration={seconds:g}", "--clients=1"),
+            *(f"--max-concurrent-streams={in_flight}", *pace),
+            *(f"--data={body}", f"--log-file={log}"),
+            *("--header=content-type: application/grpc", "--header=te: trailers"),
+            f"http://{target}{method}",
+        ]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode or not log.exists():
+            raise LoadError(f"h2load failed: {done.stderr.strip() or done.stdout.strip()}")
+        lines = np.loadtxt(log, dtype=np.int64, ndmin=2)
+    succeeded = lines[:, 1] == 200  # noqa: PLR2004 - the HTTP status OK
+    return lines[succeeded, 2], int(np.count_nonzero(~succeeded))
+
+
+def _python_load(
+    target: str, method: str, request: bytes, seconds: float, in_flight: int, rate: float | None
+) -> tuple[np.ndarray, int]:
+    """Load with a client of our own, in another process."""
+    arguments = [target, method, str(seconds), str(in_flight), "" if rate is None else str(rate)]
+    done = subprocess.run(
+        [sys.executable, "-m", _CLIENT, *arguments], input=request, check=False, capture_output=True
+    )
+    if done.returncode:
+        raise LoadError(f"the load client failed: {done.stderr.decode().strip()}")
+    latencies_us = np.frombuffer(done.stdout, dtype=np.float64)
+    answered = ~np.isnan(latencies_us)
+    return latencies_us[answered], int(np.count_nonzero(~answered))
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process and its living children."""
+    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = (int(stat[11]) + int(stat[12])) / _CLOCK_TICKS
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return own + sum(_cpu_seconds(int(child)) for child in children)

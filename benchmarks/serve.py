@@ -1,0 +1,253 @@
+"""What the server costs beyond its floor: CPU a request, latency, and where the time goes.
+
+The floor is what the stack costs without us: a null server on the same event loop that returns
+ready-made bytes of the same size, plus the backend library's own search. Server, null server and
+raw search run in the same minute, on the same index.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import process_time
+from typing import NamedTuple
+
+import numpy as np
+from candidate_search.v1 import candidate_search_service_pb2 as pb
+from pydantic import BaseModel, ConfigDict
+
+from benchmarks.load import Load, put_load
+from indexer.bundle import IndexBundle
+from server.client import (
+    Field,
+    SearchClient,
+    SearchFailedError,
+    User,
+    search_request,
+)
+
+COUNT = 100
+IN_FLIGHT = 32
+BATCH_SIZE = 64
+HISTORY_LENGTH = 50
+N_EXCLUDED = 100
+RECALL_TARGET = 0.95
+
+_SERVICE = "/candidate_search.v1.CandidateSearchService"
+_SEARCH, _BATCH = f"{_SERVICE}/SearchCandidates", f"{_SERVICE}/BatchSearchCandidates"
+_RAW_SEARCHES = 2_000
+
+OnStep = Callable[[str], None]
+
+
+class Scenario(BaseModel):
+    """One kind of request under load."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    searches_per_request: int
+    load: Load
+
+
+class ServeReport(BaseModel):
+    """The server beside its floor."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    index_version: str
+    n_candidates: int
+    dim: int
+    backend: str
+    expected_recall: float
+    raw_search_us: float
+    """CPU microseconds of the backend library's own search of one query, same params."""
+    stages_us: dict[str, float]
+    """Microseconds of the stages of one request, as ExplainSearch tells them."""
+    scenarios: tuple[Scenario, ...]
+
+    def load_of(self, name: str) -> Load:
+        """Return what a scenario measured."""
+        return next(scenario.load for scenario in self.scenarios if scenario.name == name)
+
+    @property
+    def floor_us(self) -> float:
+        """CPU microseconds a request of the stack without us."""
+        return self.load_of("null").cpu_us_per_request + self.raw_search_us
+
+    @property
+    def floor_ratio(self) -> float:
+        """The floor's CPU per request, divided by the server's: 1 would be no cost of ours."""
+        return self.floor_us / self.load_of("known user").cpu_us_per_request
+
+    def throughput_ratio(self, name: str) -> float:
+        """Return how many requests of a scenario cost as much CPU as one of a known user."""
+        known = self.load_of("known user").cpu_us_per_request
+        return known / self.load_of(name).cpu_us_per_request
+
+    @property
+    def added_latency_us(self) -> float:
+        """Median latency with one request in flight, above that of null server plus search."""
+        alone = self.load_of("known user, alone").p50_us
+        return alone - self.load_of("null, alone").p50_us - self.raw_search_us
+
+
+class _Server(NamedTuple):
+    """A server's process and where it listens."""
+
+    pid: int
+    target: str
+
+
+class _Scenarios:
+    """Measures one scenario after another."""
+
+    def __init__(self, seconds: float, on_step: OnStep) -> None:
+        self.measured: list[Scenario] = []
+        self._seconds = seconds
+        self._on_step = on_step
+
+    def measure(
+        self,
+        name: str,
+        server: _Server,
+        request: bytes,
+        *,
+        in_flight: int = IN_FLIGHT,
+        rate: float | None = None,
+        searches: int = 1,
+    ) -> Load:
+        """Load a server with one request, over and over; a batch has several searches."""
+        self._on_step(name)
+        load = put_load(
+            server.target,
+            _SEARCH if searches == 1 else _BATCH,
+            request,
+            server.pid,
+            seconds=self._seconds,
+            in_flight=in_flight,
+            rate=rate,
+        )
+        self.measured.append(Scenario(name=name, searches_per_request=searches, load=load))
+        return load
+
+
+def benchmark_serve(
+    bundle: IndexBundle, *, seconds: float = 5.0, on_step: OnStep = lambda _: None
+) -> ServeReport:
+    """Load a server over a bundle, and a null server, and measure both.
+
+    Args:
+        bundle: an index bundle with a query tower and known users.
+        seconds: how long each scenario lasts.
+        on_step: called with a line of progress.
+
+    Raises:
+        LoadError: if the load generator fails.
+        RuntimeError: if a server does not start.
+        SearchFailedError: if the server refuses what it is to be loaded with.
+    """
+    known, history, selective = _requests(bundle)
+    batch = pb.BatchSearchCandidatesRequest(requests=[known] * BATCH_SIZE).SerializeToString()
+    scenarios = _Scenarios(seconds, on_step)
+    arguments = ("server", "serve", "--index", str(bundle.directory), "--port", "0")
+    with _process(arguments) as server, SearchClient(server.target) as client:
+        # The load generators count answers, not what is in them: see first that all is well.
+        answer, *others = client.search_batch([known, history, selective])
+        for one in (answer, *others):
+            if isinstance(one, SearchFailedError):
+                raise one
+        explained = client.explain(_known_user(bundle), count=COUNT, recall_target=RECALL_TARGET)
+        body = known.SerializeToString()
+        with _null_server(bundle) as null:
+            scenarios.measure("null", null, body)
+            scenarios.measure("null, alone", null, body, in_flight=1)
+        load = scenarios.measure("known user", server, body)
+        scenarios.measure("known user, alone", server, body, in_flight=1)
+        scenarios.measure("history", server, history.SerializeToString())
+        scenarios.measure("filter and exclusions", server, selective.SerializeToString())
+        scenarios.measure("batch", server, batch, in_flight=4, searches=BATCH_SIZE)
+        half = load.requests_per_second / 2
+        scenarios.measure("known user, open loop", server, body, rate=half)
+    plan = explained.plan
+    return ServeReport(
+        index_version=bundle.manifest.version,
+        n_candidates=bundle.manifest.n_candidates,
+        dim=bundle.manifest.dim,
+        backend=plan.backend,
+        expected_recall=plan.expected_recall,
+        raw_search_us=_raw_search_us(bundle, plan.backend),
+        stages_us={stage.stage: stage.duration_micros for stage in explained.stages},
+        scenarios=tuple(scenarios.measured),
+    )
+
+
+def _known_user(bundle: IndexBundle) -> User:
+    if bundle.query is None or bundle.query.user_ids is None:
+        raise RuntimeError(f"{bundle.directory} has no known users to search for")
+    return User(bundle.query.user_ids.token(0))
+
+
+def _requests(bundle: IndexBundle) -> list[pb.SearchCandidatesRequest]:
+    """Return a known user's request, one with a history, and one with a filter and exclusions."""
+    ids = bundle.corpus.candidate_ids
+    history = ids.tokens(np.arange(HISTORY_LENGTH) * (len(ids) // HISTORY_LENGTH))
+    excluded = ids.tokens(np.arange(N_EXCLUDED) * (len(ids) // N_EXCLUDED) + 1)
+    known = _known_user(bundle)
+    tenth = Field("year").between(1930, 1939)
+    return [
+        search_request(known, count=COUNT, recall_target=RECALL_TARGET),
+        search_request(User(history=history), count=COUNT, recall_target=RECALL_TARGET),
+        search_request(
+            known, count=COUNT, recall_target=RECALL_TARGET, exclude=excluded, where=tenth
+        ),
+    ]
+
+
+def _raw_search_us(bundle: IndexBundle, backend: str) -> float:
+    """Return the CPU time of the library's own search, without our checks and rescoring."""
+    index = bundle.index(backend)
+    choice = bundle.choose(COUNT, recall_target=RECALL_TARGET, backend=backend)
+    queries = np.ascontiguousarray(bundle.tuning_queries[:_RAW_SEARCHES])
+    singles = [queries[i : i + 1] for i in range(len(queries))]
+    for query in singles[:100]:
+        index._search(query, COUNT, choice.params)  # noqa: SLF001 - what is beneath our own search
+    start = process_time()
+    for query in singles:
+        index._search(query, COUNT, choice.params)  # noqa: SLF001
+    return (process_time() - start) / len(singles) * 1e6
+
+
+@contextmanager
+def _null_server(bundle: IndexBundle) -> Iterator[_Server]:
+    """Run a null server whose response has the size and content of a real one."""
+    ids = bundle.corpus.candidate_ids.tokens(np.arange(COUNT))
+    response = pb.SearchCandidatesResponse(candidate_ids=ids, scores=np.ones(COUNT))
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "response")
+        file.write_bytes(response.SerializeToString())
+        with _process(("benchmarks.null_server", str(file))) as started:
+            yield started
+
+
+@contextmanager
+def _process(arguments: Sequence[str]) -> Iterator[_Server]:
+    """Run one of our servers; yields its process id and address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        lines = process.stdout or ()
+        found = (re.search(r"serving on (\S+:\d+)", line) for line in lines)
+        match = next((one for one in found if one), None)
+        if match is None:
+            raise RuntimeError(f"python -m {' '.join(arguments)} did not start")
+        yield _Server(process.pid, match[1])
+    finally:
+        process.terminate()
+        process.wait(30)
