@@ -78,7 +78,7 @@ def serve(
     candidates: Annotated[
         int, typer.Option(min=1000, help="Size of the generated catalogue.")
     ] = 100_000,
-    seconds: Annotated[float, typer.Option(min=0.5, help="How long each scenario lasts.")] = 5.0,
+    seconds: Annotated[int, typer.Option(min=1, help="How long each scenario lasts.")] = 5,
     output: Annotated[Path, typer.Option(help="Folder for serve.json and serve.png.")] = Path(
         "artifacts/benchmarks"
     ),

@@ -52,7 +52,7 @@ def put_load(
     request: bytes,
     server_pid: int,
     *,
-    seconds: float,
+    seconds: int,
     in_flight: int,
     rate: float | None = None,
 ) -> Load:
@@ -93,7 +93,7 @@ def put_load(
 
 
 def _h2load(
-    target: str, method: str, request: bytes, seconds: float, in_flight: int, rate: float | None
+    target: str, method: str, request: bytes, seconds: int, in_flight: int, rate: float | None
 ) -> tuple[np.ndarray, int]:
     """Load with h2load; returns latencies in microseconds and the number of failed requests."""
     with tempfile.TemporaryDirectory() as directory:
@@ -102,7 +102,7 @@ def _h2load(
         body.write_bytes(struct.pack(">BI", 0, len(request)) + request)
         pace = [f"--rps={rate:g}"] if rate is not None else []
         command = [
-            *("h2load", f"--duration={seconds:g}", "--clients=1"),
+            *("h2load", f"--duration={seconds}", "--clients=1"),
             *(f"--max-concurrent-streams={in_flight}", *pace),
             *(f"--data={body}", f"--log-file={log}"),
             *("--header=content-type: application/grpc", "--header=te: trailers"),
@@ -117,7 +117,7 @@ def _h2load(
 
 
 def _python_load(
-    target: str, method: str, request: bytes, seconds: float, in_flight: int, rate: float | None
+    target: str, method: str, request: bytes, seconds: int, in_flight: int, rate: float | None
 ) -> tuple[np.ndarray, int]:
     """Load with a client of our own, in another process."""
     arguments = [target, method, str(seconds), str(in_flight), "" if rate is None else str(rate)]

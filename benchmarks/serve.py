@@ -107,7 +107,7 @@ class _Server(NamedTuple):
 class _Scenarios:
     """Measures one scenario after another."""
 
-    def __init__(self, seconds: float, on_step: OnStep) -> None:
+    def __init__(self, seconds: int, on_step: OnStep) -> None:
         self.measured: list[Scenario] = []
         self._seconds = seconds
         self._on_step = on_step
@@ -138,7 +138,7 @@ class _Scenarios:
 
 
 def benchmark_serve(
-    bundle: IndexBundle, *, seconds: float = 5.0, on_step: OnStep = lambda _: None
+    bundle: IndexBundle, *, seconds: int = 5, on_step: OnStep = lambda _: None
 ) -> ServeReport:
     """Load a server over a bundle, and a null server, and measure both.
 

@@ -1,8 +1,6 @@
 """A real server over small real indexes: one with towers, one of embeddings alone."""
 
 import asyncio
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,12 +15,10 @@ from candidate_search.v1.candidate_search_service_pb2_grpc import CandidateSearc
 from indexer.build import BuildOptions, build_bundle
 from indexer.bundle import IndexBundle
 from indexer.corpus import Corpus
-from indexer.embed import embed_candidates
 from server.client import SearchClient
 from server.engine import Engine
-from server.serve import Worker, load_engine
+from server.serve import Worker, load
 from server.settings import Settings
-from trainer.bundle import TowerBundle
 from trainer.vocabulary import Vocabulary
 
 TINY_TITLES = ["Alpha", "Beta", "Gamma", None, "Epsilon", "Alphabet"]
@@ -32,9 +28,9 @@ class RunningServer:
     """A worker on a free loopback port, on an event loop of its own."""
 
     def __init__(self, settings: Settings) -> None:
-        self.engine: Engine = load_engine(settings)
+        self._loaded = load(settings)
+        self.engine: Engine = self._loaded.engine
         self.port = 0
-        self._settings = settings
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._thread.start()
@@ -50,29 +46,13 @@ class RunningServer:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self.worker = Worker(self.engine, self._settings, b"key")
+        self.worker = Worker(self._loaded)
         try:
             self.port = await self.worker.start(0)
         finally:
             self._started.set()
         await self._stop.wait()
         await self.worker.stop()
-
-
-@pytest.fixture(scope="session")
-def tower_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample dataset, trained for two epochs in a process of its own, and indexed."""
-    root = tmp_path_factory.mktemp("towers")
-    command = [sys.executable, "-m", "trainer", "fit", "--dataset", "sample", "--split", "none"]
-    subprocess.run([*command, "--epochs", "2", "--output", root], check=True, capture_output=True)
-    towers = TowerBundle.open(root / "current")
-    return build_bundle(
-        embed_candidates(towers),
-        towers.tuning_queries[:100],
-        tmp_path_factory.mktemp("indexes"),
-        BuildOptions(),
-        towers=towers,
-    )
 
 
 @pytest.fixture(scope="session")

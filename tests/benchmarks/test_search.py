@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.__main__ import app
+from benchmarks.search import RECALL_TARGETS, SearchReport
+
+
+def search_arguments(index: Path, output: Path) -> list[str]:
+    folders = ["--index", str(index), "--output", str(output)]
+    return ["search", *folders, "--seconds-per-point", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def report_and_folder(
+    tower_index: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SearchReport, Path]:
+    output = tmp_path_factory.mktemp("benchmarks")
+    done = CliRunner().invoke(
+        app,
+        [*search_arguments(tower_index, output), "--json"],
+    )
+    assert done.exit_code == 0, done.stderr
+    return SearchReport.model_validate_json(done.stdout), output
+
+
+def test_every_backend_has_its_operating_points_and_a_sweep(
+    report_and_folder: tuple[SearchReport, Path],
+) -> None:
+    report, _ = report_and_folder
+    for backend in report.build_seconds:
+        points = [point for point in report.points if point.backend == backend]
+        names = [point.name for point in points if point.name is not None]
+        assert 1 <= len(names) <= len(RECALL_TARGETS)
+        assert backend == "brute_force" or len(points) > len(names)
+
+
+def test_recall_is_measured_and_exact_search_has_all_of_it(
+    report_and_folder: tuple[SearchReport, Path],
+) -> None:
+    report, _ = report_and_folder
+    for point in report.points:
+        assert 0 <= point.recall_at_100 <= 1
+        if point.name == "exhaustive":
+            assert point.recall_at_10 == 1
+            assert point.recall_at_100 == 1
+
+
+def test_json_and_picture_are_written(report_and_folder: tuple[SearchReport, Path]) -> None:
+    report, folder = report_and_folder
+    assert SearchReport.model_validate(json.loads((folder / "search.json").read_text())) == report
+    assert (folder / "search.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_fits_a_terminal(tower_index: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app,
+        search_arguments(tower_index, tmp_path),
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "brute_force" in done.stdout
+    assert "…" not in done.stdout
+
+
+def test_no_bundle_is_a_sentence(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["search", "--index", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "is not a bundle" in done.stderr
+    assert "Traceback" not in done.output

@@ -1,0 +1,68 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import load
+from benchmarks.__main__ import app
+from benchmarks.load import LoadError, put_load
+from benchmarks.serve import ServeReport, _null_server, benchmark_serve
+from indexer.bundle import IndexBundle
+
+METHOD = "/candidate_search.v1.CandidateSearchService/SearchCandidates"
+
+
+@pytest.fixture
+def without_h2load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load.shutil, "which", lambda _: None)
+
+
+@pytest.mark.usefixtures("without_h2load")
+@pytest.mark.parametrize("rate", [None, 100.0])
+def test_our_client_loads_a_server(tower_index: Path, rate: float | None) -> None:
+    bundle = IndexBundle.open(tower_index)
+    with _null_server(bundle) as null:
+        measured = put_load(null.target, METHOD, b"", null.pid, seconds=1, in_flight=4, rate=rate)
+    assert measured.n_failed == 0
+    assert measured.n_requests > 10
+    assert 0 < measured.p50_us <= measured.p95_us <= measured.p99_us
+    assert measured.cpu_us_per_request > 0
+    if rate is not None:
+        assert measured.n_requests == pytest.approx(100, abs=5)
+
+
+@pytest.mark.usefixtures("without_h2load")
+def test_no_server_is_a_sentence(tower_index: Path) -> None:
+    with (
+        _null_server(IndexBundle.open(tower_index)) as null,
+        pytest.raises(LoadError, match="no request"),
+    ):
+        put_load("127.0.0.1:1", METHOD, b"", null.pid, seconds=1, in_flight=1)
+
+
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed")
+def test_h2load_loads_a_server(tower_index: Path) -> None:
+    with _null_server(IndexBundle.open(tower_index)) as null:
+        measured = put_load(null.target, METHOD, b"", null.pid, seconds=1, in_flight=4)
+    assert measured.n_failed == 0
+    assert measured.n_requests > 10
+    assert measured.p50_us < 1e6
+
+
+def test_the_server_is_measured_beside_its_floor(tower_index: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app,
+        ["serve", "--index", str(tower_index), "--output", str(tmp_path), "--seconds", "1"],
+    )
+    assert done.exit_code == 0, done.output
+    report = ServeReport.model_validate_json((tmp_path / "serve.json").read_text())
+    assert "floor" in done.stdout.lower()
+    assert 0 < report.floor_ratio < 1.5
+    assert all(scenario.load.n_failed == 0 for scenario in report.scenarios)
+    assert (tmp_path / "serve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_bundle_without_users_is_refused(vector_bundle: IndexBundle) -> None:
+    with pytest.raises(RuntimeError, match="no known users"):
+        benchmark_serve(vector_bundle)

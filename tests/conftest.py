@@ -1,0 +1,27 @@
+"""What tests of several packages share."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from indexer.build import BuildOptions, build_bundle
+from indexer.embed import embed_candidates
+from trainer.bundle import TowerBundle
+
+
+@pytest.fixture(scope="session")
+def tower_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample dataset, trained for two epochs in a process of its own, and indexed."""
+    root = tmp_path_factory.mktemp("towers")
+    command = [sys.executable, "-m", "trainer", "fit", "--dataset", "sample", "--split", "none"]
+    subprocess.run([*command, "--epochs", "2", "--output", root], check=True, capture_output=True)
+    towers = TowerBundle.open(root / "current")
+    return build_bundle(
+        embed_candidates(towers),
+        towers.tuning_queries[:100],
+        tmp_path_factory.mktemp("indexes"),
+        BuildOptions(),
+        towers=towers,
+    )
