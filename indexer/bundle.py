@@ -11,6 +11,7 @@ query/                what the server needs of the tower (trainer.bundle.QueryAs
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from indexer.backends import BACKENDS, LocalIndex, SearchParams
+from indexer.backends import BACKENDS, LocalIndex, SearchParams, Series
 from indexer.corpus import CANDIDATE_ID, Corpus, CorpusError
 from trainer.bundle import QUERY_ASSET_FILES, QueryAssets, TowerBundle
 from trainer.publish import BundleError, Manifest, read_manifest, resolve, verify_files
@@ -193,15 +194,18 @@ class IndexBundle:
             BundleError: if its files do not fit the corpus.
         """
         if name not in self._indexes:
-            entry, backend = self._entry(name), BACKENDS[name]
-            params = backend.build_params_type.model_validate(entry.build_params)
-            try:
-                self._indexes[name] = backend.load(
-                    self.directory / name, self.corpus.embeddings, params
-                )
-            except ValueError as error:
-                raise BundleError(f"{self.directory}: {error}") from error
+            self._indexes[name] = self._load(name)
         return self._indexes[name]
+
+    def _load(self, name: str) -> LocalIndex[Any, Any]:
+        entry, backend = self._entry(name), BACKENDS[name]
+        params = backend.build_params_type.model_validate(entry.build_params)
+        try:
+            index = backend.load(self.directory / name, self.corpus.embeddings, params)
+        except ValueError as error:
+            raise BundleError(f"{self.directory}: {error}") from error
+        index.calibrate(_series(entry, backend.search_params_type))
+        return index
 
     def check(self) -> None:
         """Open everything, so that what does not fit together is found now.
@@ -261,6 +265,17 @@ class IndexBundle:
             known = ", ".join(self.backend_names)
             raise ValueError(f"unknown backend {name!r}; this index has {known}")
         return self.manifest.backends[name]
+
+
+def _series(
+    entry: BackendEntry, search_params_type: type[SearchParams]
+) -> list[Series[SearchParams]]:
+    """Return, for each recall target, the search params for rising numbers of results."""
+    points = sorted(entry.operating_points, key=lambda point: (point.recall_target, point.k))
+    return [
+        tuple((p.k, search_params_type.model_validate(p.search_params)) for p in group)
+        for _, group in itertools.groupby(points, key=lambda point: point.recall_target)
+    ]
 
 
 def write_corpus(directory: Path, corpus: Corpus, tuning_queries: np.ndarray) -> None:

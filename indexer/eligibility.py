@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -24,7 +25,7 @@ Propose = Callable[[np.ndarray, int], np.ndarray]
 Cost = Callable[[int], float]
 """n -> the work of proposing n, in rows of a sequential exact scan."""
 
-_GATHER_COST = 3.0  # scoring a row that has to be fetched, against the next one in memory
+_GATHER_COST = 4.0  # scoring a row that has to be fetched, against the next in memory; measured
 _WIDENING = 2  # how many times more is fetched when too few were eligible
 _SPARE_DEVIATIONS = 3.0  # of the number of eligible rows among those fetched, if chance decides
 
@@ -54,8 +55,14 @@ class EligibleSearch:
         self._propose = propose
         self._cost = cost
         self._n_candidates = len(exact.embeddings)
-        self._rows = None if eligible is None else np.flatnonzero(eligible)
-        self._n_eligible = self._n_candidates if self._rows is None else len(self._rows)
+        self._n_eligible = (
+            self._n_candidates if eligible is None else int(np.count_nonzero(eligible))
+        )
+
+    @cached_property
+    def _rows(self) -> np.ndarray | None:
+        """(n_eligible,) int64; None if all are eligible."""
+        return None if self._eligible is None else np.flatnonzero(self._eligible)
 
     def search(self, queries: np.ndarray) -> Neighbors:
         """Return the best k eligible candidates of each query (n_queries, dim) float32."""

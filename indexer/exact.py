@@ -122,18 +122,29 @@ class ExactScorer:
         if k >= n_rows:
             everything = np.arange(n_rows) if rows is None else rows
             return np.broadcast_to(everything, (len(queries), n_rows))
-        vectors, scored = self.embeddings, rows
-        if rows is not None and n_rows <= _SCORE_ALL_ABOVE * len(vectors):
-            vectors, scored = np.take(vectors, rows, axis=0), None
         slack = self._rounding_slack(queries)
-        step = max(1, _SCORED_FLOATS // len(vectors))
+        step = max(1, _SCORED_FLOATS // len(self.embeddings))
         found: list[np.ndarray] = []
         for start in range(0, len(queries), step):
-            scores = _products(queries[start : start + step], vectors)
-            if scored is not None:
-                scores = np.take(scores, scored, axis=1)
+            scores = self._products(queries[start : start + step], rows)
             found += map(_near_top, scores, itertools.repeat(k), slack[start : start + step])
         return _padded(found if rows is None else [rows[positions] for positions in found])
+
+    def _products(self, queries: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+        """Return the inner products (n_queries, n) with all rows or with some, fast."""
+        if rows is None:
+            return _products(queries, self.embeddings)
+        if len(rows) > _SCORE_ALL_ABOVE * len(self.embeddings):
+            return np.take(_products(queries, self.embeddings), rows, axis=1)
+        products = np.empty((len(queries), len(rows)), dtype=np.float32)
+        step = max(1, _GATHERED_FLOATS // queries.shape[1])
+        vectors = np.empty((min(step, len(rows)), queries.shape[1]), dtype=np.float32)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            gathered = vectors[: len(part)]
+            np.take(self.embeddings, part, axis=0, mode="clip", out=gathered)
+            products[:, start : start + step] = _products(queries, gathered)
+        return products
 
     @cached_property
     def _slack_of_unit_query(self) -> float:

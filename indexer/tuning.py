@@ -7,6 +7,7 @@ that were tried would be promised and not delivered.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ from indexer.recall import mean_interval, recall_at_k, standard_error
 TARGETS = (0.90, 0.95, 0.99)
 
 _MAX_QUERIES = 800  # a standard error of 0.0025 for each half where recalls deviate by 0.05
+_MAX_ANSWERS, _MIN_CHOOSING = 40_000, 100  # deep answers take long, and deviate less
 _EXHAUSTIVE_QUERIES = 20  # an exhaustive search is slow, and there is nothing to estimate
 _TIMED_SECONDS = 0.25
 _MIN_TIMED, _MAX_TIMED = 5, 500
-_FINALISTS = 3  # params timed per target: the cost model tells them apart only roughly
+_WORTH_TRYING = 1.5  # times the least cost known to suffice; the cost model is a rough one
+_FINALISTS = 3  # params that are timed for each target
 
 AnyIndex = LocalIndex[Any, Any]
 
@@ -86,17 +89,29 @@ class _Trials:
     def __init__(self, index: AnyIndex, queries: TuningQueries, k: int) -> None:
         self._index = index
         self._queries = queries
-        self._exact = _top(queries.exact_choosing, k)
+        n_choosing = max(_MIN_CHOOSING, _MAX_ANSWERS // k)
+        self._choosing = queries.choosing[:n_choosing]
+        self._exact = _top(queries.exact_choosing, k, n_choosing)
         self._k = k
         self._ladders = index.effort_ladders(k)
         self._recalls: dict[SearchParams, np.ndarray] = {}
 
     def best(self, target: float) -> OperatingPoint | None:
         """Return the cheapest params that meet a target, measured; None if none do."""
-        enough = [rung for ladder in self._ladders for rung in self._lowest(ladder, target)]
-        enough.sort(key=lambda params: self._index.cost(self._k, params))
+        enough: list[SearchParams] = []
+        limit = math.inf
+        # From the last: its rungs find most, so the first limit on the cost is found early.
+        for ladder in reversed(self._ladders):
+            affordable = [params for params in ladder if self._cost(params) <= limit]
+            for params in self._lowest(affordable, target):
+                enough.append(params)
+                limit = min(limit, _WORTH_TRYING * self._cost(params))
+        enough.sort(key=self._cost)
         points = [self._measure(target, params) for params in enough[:_FINALISTS]]
         return min(points, key=lambda point: point.p50_microseconds, default=None)
+
+    def _cost(self, params: SearchParams) -> float:
+        return self._index.cost(self._k, params)
 
     def _lowest(self, ladder: Sequence[SearchParams], target: float) -> Iterator[SearchParams]:
         """Yield the lowest rung that meets the target, found by bisection, if one does."""
@@ -112,7 +127,7 @@ class _Trials:
 
     def _meets(self, params: SearchParams, target: float) -> bool:
         if params not in self._recalls:
-            found = self._index.search(self._queries.choosing, self._k, params)
+            found = self._index.search(self._choosing, self._k, params)
             self._recalls[params] = recall_at_k(found, self._exact)
         recalls = self._recalls[params]
         return float(recalls.mean()) - standard_error(recalls) >= target
@@ -125,10 +140,8 @@ class _Trials:
 
 def _exhaustive_point(index: AnyIndex, queries: TuningQueries, k: int) -> OperatingPoint:
     params = index.exhaustive_params()
-    few = slice(_EXHAUSTIVE_QUERIES)
-    exact = _top(queries.exact_unseen, k)
-    found = index.search(queries.unseen[few], k, params)
-    recalls = recall_at_k(found, Neighbors(exact.rows[few], exact.scores[few]))
+    found = index.search(queries.unseen[:_EXHAUSTIVE_QUERIES], k, params)
+    recalls = recall_at_k(found, _top(queries.exact_unseen, k, _EXHAUSTIVE_QUERIES))
     return _point(1.0, index, queries, k, params, recalls)
 
 
@@ -169,5 +182,5 @@ def _latencies(index: AnyIndex, queries: np.ndarray, k: int, params: SearchParam
     return np.array(taken) / 1e3
 
 
-def _top(neighbors: Neighbors, k: int) -> Neighbors:
-    return Neighbors(neighbors.rows[:, :k], neighbors.scores[:, :k])
+def _top(neighbors: Neighbors, k: int, n_queries: int | None = None) -> Neighbors:
+    return Neighbors(neighbors.rows[:n_queries, :k], neighbors.scores[:n_queries, :k])

@@ -11,6 +11,7 @@ from indexer.backends.base import (
     Index,
     LocalIndex,
     SearchParams,
+    Series,
 )
 from indexer.backends.brute_force import BruteForceIndex
 from indexer.backends.scann import ScannIndex
@@ -25,6 +26,7 @@ __all__ = [
     "Neighbors",
     "SearchMethod",
     "SearchParams",
+    "Series",
     "available_backends",
 ]
 

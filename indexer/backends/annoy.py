@@ -9,7 +9,6 @@ spaces"). Which to build is decided by measuring both.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -42,10 +41,6 @@ class AnnoySearchParams(SearchParams):
 
     search_k: int = Field(ge=1)
     """Candidates to inspect."""
-
-    def scaled(self, factor: float) -> AnnoySearchParams:
-        """Return the params that inspect ``factor`` times as many candidates."""
-        return AnnoySearchParams(search_k=max(1, math.ceil(self.search_k * factor)))
 
 
 class AnnoyIndex(LocalIndex[AnnoyBuildParams, AnnoySearchParams]):

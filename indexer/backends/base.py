@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import ClassVar, Generic, Self, TypeAlias, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -32,14 +33,33 @@ class BuildParams(BaseModel):
 
 
 class SearchParams(BaseModel):
-    """How hard an index searches; each backend adds its own, named as its library names them."""
+    """How hard an index searches; each backend adds its own, named as its library names them.
+
+    Whole numbers are effort: the larger, the more is looked at.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def scaled(self, factor: float) -> Self:
-        """Return the params that find ``factor`` times as many candidates at the same recall."""
-        del factor
-        return self
+        """Return params of ``factor`` times the effort."""
+        return self._with_numbers({name: n * factor for name, n in self._numbers().items()})
+
+    def towards(self, other: Self, share: float) -> Self:
+        """Return params between these (share 0) and others (1), or beyond them (above 1).
+
+        Effort is interpolated geometrically, as it relates to the number of results.
+        """
+        others = other._numbers()
+        numbers = {n: v * (others.get(n, v) / v) ** share for n, v in self._numbers().items()}
+        return self._with_numbers(numbers)
+
+    def _numbers(self) -> dict[str, int]:
+        return {name: value for name, value in self if isinstance(value, int)}
+
+    def _with_numbers(self, numbers: dict[str, float]) -> Self:
+        return self.model_copy(
+            update={name: max(1, math.ceil(value)) for name, value in numbers.items()}
+        )
 
 
 def geometric(first: int, last: int, factor: float) -> list[int]:
@@ -55,6 +75,9 @@ def geometric(first: int, last: int, factor: float) -> list[int]:
 
 B = TypeVar("B", bound=BuildParams)
 S = TypeVar("S", bound=SearchParams)
+
+Series: TypeAlias = tuple[tuple[int, S], ...]
+"""Numbers of results, rising, each with the search params that deliver one recall there."""
 
 
 class Index(ABC, Generic[S]):
@@ -120,6 +143,7 @@ class LocalIndex(Index[S], Generic[B, S]):
     def __init__(self, embeddings: np.ndarray, build_params: B) -> None:
         self.build_params = build_params
         self._exact = ExactScorer(embeddings)
+        self._series: dict[S, Series[S]] = {}
 
     @classmethod
     def build(cls, embeddings: np.ndarray, params: B | None = None) -> Self:
@@ -157,6 +181,29 @@ class LocalIndex(Index[S], Generic[B, S]):
         index = cls(embeddings, params)
         index._load(directory)
         return index
+
+    def calibrate(self, series: Iterable[Series[S]]) -> None:
+        """Tell which params deliver one recall at several depths, from operating points.
+
+        Args:
+            series: for each recall, from low to high, the params for rising numbers of results.
+        """
+        self._series = {params: one for one in series for _, params in one}
+
+    def params_at(self, n: int, params: S, k: int) -> S:
+        """Return the params that find n results at the recall at which ``params`` finds k.
+
+        An index that was never calibrated takes the effort to grow as the number of results.
+        """
+        series = self._series.get(params, ((k, params),))
+        depth = max(k, *(depth for depth, known in series if known == params))
+        if n <= depth:
+            return params
+        if len(series) == 1:
+            return params.scaled(n / depth)
+        i = min(sum(known < n for known, _ in series), len(series) - 1)
+        (low, below), (high, above) = series[i - 1 : i + 1]
+        return below.towards(above, math.log(n / low) / math.log(high / low))
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -253,8 +300,8 @@ class LocalIndex(Index[S], Generic[B, S]):
             self._exact,
             k,
             eligible,
-            propose=lambda queries, n: self._search(queries, n, params.scaled(n / k)),
-            cost=lambda n: self.cost(n, params.scaled(n / k)),
+            propose=lambda queries, n: self._search(queries, n, self.params_at(n, params, k)),
+            cost=lambda n: self.cost(n, self.params_at(n, params, k)),
         )
 
     def _check_eligible(self, eligible: np.ndarray) -> None:
