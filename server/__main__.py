@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import logging
@@ -96,25 +95,19 @@ def _serve(settings: Settings) -> None:
     for library in ("OPENBLAS", "OMP", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     from indexer.backends import BackendUnavailableError
-    from server.serve import PortTakenError, load_engine
-    from server.serve import serve as serve_until_stopped
+    from server.serve import PortTakenError, load, run_event_loop
+    from server.serve import serve as serve_alone
+    from server.workers import WorkerError, serve_with_workers
     from trainer.publish import BundleError
 
     try:
-        engine = load_engine(settings)
-        _run(serve_until_stopped(settings, engine, _announce))
-    except (BundleError, BackendUnavailableError, PortTakenError) as error:
+        loaded = load(settings)
+        if settings.workers > 1:
+            serve_with_workers(loaded, _announce)
+        else:
+            run_event_loop(serve_alone(loaded, settings.port, _announce))
+    except (BackendUnavailableError, BundleError, PortTakenError, WorkerError) as error:
         raise _fail(error) from error
-
-
-def _run(main: Any) -> None:
-    """Run a coroutine on uvloop, or on asyncio's own loop where there is none."""
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(main)
-    else:
-        uvloop.run(main)
 
 
 def _announce(where: str) -> None:

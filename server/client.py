@@ -72,8 +72,8 @@ _SERVICE_CONFIG = {
         {
             "name": [{"service": "candidate_search.v1.CandidateSearchService"}],
             "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.05s",
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
                 "retryableStatusCodes": ["UNAVAILABLE"],
@@ -81,7 +81,12 @@ _SERVICE_CONFIG = {
         }
     ],
 }
-_CHANNEL_OPTIONS = (("grpc.service_config", json.dumps(_SERVICE_CONFIG)),)
+_CHANNEL_OPTIONS = (
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # Sooner than the default of a second, so that the retries meet the worker that takes over.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+)
 
 
 class SearchClient:

@@ -6,7 +6,9 @@ import asyncio
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import numpy as np
@@ -16,38 +18,50 @@ from grpc_reflection.v1alpha import reflection
 
 from indexer.bundle import IndexBundle
 from server.domain import CandidateQuery, EmbeddingQuery, Query, SearchRequest, UserQuery
+from server.encoding import FoundEncoder
 from server.engine import Engine
 from server.servicer import SERVICE_NAME, CandidateSearchServicer
 from server.settings import Settings
 
 _log = structlog.get_logger(__name__)
 _WARM_UP_ROUNDS = 3
+CHOOSE_ANOTHER = "choose another address with --host and --port, or --port 0 for any that is free"
 
 
 class PortTakenError(Exception):
     """The address cannot be listened on; the message is meant for the user."""
 
 
-def load_engine(settings: Settings) -> Engine:
+@dataclass(frozen=True)
+class Loaded:
+    """What a server has in memory, and what workers that are forked share."""
+
+    settings: Settings
+    engine: Engine
+    encoder: FoundEncoder
+    page_token_key: bytes
+
+
+def load(settings: Settings) -> Loaded:
     """Verify and open the index bundle that the settings name.
 
     Raises:
         BundleError: if there is no bundle, or it is damaged.
         BackendUnavailableError: if its default backend's library is not installed.
     """
-    return Engine(
+    engine = Engine(
         IndexBundle.open(settings.index),
         max_page_depth=settings.max_page_depth,
         filter_cache_bytes=settings.filter_cache_bytes,
         long_search_floats=settings.long_search_floats,
     )
-
-
-def page_token_key(settings: Settings) -> bytes:
-    """Return the key that signs page tokens: the configured one, or a new one."""
-    if settings.page_token_key is None:
-        return secrets.token_bytes(32)
-    return settings.page_token_key.get_secret_value().encode()
+    key = settings.page_token_key
+    return Loaded(
+        settings=settings,
+        engine=engine,
+        encoder=FoundEncoder(engine.bundle.corpus.candidate_ids),
+        page_token_key=secrets.token_bytes(32) if key is None else key.get_secret_value().encode(),
+    )
 
 
 def address(host: str, port: int) -> str:
@@ -55,22 +69,31 @@ def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def run_event_loop(main: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine on uvloop, or on asyncio's own loop where there is none."""
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
 class Worker:
-    """One gRPC server over one engine.
+    """One gRPC server.
 
     Args:
-        engine: what searches.
-        settings: limits, port and host.
-        key: what signs page tokens.
+        loaded: what it serves.
         shares_port: whether other workers listen on the same port.
     """
 
-    def __init__(
-        self, engine: Engine, settings: Settings, key: bytes, *, shares_port: bool = False
-    ) -> None:
-        self._engine = engine
+    def __init__(self, loaded: Loaded, *, shares_port: bool = False) -> None:
+        settings = loaded.settings
+        self._engine = loaded.engine
         self._settings = settings
-        self.servicer = CandidateSearchServicer(engine, settings, key)
+        self.servicer = CandidateSearchServicer(
+            loaded.engine, loaded.encoder, settings, loaded.page_token_key
+        )
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=_options(settings, shares_port=shares_port))
         self._server.add_generic_rpc_handlers((self.servicer.handler(),))
@@ -119,22 +142,25 @@ class Worker:
                 self._engine.search(SearchRequest(query))
 
 
-async def serve(settings: Settings, engine: Engine, on_ready: Callable[[str], None]) -> None:
+async def serve(
+    loaded: Loaded, port: int, on_ready: Callable[[str], None], *, shares_port: bool = False
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
     Args:
-        settings: all that can be set.
-        engine: what searches.
+        loaded: what is served.
+        port: the port; 0 for any that is free.
         on_ready: called with the address once searches are answered.
+        shares_port: whether other workers listen on the same port.
 
     Raises:
         PortTakenError: if the address cannot be listened on.
     """
-    worker = Worker(engine, settings, page_token_key(settings))
-    port = await worker.start(settings.port)
-    on_ready(address(settings.host, port))
+    worker = Worker(loaded, shares_port=shares_port)
+    bound_port = await worker.start(port)
+    on_ready(address(loaded.settings.host, bound_port))
     await wait_for_stop_signal()
-    _log.info("draining", seconds=settings.drain_seconds)
+    _log.info("draining", seconds=loaded.settings.drain_seconds)
     await worker.stop()
 
 
@@ -173,10 +199,25 @@ def _warm_up_queries(bundle: IndexBundle) -> Iterator[Query]:
 
 def _why_not(host: str, port: int) -> str:
     """Return why an address cannot be listened on, and how to mend it."""
+    try:
+        probe_port(host, port).close()
+    except OSError as error:
+        return f"{error.strerror}; {CHOOSE_ANOTHER}"
+    return CHOOSE_ANOTHER
+
+
+def probe_port(host: str, port: int) -> socket.socket:
+    """Return a socket bound to an address, which fails where anybody listens on it.
+
+    Raises:
+        OSError: if the address is taken, or is not one of this machine.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return f"{error.strerror}; choose another with --port, or 0 for any that is free"
-    return "the address is in use; choose another with --port, or 0 for any that is free"
+    bound = socket.socket(family)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound

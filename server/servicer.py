@@ -39,11 +39,14 @@ class CandidateSearchServicer:
 
     Args:
         engine: what searches.
+        encoder: what puts into responses what was found.
         settings: the limits.
         page_token_key: what signs page tokens; workers that share a port share it.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, page_token_key: bytes) -> None:
+    def __init__(
+        self, engine: Engine, encoder: FoundEncoder, settings: Settings, page_token_key: bytes
+    ) -> None:
         self.is_serving = False
         self._engine = engine
         self._settings = settings
@@ -51,7 +54,7 @@ class CandidateSearchServicer:
         self._decoder = RequestDecoder(settings)
         self._page_tokens = PageTokens(self._index_version, page_token_key)
         self._index_info = index_info_message(engine, settings)
-        self._encoder = FoundEncoder(engine.bundle.corpus.candidate_ids)
+        self._encoder = encoder
         self._plan_message = lru_cache(maxsize=4096)(plan_message)
         self._threads = ThreadPoolExecutor(settings.long_search_threads, "long-search")
         self._n_long = 0

@@ -6,8 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from tests.server.processes import serving
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 SERVICE = "candidate_search.v1.CandidateSearchService"
-
-
-@contextmanager
-def serving(index: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-m", "server", "serve", "--index", str(index), "--port", "0"]
-    process = subprocess.Popen(
-        [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.fullmatch(r"serving on (127\.0\.0\.1:\d+)\n", line)
-        assert found is not None, (line, process.poll())
-        yield process, found[1]
-    finally:
-        process.kill()
-        process.wait()
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,31 @@
+"""Servers as processes of their own, for the tests that need one."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def serving(index: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Yield a server's process and address; nothing of it is left afterwards."""
+    command = [sys.executable, "-m", "server", "serve", "--index", str(index), "--port", "0"]
+    process = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.fullmatch(r"serving on (127\.0\.0\.1:\d+)\n", line)
+        assert found is not None, (line, process.poll())
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def children(process_id: int) -> list[int]:
+    """Return the ids of a process's children."""
+    return list(
+        map(int, Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split())
+    )
