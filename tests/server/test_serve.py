@@ -98,7 +98,7 @@ def test_reflection_is_behind_a_flag(
         (["serve", "--config", "none.toml"], "there is no settings file none.toml"),
         (["search"], "say one of --user, --like and --liked"),
         (["search", "--user", "1", "--like", "2"], "say one of --user, --like and --liked"),
-        (["search", "--user", "1", "--address", "127.0.0.1:1", "--timeout", "1"], "UNAVAILABLE"),
+        (["search", "--user", "1", "--address", "127.0.0.1:1"], "UNAVAILABLE"),
     ],
 )
 def test_a_mistake_is_told_in_a_sentence(arguments: list[str], message: str) -> None:
