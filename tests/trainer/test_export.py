@@ -1,0 +1,130 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainer import export as export_module
+from trainer.bundle import QUERY_ASSET_FILES, TowerBundle
+from trainer.datasets import Dataset, load_dataset
+from trainer.export import ExportError, export
+from trainer.publish import BundleError
+from trainer.splits import split
+from trainer.towers import Towers, TowersConfig
+from trainer.training import fit
+
+CONFIG = TowersConfig(dim=16, epochs=1)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return load_dataset("sample")
+
+
+@pytest.fixture(scope="module")
+def train_rows(dataset: Dataset) -> np.ndarray:
+    return split(dataset, "leave-last-out").train
+
+
+@pytest.fixture(scope="module")
+def towers(dataset: Dataset, train_rows: np.ndarray) -> Towers:
+    return fit(dataset, train_rows, CONFIG, seed=1)
+
+
+@pytest.fixture(scope="module")
+def bundle(
+    towers: Towers,
+    dataset: Dataset,
+    train_rows: np.ndarray,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> TowerBundle:
+    root = tmp_path_factory.mktemp("towers")
+    evaluation = {"metrics": {"heldout_recall@10": 0.5}}
+    directory = export(
+        *(towers, dataset, train_rows, root),
+        seed=1,
+        rows_name="leave-last-out train",
+        evaluation=evaluation,
+    )
+    return TowerBundle.open(directory)
+
+
+def test_the_manifest_says_what_the_weights_have_seen(
+    bundle: TowerBundle, dataset: Dataset, train_rows: np.ndarray
+) -> None:
+    manifest = bundle.manifest
+    assert manifest.dim == 16
+    assert manifest.n_candidates == dataset.n_candidates
+    assert manifest.n_users == dataset.n_users
+    assert manifest.seed == 1
+    assert manifest.max_history_length == CONFIG.max_history_length
+    seen = manifest.trained_on
+    assert (seen.dataset, seen.rows) == ("sample", "leave-last-out train")
+    assert seen.n_interactions == len(train_rows)
+    assert dataset.timestamps is not None
+    assert seen.newest_timestamp == dataset.timestamps[train_rows].max()
+    assert manifest.config == CONFIG.model_dump(mode="json")
+
+
+def test_users_are_embedded_and_their_histories_kept(
+    bundle: TowerBundle, towers: Towers, dataset: Dataset
+) -> None:
+    assert bundle.query.user_ids is not None
+    assert bundle.query.query_embeddings is not None
+    assert bundle.query.user_ids.tokens([0, 5]) == dataset.user_ids.tokens([0, 5])
+    for user_row in (0, 5, 17):
+        history = bundle.query.history(user_row)
+        assert history.tolist() == towers.histories[user_row].tolist()
+        expected = towers.embed_queries([history])[0]
+        np.testing.assert_allclose(bundle.query.query_embeddings[user_row], expected, atol=1e-5)
+
+
+def test_popularity_counts_what_was_seen(
+    bundle: TowerBundle, dataset: Dataset, train_rows: np.ndarray
+) -> None:
+    assert bundle.popularity.sum() == len(train_rows)
+    assert bundle.popularity[3] == np.count_nonzero(dataset.candidate_rows[train_rows] == 3)
+
+
+def test_tuning_queries_are_embeddings_of_earlier_histories(
+    bundle: TowerBundle, dataset: Dataset
+) -> None:
+    assert bundle.tuning_queries.shape == (dataset.n_users, 16)
+    assert (bundle.tuning_queries[:, -1] == 1).all()
+
+
+def test_the_evaluation_and_the_model_card_travel_along(bundle: TowerBundle) -> None:
+    evaluation = json.loads((bundle.directory / "evaluation.json").read_text())
+    assert evaluation == bundle.manifest.evaluation == {"metrics": {"heldout_recall@10": 0.5}}
+    card = (bundle.directory / "model_card.md").read_text()
+    assert "trained on sample" in card
+    assert "heldout_recall@10" in card
+
+
+def test_without_histories_nothing_is_kept_about_a_user(
+    towers: Towers, dataset: Dataset, train_rows: np.ndarray, tmp_path: Path
+) -> None:
+    directory = export(towers, dataset, train_rows, tmp_path, seed=1, with_histories=False)
+    bundle = TowerBundle.open(directory)
+    assert bundle.query.user_ids is None
+    assert bundle.query.query_embeddings is None
+    assert bundle.manifest.n_users == 0
+    with pytest.raises(BundleError, match="holds no histories"):
+        bundle.query.history(0)
+    assert {path.name for path in directory.iterdir()}.isdisjoint(
+        {"histories.parquet", "query_embeddings.npy"}
+    )
+    assert {"histories.parquet", "query_embeddings.npy"} < set(QUERY_ASSET_FILES)
+
+
+def test_towers_that_do_not_convert_faithfully_are_not_published(
+    towers: Towers,
+    dataset: Dataset,
+    train_rows: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(export_module, "_PARITY", -1.0)
+    with pytest.raises(ExportError, match="differs from its SavedModel"):
+        export(towers, dataset, train_rows, tmp_path, seed=1)
+    assert list(tmp_path.iterdir()) == []

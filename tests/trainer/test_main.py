@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from trainer.__main__ import app
+from trainer.bundle import TowerBundle
+
+SMALL = ("--dataset", "sample", "--epochs", "1", "--dim", "8")
+
+
+def trainer(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_fit_evaluates_refits_on_everything_and_publishes(tmp_path: Path) -> None:
+    done = trainer("fit", *SMALL, "--output", tmp_path, "--json")
+    assert done.exit_code == 0, done.stderr
+    said = json.loads(done.stdout)
+    bundle = TowerBundle.open(tmp_path / "current")
+    assert said["directory"] == str(bundle.directory)
+    assert said["evaluation"] == bundle.manifest.evaluation
+    assert bundle.manifest.evaluation["split"] == "leave-last-out"
+    assert bundle.manifest.trained_on.rows == "all"
+    assert bundle.manifest.dim == 8
+
+
+def test_fit_can_export_what_has_seen_the_train_part_only(tmp_path: Path) -> None:
+    done = trainer("fit", *SMALL, "--split", "temporal", "--no-refit", "--output", tmp_path)
+    assert done.exit_code == 0, done.stderr
+    assert "heldout_recall" in done.stdout
+    assert TowerBundle.open(tmp_path / "current").manifest.trained_on.rows == "temporal train"
+
+
+def test_fit_without_a_split_measures_nothing(tmp_path: Path) -> None:
+    done = trainer("fit", *SMALL, "--split", "none", "--output", tmp_path)
+    assert done.exit_code == 0, done.stderr
+    assert TowerBundle.open(tmp_path / "current").manifest.evaluation == {}
+
+
+def test_evaluate_prints_a_table_or_json() -> None:
+    table = trainer("evaluate", *SMALL, "--split", "random")
+    assert table.exit_code == 0, table.stderr
+    assert "heldout_recall" in table.stdout
+    as_json = json.loads(trainer("evaluate", *SMALL, "--split", "random", "--json").stdout)
+    assert as_json["split"] == "random"
+    assert 0 < as_json["metrics"]["heldout_recall@100"] < 1
+
+
+def test_evaluate_refuses_a_split_that_holds_nothing_out() -> None:
+    done = trainer("evaluate", *SMALL, "--split", "none")
+    assert done.exit_code == 2
+    assert "holds nothing out" in done.stderr
+
+
+def test_own_files_go_the_same_way(tmp_path: Path) -> None:
+    interactions = tmp_path / "interactions.csv"
+    lines = [f"u{u},c{(u + i) % 7},{i}" for u in range(6) for i in range(4)]
+    interactions.write_text("user_id,candidate_id,timestamp\n" + "\n".join(lines) + "\n")
+    candidates = tmp_path / "candidates.csv"
+    candidates.write_text(
+        "candidate_id,title,tags\n" + "".join(f"c{i},Title {i},a|b\n" for i in range(7))
+    )
+    files = ("--interactions", interactions, "--candidates", candidates)
+    done = trainer("fit", *files, "--epochs", 1, "--dim", 4, "--output", tmp_path / "towers")
+    assert done.exit_code == 0, done.stderr
+    bundle = TowerBundle.open(tmp_path / "towers" / "current")
+    assert bundle.candidates.column_names == ["candidate_id", "title", "tags"]
+
+
+def test_a_bad_row_is_a_sentence_and_nothing_is_written(tmp_path: Path) -> None:
+    interactions = tmp_path / "interactions.csv"
+    interactions.write_text("user_id,candidate_id\nu1,c1\nu2,\n")
+    done = trainer("fit", "--interactions", interactions, "--output", tmp_path / "towers")
+    assert done.exit_code == 1
+    assert "interactions.csv" in done.stderr
+    assert "line 3" in done.stderr
+    assert "candidate_id" in done.stderr
+    assert not (tmp_path / "towers").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--dataset", "netflix"), "there is no dataset 'netflix'"),
+        (("--dataset", "sample", "--min-rating", "9"), "rated at least 9"),
+    ],
+)
+def test_a_mistake_is_a_sentence(arguments: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
+    done = trainer("fit", *arguments, "--output", tmp_path / "towers")
+    assert done.exit_code == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_candidates_alone_are_not_enough(tmp_path: Path) -> None:
+    done = trainer("fit", "--candidates", tmp_path / "candidates.csv")
+    assert done.exit_code == 2
+    assert "--interactions" in done.stderr
