@@ -31,7 +31,7 @@ from trainer.publish import commit, staging
 Announce = Callable[[str], None]
 """Told, in a few words, what is being done now."""
 
-MEASURED_K = (10, 100, 1000)
+MEASURED_K = (10, 30, 100, 300, 1000)
 """Numbers of results that every index is tuned for, beside the one that is asked for."""
 
 _PRODUCERS = ("annoy", "numpy", "scann")

@@ -1,11 +1,17 @@
-"""Search among eligible candidates only: over-fetch, widen, or scan, whichever costs least.
+"""Search among eligible candidates only: over-fetch or scan, whichever costs less.
 
 An approximate index knows nothing of the mask, so one asks it for more than k and drops what is
-not eligible. How many more depends on the mask: if eligibility has nothing to do with the query,
-one in ``n_candidates / n_eligible`` is wanted. If the query's best candidates are the ineligible
-ones (a user's own history), that was too few, and one asks again for more, until scoring the
-eligible rows exactly costs less than asking. So k are found whenever k are eligible, also where
-everything is and an index has looked at too small a part of the corpus to find k.
+not eligible. How many more depends on what the mask has to do with the query.
+
+- Nothing: then one in ``n_candidates / n_eligible`` is wanted, and as many of the proposals are
+  eligible as of all candidates.
+- It hides the query's best candidates (a user's own history, say): then fewer of the proposals
+  are eligible, and those come from the end of what the index looked at, where it misses most. At
+  worst all hidden candidates come before the k-th eligible one. One asks for more than that, if
+  it can be afforded.
+
+Where neither will do, the eligible rows are scored exactly. So k are found whenever k are
+eligible, also where everything is and an index has looked at too few candidates to find k.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from functools import cached_property
 
 import numpy as np
 
-from indexer.exact import ExactScorer, Neighbors, SearchMethod
+from indexer.exact import ExactScorer, Neighbors, SearchMethod, padded
 
 Propose = Callable[[np.ndarray, int], np.ndarray]
 """(queries, n) -> rows (n_queries, at least n), -1 where none: an index's proposals."""
@@ -26,8 +32,10 @@ Cost = Callable[[int], float]
 """n -> the work of proposing n, in rows of a sequential exact scan."""
 
 _GATHER_COST = 4.0  # scoring a row that has to be fetched, against the next in memory; measured
-_WIDENING = 2  # how many times more is fetched when too few were eligible
+_AFFORDABLE = 0.25  # of the cost of a scan, which may yet have to follow
 _SPARE_DEVIATIONS = 3.0  # of the number of eligible rows among those fetched, if chance decides
+_LEAST_SHARE = 0.8  # of the eligible proposals to expect by chance; fewer are no chance
+_CLEAR_OF_THE_END = 2  # times the proposals needed, as an index misses most at the end
 
 
 class EligibleSearch:
@@ -54,57 +62,72 @@ class EligibleSearch:
         self._eligible = eligible
         self._propose = propose
         self._cost = cost
-        self._n_candidates = len(exact.embeddings)
-        self._n_eligible = (
-            self._n_candidates if eligible is None else int(np.count_nonzero(eligible))
-        )
+        self._n_candidates = n_candidates = len(exact.embeddings)
+        self._n_eligible = n_candidates if eligible is None else int(np.count_nonzero(eligible))
+
+    def search(self, queries: np.ndarray) -> Neighbors:
+        """Return the best k eligible candidates of each query (n_queries, dim) float32."""
+        neighbors = Neighbors.none(len(queries), self._k, SearchMethod.MASKED_SCAN)
+        if self._n_eligible == 0:
+            return neighbors
+        return self.complete(queries, neighbors, np.arange(len(queries)))
+
+    def complete(
+        self, queries: np.ndarray, neighbors: Neighbors, unanswered: np.ndarray
+    ) -> Neighbors:
+        """Answer the queries that have no answer yet.
+
+        Args:
+            queries: (n_queries, dim) float32.
+            neighbors: where the answers go.
+            unanswered: (n,) int64, the lines without an answer.
+        """
+        scan_cost = min(_GATHER_COST * self._n_eligible, self._n_candidates)
+        for n_fetched in (self._by_chance, self._at_worst):
+            if len(unanswered) and self._cost(n_fetched) <= _AFFORDABLE * scan_cost:
+                found, is_answer = self._over_fetch(queries[unanswered], n_fetched)
+                neighbors = _fill(neighbors, unanswered, found)
+                unanswered = unanswered[~is_answer]
+        if len(unanswered):
+            found = self._exact.search(queries[unanswered], self._k, self._rows)
+            found = replace(found, method=SearchMethod.MASKED_SCAN)
+            neighbors = _fill(neighbors, unanswered, found)
+        return neighbors
 
     @cached_property
     def _rows(self) -> np.ndarray | None:
         """(n_eligible,) int64; None if all are eligible."""
         return None if self._eligible is None else np.flatnonzero(self._eligible)
 
-    def search(self, queries: np.ndarray) -> Neighbors:
-        """Return the best k eligible candidates of each query (n_queries, dim) float32."""
-        if self._n_eligible == 0:
-            return Neighbors.none(len(queries), self._k, SearchMethod.MASKED_SCAN)
-        n_fetched = self._first_fetch()
-        return self.complete(queries, self._fetch_or_scan(queries, n_fetched), n_fetched)
-
-    def complete(self, queries: np.ndarray, neighbors: Neighbors, n_fetched: int) -> Neighbors:
-        """Widen the search where fewer were found than there are.
-
-        Args:
-            queries: (n_queries, dim) float32.
-            neighbors: what was found for them.
-            n_fetched: how many proposals that took.
-        """
-        last = min(self._k, self._n_eligible) - 1
-        while len(short := np.flatnonzero(neighbors.rows[:, last] < 0)):
-            n_fetched = min(n_fetched * _WIDENING, self._n_candidates)
-            found = self._fetch_or_scan(queries[short], n_fetched)
-            neighbors.rows[short], neighbors.scores[short] = found.rows, found.scores
-            neighbors = replace(neighbors, method=found.method)
-        return neighbors
-
-    def _first_fetch(self) -> int:
-        """Return how many to fetch so that k of them are eligible, unless the mask is unlucky.
-
-        If it hides the query's best candidates, at worst all hidden ones come before the k-th.
-        """
+    @cached_property
+    def _by_chance(self) -> int:
+        """How many to fetch if the mask has nothing to do with the query."""
         wanted = self._k + _SPARE_DEVIATIONS * math.sqrt(self._k)
-        by_chance = math.ceil(wanted * self._n_candidates / self._n_eligible)
-        at_worst = self._k + self._n_candidates - self._n_eligible
-        return min(by_chance, at_worst, self._n_candidates)
+        return min(math.ceil(wanted * self._n_candidates / self._n_eligible), self._n_candidates)
 
-    def _fetch_or_scan(self, queries: np.ndarray, n_fetched: int) -> Neighbors:
-        """Return what the index finds, or the exact answer where that costs no more."""
-        scan_cost = min(_GATHER_COST * self._n_eligible, self._n_candidates)
-        if self._cost(n_fetched) >= scan_cost:
-            found = self._exact.search(queries, self._k, self._rows)
-            return replace(found, method=SearchMethod.MASKED_SCAN)
+    @cached_property
+    def _at_worst(self) -> int:
+        """How many to fetch if the mask hides the query's best candidates."""
+        n_hidden = self._n_candidates - self._n_eligible
+        return min(_CLEAR_OF_THE_END * (self._k + n_hidden), self._n_candidates)
+
+    def _over_fetch(self, queries: np.ndarray, n_fetched: int) -> tuple[Neighbors, np.ndarray]:
+        """Return the best eligible proposals, and for which queries (n_queries,) they will do."""
         proposed = self._propose(queries, n_fetched)
+        kept = proposed >= 0
+        n_proposed = np.count_nonzero(kept, axis=1)
         if self._eligible is not None:
-            proposed = np.where((proposed >= 0) & self._eligible[proposed], proposed, -1)
-        found = self._exact.rescore(queries, proposed, self._k)
-        return replace(found, method=SearchMethod.OVER_FETCH)
+            kept &= self._eligible[proposed]
+        n_kept = np.count_nonzero(kept, axis=1)
+        eligible_rows = padded([line[keep] for line, keep in zip(proposed, kept, strict=True)])
+        found = self._exact.rescore(queries, eligible_rows, self._k)
+        expected = n_proposed * (self._n_eligible / self._n_candidates)
+        is_representative = (n_kept >= _LEAST_SHARE * expected) | (n_proposed >= self._at_worst)
+        is_full = found.rows[:, min(self._k, self._n_eligible) - 1] >= 0
+        return replace(found, method=SearchMethod.OVER_FETCH), is_full & is_representative
+
+
+def _fill(neighbors: Neighbors, lines: np.ndarray, found: Neighbors) -> Neighbors:
+    """Put what was found for some of the queries into their lines."""
+    neighbors.rows[lines], neighbors.scores[lines] = found.rows, found.scores
+    return replace(neighbors, method=found.method)

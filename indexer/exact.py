@@ -9,6 +9,7 @@ that can be among the best, within a bound on its rounding error, and the kernel
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
@@ -128,7 +129,7 @@ class ExactScorer:
         for start in range(0, len(queries), step):
             scores = self._products(queries[start : start + step], rows)
             found += map(_near_top, scores, itertools.repeat(k), slack[start : start + step])
-        return _padded(found if rows is None else [rows[positions] for positions in found])
+        return padded(found if rows is None else [rows[positions] for positions in found])
 
     def _products(self, queries: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
         """Return the inner products (n_queries, n) with all rows or with some, fast."""
@@ -155,11 +156,14 @@ class ExactScorer:
         kernel and the matrix product err once each, for the row and for the k-th best; the fifth
         is for the comparison.
         """
-        unit: float = self.embeddings.shape[1] * float(np.finfo(np.float32).eps) / 2
-        return 5 * unit / (1 - unit) * self.max_norm
+        dim, info = self.embeddings.shape[1], np.finfo(np.float32)
+        unit = dim * float(info.eps) / 2
+        return 5 * unit / (1 - unit) * math.hypot(self.max_norm, math.sqrt(dim * info.tiny))
 
     def _rounding_slack(self, queries: np.ndarray) -> np.ndarray:
-        slack: np.ndarray = np.sqrt(squared_norms(queries)) * self._slack_of_unit_query
+        # A square that underflows is missing from the sum, but it is below the smallest normal.
+        missing = np.float32(queries.shape[1]) * np.finfo(np.float32).tiny
+        slack: np.ndarray = np.sqrt(squared_norms(queries) + missing) * self._slack_of_unit_query
         return slack
 
 
@@ -211,7 +215,8 @@ def _bound_below(scores: np.ndarray, k: int) -> np.float32 | None:
     return _kth_best(groups.max(axis=0), k)
 
 
-def _padded(lines: list[np.ndarray]) -> np.ndarray:
+def padded(lines: list[np.ndarray]) -> np.ndarray:
+    """Stack rows of unequal number as (n_lines, longest) int64, with -1 at the ends."""
     padded = np.full((len(lines), max(map(len, lines), default=0)), -1, dtype=np.int64)
     for target, line in zip(padded, lines, strict=True):
         target[: len(line)] = line

@@ -291,9 +291,11 @@ class LocalIndex(Index[S], Generic[B, S]):
     def _search_all(self, queries: np.ndarray, k: int, params: S) -> Neighbors:
         n_wanted = min(k, self.n_candidates)
         neighbors = self._exact.rescore(queries, self._search(queries, n_wanted, params), k)
-        if (neighbors.rows[:, n_wanted - 1] >= 0).all():
+        short = neighbors.rows[:, n_wanted - 1] < 0
+        if not short.any():
             return neighbors
-        return self._eligible_search(k, params, None).complete(queries, neighbors, n_wanted)
+        eligible_search = self._eligible_search(k, params, None)
+        return eligible_search.complete(queries, neighbors, np.flatnonzero(short))
 
     def _eligible_search(self, k: int, params: S, eligible: np.ndarray | None) -> EligibleSearch:
         return EligibleSearch(

@@ -35,7 +35,8 @@ _PICKLED_IDS = "scann_docids.pkl"
 _ASSET_PATH = re.compile(r'asset_path:\s*"([^"]*)"')
 
 _TREE_ABOVE = 100_000  # ScaNN's rule of thumb: below, searching all quantised vectors is faster
-_AVQ = 4.0  # as cheap to build as none, and finds what takes three times the leaves without
+_AVQ = 8.0  # as cheap to build as none, and finds what takes four times the leaves without
+_SAMPLE_PER_LEAF = 100  # vectors the leaves' centres are trained on; fewer find much less
 _MIN_TREE_SIZE = 16  # the quantiser of a tree's residuals is trained on as many vectors at least
 _QUANTISED_COST = 0.1  # scoring a quantised vector, against a row of a sequential scan; measured
 _PROPOSALS_STEP, _LEAVES_STEP = 1.4, 1.25
@@ -96,7 +97,10 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
         del dim
         if n_candidates <= _TREE_ABOVE:
             return ScannBuildParams()
-        return ScannBuildParams(num_leaves=round(math.sqrt(n_candidates)), avq=_AVQ)
+        num_leaves = round(2 * math.sqrt(n_candidates))
+        return ScannBuildParams(
+            num_leaves=num_leaves, avq=_AVQ, training_sample_size=_SAMPLE_PER_LEAF * num_leaves
+        )
 
     def default_search_params(self, k: int) -> ScannSearchParams:
         """Return params that search a twentieth of the leaves."""

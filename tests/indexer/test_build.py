@@ -27,7 +27,7 @@ def test_the_manifest_says_what_was_measured(built: IndexBundle) -> None:
         manifest.tuned_on,
     ) == (300, 8, None, "queries")
     for entry in manifest.backends.values():
-        assert {10, 20, 100, 300} == {point.k for point in entry.operating_points}
+        assert {10, 20, 30, 100, 300} == {point.k for point in entry.operating_points}
         for point in entry.operating_points:
             assert 0 <= point.recall_low <= point.recall <= point.recall_high <= 1
             assert 0 < point.p50_microseconds <= point.p99_microseconds
@@ -87,7 +87,7 @@ def test_a_recall_of_ones_own_is_tuned_for(built: IndexBundle) -> None:
     assert built.directory.parent == directory.parent
     assert bundle.manifest.default_recall_target == 0.975
     for name, entry in bundle.manifest.backends.items():
-        assert {10, 15, 100, 300} == {point.k for point in entry.operating_points}
+        assert {10, 15, 30, 100, 300} == {point.k for point in entry.operating_points}
         assert built.manifest.backends[name].build_params == entry.build_params
         assert {"0.90", "0.95", "0.975", "0.99", "exhaustive"} >= {
             point.name for point in entry.operating_points
@@ -148,9 +148,9 @@ def test_the_default_is_the_cheapest_and_exact_wins_a_draw(
 @pytest.mark.parametrize(
     ("n_candidates", "k", "expected"),
     [
-        (5000, 100, [10, 100, 1000]),
-        (5000, 50, [10, 50, 100, 1000]),
-        (60, 100, [10, 60]),
+        (5000, 100, [10, 30, 100, 300, 1000]),
+        (5000, 50, [10, 30, 50, 100, 300, 1000]),
+        (60, 100, [10, 30, 60]),
         (3, 1, [1, 3]),
     ],
 )

@@ -69,7 +69,7 @@ def test_what_was_never_measured_is_searched_exhaustively(built: IndexBundle) ->
 
 def test_a_point_holds_for_fewer_results_but_not_for_more(built: IndexBundle) -> None:
     points = {built.choose(k, backend="annoy").point.k for k in (1, 9, 10)}
-    assert points <= {10, 20, 300}
+    assert points <= {10, 20, 30, 100, 300}
     assert built.choose(11, backend="annoy").point.k >= 20
 
 

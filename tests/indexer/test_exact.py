@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -27,8 +27,13 @@ def kernel_order(scorer: ExactScorer, query: np.ndarray) -> tuple[np.ndarray, np
     return order, scores[order]
 
 
+TINY = np.finfo(np.float32).tiny
+
+
 @settings(max_examples=300, deadline=None)
 @given(scorers_and_queries(), st.integers(1, 50))
+@example((ExactScorer(np.full((9, 6), TINY)), np.full((1, 6), -TINY)), 1)
+@example((ExactScorer(np.full((9, 6), 1e18, np.float32)), np.full((1, 6), TINY)), 1)
 def test_search_is_exact_to_the_bit(case: tuple[ExactScorer, np.ndarray], k: int) -> None:
     scorer, queries = case
     found = scorer.search(queries, k)
