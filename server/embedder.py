@@ -157,6 +157,11 @@ class Embedder:
             case ExamplesQuery():
                 return self._examples(query)
 
+    def by_cosine(self, query: Query) -> bool:
+        """Whether candidates will be compared with this query by direction alone."""
+        is_mean = isinstance(query, ExamplesQuery) and self._tower is None
+        return is_mean or isinstance(query, CandidateQuery)
+
     def _user(self, user: UserQuery) -> EmbeddedQuery:
         if self._tower is None or self._assets is None:
             raise NoQueryTowerError(
@@ -217,7 +222,7 @@ class Embedder:
         if len(disliked):
             away = self._directions.of_vector(self._directions.of_rows(disliked).mean(axis=0))
             vector = vector - np.float32(DISLIKE_WEIGHT * self._directions.norm(vector)) * away
-        by_cosine = self._tower is None
+        by_cosine = self.by_cosine(examples)
         return EmbeddedQuery(
             self._directions.of_vector(vector) if by_cosine else vector,
             by_cosine=by_cosine,

@@ -1,11 +1,11 @@
 """The order of the stages of a search: embed, plan, retrieve, diversify, and nothing else.
 
-Knows no transport. ``prepare`` does what is cheap whatever is asked, and refuses what must be
-refused; ``run`` makes the search, on any thread.
+Knows no transport.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
@@ -16,7 +16,7 @@ from indexer.bundle import IndexBundle
 from server.diversity import Diversifier
 from server.domain import Notice, NoticeCode, SearchRequest, SearchResult
 from server.embedder import EmbeddedQuery, Embedder
-from server.errors import NoRankerError, UserUnknownError
+from server.errors import NoRankerError, SearchError, UserUnknownError
 from server.filters import FilterMasks
 from server.metadata import Metadata
 from server.planning import IndexChoice, Planner
@@ -29,7 +29,7 @@ _NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 @dataclass(slots=True)
-class PreparedSearch:
+class _Prepared:
     """A search that is ready to be made."""
 
     request: SearchRequest
@@ -37,9 +37,9 @@ class PreparedSearch:
     choice: IndexChoice
     unknown_ids: Sequence[str]
     stage_nanos: dict[str, int]
-    """Wall time by stage; ``run`` adds its own."""
-    is_long: bool
-    """Whether it may read more of the corpus than should be read on an event loop."""
+    """Wall time by stage, so far."""
+    found: Found | None = None
+    """The best ``request.count`` by score alone, if they were searched for with others."""
 
     def add_time(self, stage: str, nanos: int) -> None:
         """Count time spent in a stage."""
@@ -70,6 +70,7 @@ class Engine:
         self.metadata = Metadata(corpus.candidates)
         self.planner = Planner(bundle)
         self._candidate_ids = corpus.candidate_ids
+        self._directions = directions
         self._embedder = Embedder(corpus, directions, bundle.query)
         self._masks = FilterMasks(self.metadata, corpus.n_candidates, filter_cache_bytes)
         self._retriever = Retriever(corpus, directions)
@@ -83,14 +84,61 @@ class Engine:
         Raises:
             SearchError: if it is refused; the class says why.
         """
-        return self.run(self.prepare(request))
+        return self._run(self._prepare(request))
 
-    def prepare(self, request: SearchRequest) -> PreparedSearch:
-        """Embed a query and plan its search.
+    def search_together(
+        self, requests: Sequence[SearchRequest]
+    ) -> list[SearchResult | SearchError]:
+        """Answer several searches as ``search`` would, those in one call that an index can so.
+
+        Returns:
+            For each search its result, or the error that refuses it.
+        """
+        outcomes: list[_Prepared | SearchError] = []
+        groups: dict[tuple[IndexChoice, int, int], list[_Prepared]] = defaultdict(list)
+        for request in requests:
+            try:
+                prepared = self._prepare(request)
+            except SearchError as error:
+                outcomes.append(error)
+                continue
+            outcomes.append(prepared)
+            n_fetched = self._retriever.n_fetched(prepared.wanted, request.count)
+            if n_fetched is not None and request.diversity is None:
+                groups[prepared.choice, request.count, n_fetched].append(prepared)
+        for (choice, count, n_fetched), group in groups.items():
+            wanted = [prepared.wanted for prepared in group]
+            found = self._retriever.search_together(wanted, choice, count, n_fetched)
+            for prepared, one in zip(group, found, strict=True):
+                prepared.found = one
+        return [one if isinstance(one, SearchError) else self._run(one) for one in outcomes]
+
+    def is_long(self, request: SearchRequest) -> bool:
+        """Whether a search may read more of the corpus than should be read on an event loop.
+
+        Raises:
+            BackendUnknownError: if it asks for a backend that there is not.
+        """
+        if not self._has_long_scans:
+            return False
+        if request.filter is not None or self.planner.choose(request, request.count).exact:
+            return True
+        return self._directions.common_norm is None and self._embedder.by_cosine(request.query)
+
+    def reason(self, request: SearchRequest) -> str:
+        """Return why a search is planned as it is."""
+        return self.planner.choose(request, request.count).reason
+
+    def n_eligible(self, request: SearchRequest) -> int:
+        """Return how many candidates a search may find.
 
         Raises:
             SearchError: if it is refused; the class says why.
         """
+        return self._retriever.n_eligible(self._prepare(request).wanted)
+
+    def _prepare(self, request: SearchRequest) -> _Prepared:
+        """Embed a query and plan its search; refuse what must be refused."""
         if request.rank:
             raise NoRankerError("the index has no ranking model; leave rank out")
         for name in request.returned_fields:
@@ -105,12 +153,10 @@ class Engine:
         mask = None if request.filter is None else self._masks.mask(request.filter)
         wanted = Wanted(embedded.vector, embedded.by_cosine, excluded, mask)
         choice = self.planner.choose(request, request.count)
-        may_scan = choice.exact or mask is not None or self._retriever.scans(wanted)
-        is_long = may_scan and self._has_long_scans
         nanos = {"embed": embedded_at - start, "plan": perf_counter_ns() - embedded_at}
-        return PreparedSearch(request, wanted, choice, unknown_ids, nanos, is_long)
+        return _Prepared(request, wanted, choice, unknown_ids, nanos)
 
-    def run(self, prepared: PreparedSearch) -> SearchResult:
+    def _run(self, prepared: _Prepared) -> SearchResult:
         """Make a prepared search."""
         request = prepared.request
         found = self._ranked(prepared, request.count)
@@ -130,10 +176,6 @@ class Engine:
             stage_nanos=prepared.stage_nanos,
         )
 
-    def n_eligible(self, prepared: PreparedSearch) -> int:
-        """Return how many candidates a search may find."""
-        return self._retriever.n_eligible(prepared.wanted)
-
     def _excluded(
         self, request: SearchRequest, embedded: EmbeddedQuery
     ) -> tuple[np.ndarray, list[str]]:
@@ -149,7 +191,7 @@ class Engine:
         parts = [part for part in parts if len(part)] or [_NO_ROWS]
         return parts[0] if len(parts) == 1 else np.concatenate(parts), unknown_ids
 
-    def _ranked(self, prepared: PreparedSearch, n: int) -> Found:
+    def _ranked(self, prepared: _Prepared, n: int) -> Found:
         """Return the first ``n`` candidates of the answer.
 
         As far as the index is exact, a deeper answer begins with the shallower one.
@@ -168,16 +210,18 @@ class Engine:
                 return chosen
             depth *= _WIDENING
 
-    def _found(self, prepared: PreparedSearch, k: int) -> Found:
+    def _found(self, prepared: _Prepared, k: int) -> Found:
         """Return the best ``k`` candidates by score alone."""
         request = prepared.request
-        found = self._retriever.search(prepared.wanted, self.planner.choose(request, k), k)
+        found = prepared.found if k == request.count else None
+        if found is None:
+            found = self._retriever.search(prepared.wanted, self.planner.choose(request, k), k)
         if request.min_score is None:
             return found
         n_kept = int(np.count_nonzero(found.scores >= request.min_score))
         return Found(found.rows[:n_kept], found.scores[:n_kept], found.method)
 
-    def _notices(self, prepared: PreparedSearch, n_found: int) -> list[Notice]:
+    def _notices(self, prepared: _Prepared, n_found: int) -> list[Notice]:
         request = prepared.request
         notices = []
         if prepared.wanted.vector is None:

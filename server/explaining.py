@@ -45,8 +45,7 @@ def explain(engine: Engine, request: SearchRequest) -> Explanation:
         SearchError: if the search is refused; the class says why.
     """
     engine.search(request)  # so that no first use is timed
-    prepared = engine.prepare(request)
-    asked = engine.run(prepared)
+    asked = engine.search(request)
     exact, exact_micros = _timed_search(engine, _by(request, exact=True))
     answers = []
     for name in engine.planner.indexes:
@@ -54,10 +53,10 @@ def explain(engine: Engine, request: SearchRequest) -> Explanation:
         answers.append(_answer(name, result, micros, exact))
     return Explanation(
         plan=asked.plan,
-        plan_reason=prepared.choice.reason,
+        plan_reason=engine.reason(request),
         stage_micros={stage: nanos / 1000 for stage, nanos in asked.stage_nanos.items()},
         answers=[*answers, _answer(EXACT, exact, exact_micros, exact)],
-        n_eligible=engine.n_eligible(prepared),
+        n_eligible=engine.n_eligible(request),
         notices=asked.notices,
     )
 

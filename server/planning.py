@@ -34,6 +34,10 @@ class IndexChoice:
     plans: Mapping[SearchMethod, SearchPlan]
     """How a search was made, by the method that the index came to use."""
 
+    def params_for(self, factor: float) -> SearchParams:
+        """Return the params that find ``factor`` times as many candidates at the same recall."""
+        return self.params if factor == 1 else _scaled(self.params, factor)
+
 
 class Planner:
     """Chooses among the backends of one bundle that can be used here.
@@ -122,6 +126,11 @@ class Planner:
         return BackendUnknownError(
             f"unknown backend {backend!r}; this index has {known}", backend=backend, known=known
         )
+
+
+@lru_cache(maxsize=4096)
+def _scaled(params: SearchParams, factor: float) -> SearchParams:
+    return params.scaled(factor)
 
 
 def _plan(choice: SearchChoice, method: SearchMethod, *, is_exact: bool) -> SearchPlan:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +17,7 @@ from server.planning import IndexChoice
 from server.similarity import Directions
 
 _MAX_DROPPED = 1000  # exclusions up to which fetching more and dropping them beats a mask
+_DROPPED_STEP = 64  # in which more is fetched, so that many searches fetch as many
 
 
 @dataclass(slots=True)
@@ -61,15 +64,33 @@ class Retriever:
         if wanted.vector is None:
             return self._most_popular(wanted, k)
         if self.scans(wanted):
-            return _first(self._directions.search(wanted.vector, k, self._eligible(wanted)))
-        query = np.asarray(wanted.vector, dtype=np.float32)[None]
-        if wanted.by_cosine:
-            query = query / np.float32(self._directions.common_norm)
-        if wanted.mask is None and len(wanted.excluded) <= _MAX_DROPPED:
-            found = self._search_and_drop(query, wanted.excluded, choice, k)
-            if len(found.rows) == k or not self.has_more_than(wanted, len(found.rows)):
-                return found
-        return _first(choice.index.search(query, k, choice.params, self._eligible(wanted)))
+            return _line(self._directions.search(wanted.vector, k, self._eligible(wanted)), 0)
+        n_fetched = self.n_fetched(wanted, k)
+        if n_fetched is None:
+            return self._search_eligible(wanted, choice, k)
+        return self.search_together([wanted], choice, k, n_fetched)[0]
+
+    def n_fetched(self, wanted: Wanted, k: int) -> int | None:
+        """Return how many to fetch so that the excluded can be dropped.
+
+        None if that is no way to search for this. Searches of one choice that fetch as many can be
+        made together.
+        """
+        n_excluded = len(wanted.excluded)
+        by_index = wanted.vector is not None and wanted.mask is None and not self.scans(wanted)
+        if not by_index or n_excluded > _MAX_DROPPED:
+            return None
+        return k + math.ceil(n_excluded / _DROPPED_STEP) * _DROPPED_STEP
+
+    def search_together(
+        self, several: Sequence[Wanted], choice: IndexChoice, k: int, n_fetched: int
+    ) -> list[Found]:
+        """Return what ``search`` finds for each of several, all with the same ``n_fetched``."""
+        queries = np.stack([self._query(wanted) for wanted in several])
+        neighbors = choice.index.search(queries, n_fetched, choice.params_for(n_fetched / k))
+        return [
+            self._kept(_line(neighbors, i), wanted, choice, k) for i, wanted in enumerate(several)
+        ]
 
     def scans(self, wanted: Wanted) -> bool:
         """Whether the whole corpus is scanned whatever index was chosen."""
@@ -86,18 +107,26 @@ class Retriever:
         eligible = self._eligible(wanted)
         return self._n_candidates if eligible is None else int(np.count_nonzero(eligible))
 
-    def _search_and_drop(
-        self, query: np.ndarray, excluded: np.ndarray, choice: IndexChoice, k: int
-    ) -> Found:
-        """Fetch as many more as are excluded, and drop those; an index may find too few."""
-        if len(excluded) == 0:
-            return _first(choice.index.search(query, k, choice.params))
-        n_fetched = k + len(excluded)
-        params = choice.params.scaled(n_fetched / k)
-        found = _first(choice.index.search(query, n_fetched, params))
-        kept = self._not_excluded(found.rows, excluded)
-        method = SearchMethod.OVER_FETCH if found.method is SearchMethod.INDEX else found.method
-        return Found(found.rows[kept][:k], found.scores[kept][:k], method)
+    def _query(self, wanted: Wanted) -> np.ndarray:
+        """Return the vector (dim,) float32 whose inner products are the scores."""
+        vector = np.asarray(wanted.vector, dtype=np.float32)
+        return vector / np.float32(self._directions.common_norm) if wanted.by_cosine else vector
+
+    def _kept(self, found: Found, wanted: Wanted, choice: IndexChoice, k: int) -> Found:
+        """Drop what is excluded; search once more, with a mask, if an index found too few."""
+        if len(wanted.excluded):
+            kept = self._not_excluded(found.rows, wanted.excluded)
+            method = found.method
+            if method is SearchMethod.INDEX:
+                method = SearchMethod.OVER_FETCH
+            found = Found(found.rows[kept][:k], found.scores[kept][:k], method)
+        if len(found.rows) < k and self.has_more_than(wanted, len(found.rows)):
+            return self._search_eligible(wanted, choice, k)
+        return found
+
+    def _search_eligible(self, wanted: Wanted, choice: IndexChoice, k: int) -> Found:
+        query = self._query(wanted)[None]
+        return _line(choice.index.search(query, k, choice.params, self._eligible(wanted)), 0)
 
     def _not_excluded(self, rows: np.ndarray, excluded: np.ndarray) -> np.ndarray:
         """Return which of ``rows`` are not excluded, (n,) bool."""
@@ -133,10 +162,10 @@ class Retriever:
         return eligible
 
 
-def _first(neighbors: Neighbors) -> Found:
-    """Return what was found for the only query of a search, without the padding."""
-    rows, scores = neighbors.rows[0], neighbors.scores[0]
-    if len(rows) and rows[-1] < 0:
+def _line(neighbors: Neighbors, i: int) -> Found:
+    """Return what was found for one query of a search, without the padding."""
+    rows, scores = neighbors.rows[i], neighbors.scores[i]
+    if rows[-1] < 0:
         n_found = int(np.count_nonzero(rows >= 0))
         rows, scores = rows[:n_found], scores[:n_found]
     return Found(rows, scores, SearchMethod(neighbors.method.value))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import grpc
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 
 from server.decoding import RequestDecoder
-from server.domain import SearchResult
+from server.domain import SearchRequest, SearchResult
 from server.encoding import (
     FoundEncoder,
     explanation_message,
@@ -20,8 +21,8 @@ from server.encoding import (
     plan_message,
     response_message,
 )
-from server.engine import Engine, PreparedSearch
-from server.errors import LimitExceededError, NotServingError, OverloadedError
+from server.engine import Engine
+from server.errors import LimitExceededError, NotServingError, OverloadedError, SearchError
 from server.explaining import explain
 from server.interceptors import method_handler, new_request_id, status_of
 from server.paging import PageTokens
@@ -29,9 +30,20 @@ from server.settings import Settings
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CandidateSearchService"].full_name
 
-_SEARCHES_IN_A_ROW = 8  # of a batch, before other calls get their turn
+_SEARCHES_IN_A_ROW = 32  # of a batch, before other calls get their turn
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Call:
+    """A search that a caller asked for."""
+
+    request: pb.SearchCandidatesRequest
+    all_but_token: bytes
+    """The request without its page token: the same for all pages."""
+    search: SearchRequest
+    is_long: bool
 
 
 class CandidateSearchServicer:
@@ -83,18 +95,12 @@ class CandidateSearchServicer:
         self, request: pb.SearchCandidatesRequest
     ) -> pb.SearchCandidatesResponse:
         """Search for one query."""
-        if not self.is_serving:
-            raise NotServingError("the server is starting or stopping; try again")
-        page_token = request.page_token
-        request.ClearField("page_token")
-        search = request.SerializeToString(deterministic=True)
-        offset = self._page_tokens.offset(page_token, search) if page_token else 0
-        prepared = self._engine.prepare(self._decoder.decode(request, offset))
-        result = await self._run(prepared)
-        next_page_token = ""
-        if result.has_more:
-            next_page_token = self._page_tokens.sign(search, offset + len(result.rows))
-        return self._response(request, result, next_page_token)
+        call = self._begin(request)
+        # A short search costs less than handing it to a thread.
+        result = (
+            await self._search_beside(call) if call.is_long else self._engine.search(call.search)
+        )
+        return self._end(call, result)
 
     async def batch_search_candidates(
         self, batch: pb.BatchSearchCandidatesRequest
@@ -108,11 +114,10 @@ class CandidateSearchServicer:
                 limit=limit,
                 found=n_requests,
             )
-        results = []
-        for i, request in enumerate(batch.requests):
-            if i % _SEARCHES_IN_A_ROW == _SEARCHES_IN_A_ROW - 1:
-                await asyncio.sleep(0)
-            results.append(await self._result(request))
+        results: list[pb.BatchResult] = []
+        for start in range(0, n_requests, _SEARCHES_IN_A_ROW):
+            results += await self._results(batch.requests[start : start + _SEARCHES_IN_A_ROW])
+            await asyncio.sleep(0)
         return pb.BatchSearchCandidatesResponse(results=results)
 
     async def explain_search(self, message: pb.ExplainSearchRequest) -> pb.ExplainSearchResponse:
@@ -149,24 +154,63 @@ class CandidateSearchServicer:
         """End the threads of long searches."""
         self._threads.shutdown(cancel_futures=True)
 
-    async def _result(self, request: pb.SearchCandidatesRequest) -> pb.BatchResult:
-        """Return one result of a batch; whatever fails, fails alone."""
-        try:
-            return pb.BatchResult(response=await self.search_candidates(request))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it becomes a status
-            return pb.BatchResult(status=status_of(error, new_request_id()))
+    def _begin(self, request: pb.SearchCandidatesRequest) -> _Call:
+        """Translate a request, or refuse it."""
+        if not self.is_serving:
+            raise NotServingError("the server is starting or stopping; try again")
+        page_token = request.page_token
+        request.ClearField("page_token")
+        all_but_token = request.SerializeToString(deterministic=True)
+        offset = self._page_tokens.offset(page_token, all_but_token) if page_token else 0
+        search = self._decoder.decode(request, offset)
+        return _Call(request, all_but_token, search, self._engine.is_long(search))
 
-    async def _run(self, prepared: PreparedSearch) -> SearchResult:
-        if prepared.is_long:
-            return await self.run_beside(lambda: self._engine.run(prepared))
-        # A short search costs less than handing it to a thread.
-        return self._engine.run(prepared)
-
-    def _response(
-        self, request: pb.SearchCandidatesRequest, result: SearchResult, next_page_token: str
-    ) -> pb.SearchCandidatesResponse:
-        response = response_message(result, request.returned_fields, self._engine, self._encoder)
+    def _end(self, call: _Call, result: SearchResult) -> pb.SearchCandidatesResponse:
+        """Translate a result."""
+        response = response_message(
+            result, call.request.returned_fields, self._engine, self._encoder
+        )
         response.plan.CopyFrom(self._plan_message(result.plan))
         response.index_version = self._index_version
-        response.next_page_token = next_page_token
+        if result.has_more:
+            offset = call.search.offset + len(result.rows)
+            response.next_page_token = self._page_tokens.sign(call.all_but_token, offset)
         return response
+
+    async def _search_beside(self, call: _Call) -> SearchResult:
+        return await self.run_beside(lambda: self._engine.search(call.search))
+
+    async def _results(
+        self, requests: Sequence[pb.SearchCandidatesRequest]
+    ) -> list[pb.BatchResult]:
+        """Return some of a batch's results; a search that is refused is refused alone."""
+        calls = [self._begin_or_error(request) for request in requests]
+        short = [one.search for one in calls if isinstance(one, _Call) and not one.is_long]
+        answers = iter(self._engine.search_together(short))
+        results = []
+        for call in calls:
+            try:
+                response = await self._batch_response(call, answers)
+                results.append(pb.BatchResult(response=response))
+            except SearchError as error:
+                results.append(pb.BatchResult(status=status_of(error, new_request_id())))
+        return results
+
+    def _begin_or_error(self, request: pb.SearchCandidatesRequest) -> _Call | SearchError:
+        try:
+            return self._begin(request)
+        except SearchError as error:
+            return error
+
+    async def _batch_response(
+        self, call: _Call | SearchError, answers: Iterator[SearchResult | SearchError]
+    ) -> pb.SearchCandidatesResponse:
+        """Return the response to one call of a batch; the short ones are answered already."""
+        if isinstance(call, SearchError):
+            raise call
+        if call.is_long:
+            return self._end(call, await self._search_beside(call))
+        answer = next(answers)
+        if isinstance(answer, SearchError):
+            raise answer
+        return self._end(call, answer)

@@ -1,7 +1,8 @@
 """The client, every kind of query, and that calls answer what the engine answers."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,22 @@ def test_a_batch_answers_one_by_one(
     assert failed.metadata == {"candidate_id": "nothing"}
     for (query, _), answer in zip(queries, answers, strict=True):
         assert client.search(query, count=5) == answer
+
+
+def test_long_searches_answer_the_same(
+    start: Callable[..., Any], vector_index: Path, vector_client: SearchClient
+) -> None:
+    server = start(vector_index, long_search_floats=1)
+    queries = (Embedding(VECTOR), Like("c1"), Examples(["c2"]))
+    options: list[dict[str, Any]] = [{"exact": True}, {"where": Field("tags").contains("b")}]
+    with SearchClient(server.address) as client:
+        for query in queries:
+            for some in options:
+                assert vector_client.search(query, **some).ids == client.search(query, **some).ids
+        requests = [search_request(query, exact=True) for query in queries]
+        answers = client.search_batch([*requests, search_request(Like("nothing"))])
+        assert isinstance(answers.pop(), SearchFailedError)
+        assert answers == [client.search(query, exact=True) for query in queries]
 
 
 def test_the_async_client_answers_the_same(

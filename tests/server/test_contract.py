@@ -25,6 +25,7 @@ from server.domain import (
     UserQuery,
 )
 from server.engine import Engine
+from server.errors import CandidateUnknownError
 from server.filters import AllOf, Contains, Filter, InRange, IsNull, Negated, OneOf
 
 BACKENDS = ("brute_force", "annoy", "scann")
@@ -206,6 +207,29 @@ def test_pages_of_every_backend_do_not_repeat(
     pages = [engine.search(replace(request, offset=offset)).rows for offset in range(0, 20, 4)]
     rows = np.concatenate(pages).tolist()
     assert len(set(rows)) == len(rows) >= 8
+
+
+@given(st.lists(requests, max_size=12), st.sampled_from([*BACKENDS, None]))
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_searches_together_answer_as_one_by_one(
+    engine: Engine, several: list[SearchRequest], backend: str | None
+) -> None:
+    # Alike in what decides whether an index can search for them in one call.
+    several = [replace(one, backend=backend, exact=False, count=10) for one in several]
+    for request, together in zip(several, engine.search_together(several), strict=True):
+        alone = engine.search(request)
+        assert isinstance(together, SearchResult)
+        assert together.rows.tolist() == alone.rows.tolist()
+        assert together.scores.tolist() == alone.scores.tolist()
+        assert together.plan is alone.plan
+
+
+def test_a_search_that_is_refused_is_refused_alone(engine: Engine) -> None:
+    good, bad = SearchRequest(CandidateQuery("c1")), SearchRequest(CandidateQuery("nothing"))
+    first, second, third = engine.search_together([good, bad, good])
+    assert isinstance(first, SearchResult)
+    assert isinstance(second, CandidateUnknownError)
+    assert isinstance(third, SearchResult)
 
 
 def test_pages_end_at_the_configured_depth(vector_index: Path) -> None:

@@ -226,7 +226,7 @@ def test_what_is_the_servers_own_fault_stays_with_the_server(
     def fail(_: object) -> None:
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr(failing.engine, "prepare", fail)
+    monkeypatch.setattr(failing.engine, "search", fail)
     with grpc.insecure_channel(failing.address) as channel, pytest.raises(grpc.RpcError) as caught:
         CandidateSearchServiceStub(channel).SearchCandidates(
             Request(query=USER), metadata=(("x-request-id", "call-7"),)
