@@ -12,12 +12,13 @@ class SoftmaxRetrieval(tf.keras.layers.Layer, tfrs.tasks.Task):  # type: ignore[
 
     ``tfrs.tasks.Retrieval`` pairs one query with one candidate and takes the rest of the batch for
     negatives. Here a query has many targets and every candidate is a negative, which needs no
-    correction for how negatives were sampled: exact, and cheap while the catalogue is small.
+    correction for how negatives were sampled: exact, and cheap while the catalogue is small. What
+    the query has read is left out of the softmax, as it is left out of what users are shown.
 
     Args:
         metrics: how often a target is among the best candidates of its query.
-        user_weight: a user counts as their number of targets to this power: 0 gives every user
-            the same weight, 1 every interaction.
+        user_weight: a user counts as the weight of all their targets to this power: 0 gives every
+            user the same weight, 1 every target its own.
     """
 
     def __init__(
@@ -28,7 +29,13 @@ class SoftmaxRetrieval(tf.keras.layers.Layer, tfrs.tasks.Task):  # type: ignore[
         self._user_weight = user_weight
 
     def call(
-        self, queries: Any, candidates: Any, targets: Any, compute_metrics: bool = True
+        self,
+        queries: Any,
+        candidates: Any,
+        targets: Any,
+        target_weights: Any,
+        seen: Any,
+        compute_metrics: bool = True,
     ) -> Any:
         """Return the loss of a batch.
 
@@ -37,21 +44,35 @@ class SoftmaxRetrieval(tf.keras.layers.Layer, tfrs.tasks.Task):  # type: ignore[
             candidates: (n_candidates, dim) float32, the whole catalogue in row order.
             targets: ragged (n_queries, None) candidate rows that each query should retrieve;
                 queries without targets do not count.
+            target_weights: ragged (n_queries, None) float32, how much each target counts.
+            seen: ragged (n_queries, None) candidate rows that compete with no target.
             compute_metrics: whether to update the metrics, which costs more than the loss.
 
         Returns:
-            The weighted mean over queries of the mean negative log-likelihood of their targets.
+            The weighted mean over queries of the weighted mean negative log-likelihood of their
+            targets.
         """
         if compute_metrics and self.factorized_metrics is not None:
             self.factorized_metrics.update_state(
                 tf.gather(queries, targets.value_rowids()), tf.gather(candidates, targets.values)
             )
         scores = tf.matmul(queries, candidates, transpose_b=True)
-        normalizers = tf.reduce_logsumexp(scores, axis=1)
-        of_targets = tf.gather(scores, targets, batch_dims=1)
-        n_targets = tf.cast(targets.row_lengths(), tf.float32)
-        sums = n_targets * normalizers - tf.reduce_sum(of_targets, axis=1)
-        weights = tf.where(n_targets > 0, n_targets**self._user_weight, 0.0)
-        return tf.math.divide_no_nan(
-            tf.reduce_sum(tf.math.divide_no_nan(weights * sums, n_targets)), tf.reduce_sum(weights)
+        target_scores = tf.gather_nd(scores, _cells(targets))
+        unseen = tf.tensor_scatter_nd_update(
+            scores, _cells(seen), tf.fill(tf.shape(seen.values), scores.dtype.min)
         )
+        # Who interacts twice has seen a target: it competes all the same.
+        competing = tf.tensor_scatter_nd_update(unseen, _cells(targets), target_scores)
+        normalizers = tf.gather(tf.reduce_logsumexp(competing, axis=1), targets.value_rowids())
+        losses = targets.with_values((normalizers - target_scores) * target_weights.values)
+        totals = tf.reduce_sum(target_weights, axis=1)
+        means = tf.math.divide_no_nan(tf.reduce_sum(losses, axis=1), totals)
+        user_weights = tf.where(totals > 0, totals**self._user_weight, 0.0)
+        return tf.math.divide_no_nan(
+            tf.reduce_sum(means * user_weights), tf.reduce_sum(user_weights)
+        )
+
+
+def _cells(rows: Any) -> Any:
+    """Return where ragged candidate rows (n_queries, None) lie in a matrix of scores."""
+    return tf.stack([tf.cast(rows.value_rowids(), rows.dtype), rows.values], axis=1)

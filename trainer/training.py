@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +13,9 @@ from trainer.keras import tf
 from trainer.towers import Towers, TowersConfig, TwoTowers
 
 OnEpoch: TypeAlias = Callable[[int, dict[str, float]], None]
+
+_MAX_COMPRESSED = 20_000
+"""Of more users than this, some stand for all when the embeddings are compressed."""
 
 
 class TrainingError(Exception):
@@ -45,7 +49,11 @@ def fit(
     histories = collect_histories(dataset, train_rows, config.max_history_length)
     batches = training_batches(histories, config, seed)
     model = TwoTowers(dataset.n_candidates, config, seed)
-    model.compile(optimizer=tf.keras.optimizers.Adam(config.learning_rate))
+    n_steps = config.epochs * int(batches.cardinality())
+    learning_rate = tf.keras.optimizers.schedules.PolynomialDecay(
+        config.learning_rate, n_steps, end_learning_rate=0.0
+    )
+    model.compile(optimizer=tf.keras.optimizers.Adam(learning_rate))
     model.fit(
         batches,
         epochs=config.epochs,
@@ -53,6 +61,8 @@ def fit(
         callbacks=[_EpochCallback(on_epoch)],
         verbose=0,
     )
+    known = [history for history in histories if len(history)]
+    model.compress(_ragged(known[:: 1 + len(known) // _MAX_COMPRESSED]) + 1)
     return Towers(model, config, dataset.candidate_ids, histories)
 
 
@@ -80,15 +90,15 @@ def collect_histories(
 
 
 def training_batches(histories: list[np.ndarray], config: TowersConfig, seed: int) -> Any:
-    """Make the batches of an epoch: users in random order, part of each history hidden.
+    """Make the batches of an epoch, with the users in random order.
 
     Args:
         histories: candidate rows of each user, oldest first.
         config: how the towers are trained.
-        seed: of the order and of what is hidden; every epoch draws afresh.
+        seed: of the order and of what the heads have to find; every epoch draws afresh.
 
     Returns:
-        A ``tf.data.Dataset`` of what ``TwoTowers.compute_loss`` reads.
+        A ``tf.data.Dataset`` of what ``TwoTowers.compute_loss`` reads in training.
 
     Raises:
         TrainingError: if no user has an interaction.
@@ -97,17 +107,59 @@ def training_batches(histories: list[np.ndarray], config: TowersConfig, seed: in
     if not learnable:
         raise TrainingError("there is no interaction to learn from: the train rows are empty")
     interactions = _ragged(learnable)
-    users = tf.data.Dataset.range(len(learnable)).shuffle(len(learnable), seed=seed)
-    draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
 
-    def example(users: Any, draw: Any) -> dict[str, Any]:
-        targets = tf.gather(interactions, users)
-        kept = tf.random.stateless_uniform(tf.shape(targets.values), draw) >= config.history_dropout
-        history = tf.ragged.boolean_mask(targets + 1, targets.with_values(kept))
-        return {"history": history, "targets": targets}
+    def stream(seed: int, batch_size: int, example: Callable[..., Any]) -> Any:
+        users = tf.data.Dataset.range(len(learnable)).shuffle(len(learnable), seed=seed)
+        draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
+        batches = tf.data.Dataset.zip(users.batch(batch_size), draws)
+        return batches.map(lambda users, draw: example(tf.gather(interactions, users), draw))
 
-    batches = tf.data.Dataset.zip(users.batch(config.batch_size), draws)
-    return batches.map(example, num_parallel_calls=1).prefetch(2)
+    batches = {
+        "taste": stream(
+            2 * seed, config.batch_size, partial(_hide, dropout=config.history_dropout)
+        ),
+        "sequence": stream(
+            2 * seed + 1, config.batch_size // 2, partial(_cut, decay=config.target_decay)
+        ),
+    }
+    return tf.data.Dataset.zip(batches).prefetch(2)
+
+
+def _hide(candidates: Any, draw: Any, dropout: float) -> dict[str, Any]:
+    """Hide interactions anywhere in the histories, to be found by the rest.
+
+    Args:
+        candidates: ragged (n, None) candidate rows, oldest first.
+        draw: (2,) seed of what is hidden.
+        dropout: the share that is hidden.
+    """
+    hidden = tf.random.stateless_uniform(tf.shape(candidates.values), draw) < dropout
+    return _examples(candidates, hidden, tf.ones_like(candidates.values, tf.float32))
+
+
+def _cut(candidates: Any, draw: Any, decay: float) -> dict[str, Any]:
+    """Cut the histories anywhere in time; what came later is to be found, the next first.
+
+    Args:
+        candidates: ragged (n, None) candidate rows, oldest first.
+        draw: (2,) seed of the cuts.
+        decay: the n-th next interaction counts n to the power of minus this.
+    """
+    lengths = tf.cast(candidates.row_lengths(), tf.float32)
+    cuts = tf.floor(tf.random.stateless_uniform(tf.shape(lengths), draw) * (lengths - 1)) + 1
+    positions = tf.cast(tf.ragged.range(candidates.row_lengths()).values, tf.float32)
+    distances = positions - tf.gather(cuts, candidates.value_rowids()) + 1
+    return _examples(candidates, distances > 0, tf.maximum(distances, 1.0) ** -decay)
+
+
+def _examples(candidates: Any, is_target: Any, weights: Any) -> dict[str, Any]:
+    """Part interactions, whose flat values are told apart, into histories and targets."""
+    targets = candidates.with_values(is_target)
+    return {
+        "history": tf.ragged.boolean_mask(candidates, ~targets) + 1,
+        "targets": tf.ragged.boolean_mask(candidates, targets),
+        "target_weights": tf.ragged.boolean_mask(candidates.with_values(weights), targets),
+    }
 
 
 def _validation_batches(
@@ -120,8 +172,12 @@ def _validation_batches(
     if validation_rows is None:
         return None
     held_out = collect_histories(dataset, validation_rows, len(validation_rows))
-    pairs = {"history": _ragged(histories) + 1, "targets": _ragged(held_out)}
-    return tf.data.Dataset.from_tensor_slices(pairs).batch(config.batch_size)
+    examples = {
+        "history": _ragged(histories) + 1,
+        "targets": _ragged(held_out),
+        "target_weights": tf.ones_like(_ragged(held_out), tf.float32),
+    }
+    return tf.data.Dataset.from_tensor_slices(examples).batch(config.batch_size)
 
 
 def _ragged(lists: list[np.ndarray]) -> Any:

@@ -8,19 +8,27 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from pydantic import ValidationError
 
+from trainer.features import encode_histories
 from trainer.keras import tf
-from trainer.towers import Towers, TowersConfig, TwoTowers
+from trainer.towers import HEADS, Towers, TowersConfig, TwoTowers
 from trainer.vocabulary import Vocabulary
 
-CONFIG = TowersConfig(dim=5, max_history_length=4)
+CONFIG = TowersConfig(dim=5, width=4, max_history_length=4)
+UNCOMPRESSED = TowersConfig(dim=11, width=4, max_history_length=4)
 N_CANDIDATES = 7
+
+
+def untrained(config: TowersConfig) -> Towers:
+    model = TwoTowers(N_CANDIDATES, config, seed=0)
+    histories = [np.array(rows, dtype=np.int32) for rows in ([0, 1], [2], [6, 5, 4], [3, 1, 0, 2])]
+    model.compress(tf.ragged.constant([rows.tolist() for rows in histories], dtype=tf.int32) + 1)
+    ids = Vocabulary([f"c{row}" for row in range(N_CANDIDATES)])
+    return Towers(model, config, ids, histories)
 
 
 @pytest.fixture(scope="module")
 def towers() -> Towers:
-    model = TwoTowers(N_CANDIDATES, CONFIG, seed=0)
-    ids = Vocabulary([f"c{row}" for row in range(N_CANDIDATES)])
-    return Towers(model, CONFIG, ids, [np.array([0, 1], dtype=np.int32)])
+    return untrained(CONFIG)
 
 
 def lite(module: Any, directory: Path) -> Any:
@@ -32,31 +40,61 @@ def lite(module: Any, directory: Path) -> Any:
     return interpreter.get_signature_runner("embed")
 
 
-def test_the_query_has_a_fixed_length_and_a_one(towers: Towers) -> None:
-    embeddings = towers.embed_queries([np.array([3]), np.array([0, 1, 2, 6])])
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_has_fixed_lengths_and_a_dimension_for_the_bias(
+    towers: Towers, name: str
+) -> None:
+    queries = towers.model.query_tower.heads[name](np.array([[3, 0, 0, 0], [1, 2, 3, 7]]))
     np.testing.assert_allclose(
-        1 / CONFIG.temperature, np.linalg.norm(embeddings[:, :-1], axis=1), 1e-5
+        1 / CONFIG.temperature, np.linalg.norm(queries[:, :-1], axis=1), 1e-5
     )
-    np.testing.assert_array_equal([1, 1], embeddings[:, -1])
+    np.testing.assert_array_equal([1, 1], queries[:, -1])
+    candidates = towers.model.candidate_tower.heads[name](np.array([[1], [7]]))
+    np.testing.assert_allclose(1, np.linalg.norm(candidates[:, :-1], axis=1), 1e-5)
+    np.testing.assert_array_equal([0, 0], candidates[:, -1])
 
 
-def test_candidates_have_length_one_beside_their_bias(towers: Towers) -> None:
-    embeddings = towers.embed_candidates()
-    assert embeddings.shape == (N_CANDIDATES, CONFIG.dim)
-    assert embeddings.dtype == np.float32
-    np.testing.assert_allclose(1, np.linalg.norm(embeddings[:, :-1], axis=1), 1e-5)
+def test_queries_end_in_a_one_and_candidates_in_their_bias(towers: Towers) -> None:
+    queries, candidates = towers.embed_queries(towers.histories), towers.embed_candidates()
+    assert queries.shape == (4, CONFIG.dim)
+    assert candidates.shape == (N_CANDIDATES, CONFIG.dim)
+    assert candidates.dtype == np.float32
+    np.testing.assert_array_equal([1, 1, 1, 1], queries[:, -1])
+    np.testing.assert_allclose(0, queries[:, :-1].mean(axis=0), atol=1e-5)
+
+
+def test_where_the_dimensions_suffice_compression_keeps_the_sum_of_both_heads() -> None:
+    towers = untrained(UNCOMPRESSED)
+    history = encode_histories(towers.histories, UNCOMPRESSED.max_history_length)
+    tokens = np.arange(1, N_CANDIDATES + 1, dtype=np.int32)[:, None]
+    query_heads, candidate_heads = (
+        tower.heads for tower in (towers.model.query_tower, towers.model.candidate_tower)
+    )
+    taste, sequence = (
+        query_heads[name](history) @ tf.transpose(candidate_heads[name](tokens)) for name in HEADS
+    )
+    actual = towers.embed_queries(towers.histories)
+    np.testing.assert_allclose(
+        taste + UNCOMPRESSED.sequence_weight * sequence,
+        actual @ towers.embed_candidates().T,
+        atol=1e-4,
+    )
 
 
 def test_an_empty_history_is_answered_by_the_biases_alone(towers: Towers) -> None:
-    (embedding,) = towers.embed_queries([np.array([], dtype=np.int32)])
-    np.testing.assert_array_equal([0, 0, 0, 0, 1], embedding)
+    taste = towers.model.query_tower.heads["taste"](np.zeros((1, 4), dtype=np.int32))
+    np.testing.assert_array_equal([[0, 0, 0, 0, 1]], taste)
 
 
-def test_a_newer_interaction_weighs_more(towers: Towers) -> None:
-    newest_1, newest_2, only_1 = towers.embed_queries(
-        [np.array([2, 1]), np.array([1, 2]), np.array([1])]
-    )
-    assert newest_1 @ only_1 > newest_2 @ only_1
+def test_a_newer_interaction_weighs_more_for_the_sequence_and_the_same_for_the_taste(
+    towers: Towers,
+) -> None:
+    histories = np.array([[3, 2], [2, 3], [2, 0]], dtype=np.int32)
+    heads = towers.model.query_tower.heads
+    newest, older, only = heads["sequence"](histories)[:, :-1].numpy()
+    assert newest @ only > older @ only
+    same, again, _ = heads["taste"](histories).numpy()
+    np.testing.assert_allclose(same, again, atol=1e-6)
 
 
 def test_only_the_newest_interactions_are_read(towers: Towers) -> None:

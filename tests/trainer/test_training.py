@@ -89,12 +89,27 @@ def test_one_seed_gives_one_result_and_another_seed_another() -> None:
     assert not np.array_equal(first, other)
 
 
-def test_every_epoch_hides_other_interactions() -> None:
-    histories = [np.arange(100, dtype=np.int32)]
-    batches = training_batches(histories, SMALL, seed=3)
-    first, second = ([batch["history"].values.numpy().tolist() for batch in batches] for _ in "ab")
-    assert first != second
-    assert all(set(kept[0]) <= set(range(1, 101)) for kept in (first, second))
+def test_the_taste_head_finds_what_is_hidden_and_other_interactions_in_every_epoch() -> None:
+    batches = training_batches([np.arange(100, dtype=np.int32)], SMALL, seed=3)
+    first, second = ([batch["taste"] for batch in batches] for _ in "ab")
+    (examples,) = first
+    history, targets = (examples[name].values.numpy() for name in ("history", "targets"))
+    assert sorted([*(history - 1), *targets]) == list(range(100))
+    assert examples["target_weights"].values.numpy().tolist() == [1] * len(targets)
+    assert history.tolist() != second[0]["history"].values.numpy().tolist()
+
+
+def test_the_sequence_head_finds_what_came_later_and_the_next_counts_most() -> None:
+    batches = training_batches([np.arange(5, dtype=np.int32)], SMALL, seed=0)
+    for _ in range(10):
+        (batch,) = batches
+        examples = batch["sequence"]
+        (history,), (targets,) = (examples[name].to_list() for name in ("history", "targets"))
+        assert [token - 1 for token in history] + targets == [0, 1, 2, 3, 4]
+        assert history
+        assert targets
+        expected = [1 / n for n in range(1, len(targets) + 1)]
+        assert examples["target_weights"].values.numpy().tolist() == pytest.approx(expected)
 
 
 def test_validation_reports_factorized_top_k() -> None:
@@ -115,7 +130,7 @@ def test_validation_reports_factorized_top_k() -> None:
         "val_factorized_top_k/top_10_categorical_accuracy",
     }
     assert expected <= reports[0].keys()
-    assert reports[0]["val_factorized_top_k/top_10_categorical_accuracy"] == 1
+    assert reports[0]["val_factorized_top_k/top_10_categorical_accuracy"] > 0.9
 
 
 def test_nothing_to_learn_from_is_refused() -> None:
