@@ -84,7 +84,9 @@ class EligibleSearch:
         """
         scan_cost = min(_GATHER_COST * self._n_eligible, self._n_candidates)
         for n_fetched in (self._by_chance, self._at_worst):
-            if len(unanswered) and self._cost(n_fetched) <= _AFFORDABLE * scan_cost:
+            # An index costs a row or more for each proposal, and asking it what it costs, some.
+            limit = _AFFORDABLE * scan_cost
+            if len(unanswered) and n_fetched <= limit and self._cost(n_fetched) <= limit:
                 found, is_answer = self._over_fetch(queries[unanswered], n_fetched)
                 neighbors = _fill(neighbors, unanswered, found)
                 unanswered = unanswered[~is_answer]

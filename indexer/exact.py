@@ -158,7 +158,8 @@ class ExactScorer:
         """
         dim, info = self.embeddings.shape[1], np.finfo(np.float32)
         unit = dim * float(info.eps) / 2
-        return 5 * unit / (1 - unit) * math.hypot(self.max_norm, math.sqrt(dim * info.tiny))
+        max_norm: float = math.hypot(self.max_norm, math.sqrt(dim * info.tiny))
+        return 5 * unit / (1 - unit) * max_norm
 
     def _rounding_slack(self, queries: np.ndarray) -> np.ndarray:
         # A square that underflows is missing from the sum, but it is below the smallest normal.
