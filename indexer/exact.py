@@ -156,7 +156,8 @@ class ExactScorer:
         kernel and the matrix product err once each, for the row and for the k-th best; the fifth
         is for the comparison.
         """
-        dim, info = self.embeddings.shape[1], np.finfo(np.float32)
+        dim: int = self.embeddings.shape[1]
+        info = np.finfo(np.float32)
         unit = dim * float(info.eps) / 2
         max_norm: float = math.hypot(self.max_norm, math.sqrt(dim * info.tiny))
         return 5 * unit / (1 - unit) * max_norm
