@@ -62,7 +62,7 @@ class Engine:
         *,
         max_page_depth: int = 1000,
         filter_cache_bytes: int = 64 << 20,
-        long_search_floats: int = 4_000_000,
+        long_search_floats: int = 8_000_000,
     ) -> None:
         corpus = bundle.corpus
         directions = Directions(corpus.embeddings, has_bias_dimension=corpus.has_bias_dimension)

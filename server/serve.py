@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import signal
 import socket
@@ -56,12 +57,17 @@ def load(settings: Settings) -> Loaded:
         long_search_floats=settings.long_search_floats,
     )
     key = settings.page_token_key
-    return Loaded(
+    loaded = Loaded(
         settings=settings,
         engine=engine,
         encoder=FoundEncoder(engine.bundle.corpus.candidate_ids),
         page_token_key=secrets.token_bytes(32) if key is None else key.get_secret_value().encode(),
     )
+    # What exists now lives as long as the process: the garbage collector need not look at it, which
+    # takes milliseconds, and writes to pages that forked workers then no longer share.
+    gc.collect()
+    gc.freeze()
+    return loaded
 
 
 def address(host: str, port: int) -> str:

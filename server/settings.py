@@ -102,7 +102,7 @@ class Settings(BaseSettings):
         default=64 << 20, ge=0, description="How much memory the masks of filters may take."
     )
     long_search_floats: int = Field(
-        default=4_000_000,
+        default=8_000_000,
         ge=1,
         description="How many numbers an exact scan may read to be made at once; longer ones are "
         "made beside the event loop.",

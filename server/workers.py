@@ -9,7 +9,6 @@ have grown old (``max_connection_age_seconds``), and the client's next one may r
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import select
 import signal
@@ -135,10 +134,6 @@ class Workers:
         Raises:
             WorkerError: if one of them ends before it has served.
         """
-        # What exists now is never collected: the collector writes to what it looks at, and a page
-        # that a worker writes to is no longer shared.
-        gc.collect()
-        gc.freeze()
         pipes = [self._fork() for _ in range(self._loaded.settings.workers)]
         are_ready = [_wait_until_ready(pipe) for pipe in pipes]
         if not all(are_ready):
