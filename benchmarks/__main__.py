@@ -29,9 +29,19 @@ def search(
     index: Annotated[Path, typer.Option(help="An index bundle.")] = Path(
         "artifacts/indexes/current"
     ),
-    output: Annotated[Path, typer.Option(help="Folder for search.json and search.png.")] = Path(
-        "artifacts/benchmarks"
-    ),
+    synthetic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROWSxDIM", help="Generated embeddings instead of --index: 1000000x64."
+        ),
+    ] = None,
+    peers: Annotated[
+        bool,
+        typer.Option("--peers", help="Measure FAISS, hnswlib, USearch and Voyager beside ours."),
+    ] = False,
+    output: Annotated[
+        Path, typer.Option(help="Folder for search.json, search.png and search.html.")
+    ] = Path("artifacts/benchmarks"),
     seconds_per_point: Annotated[
         float, typer.Option(min=0.01, help="How long each set of search params is timed.")
     ] = 0.5,
@@ -40,32 +50,44 @@ def search(
     """Compare the backends of an index: recall, latency, queries a second, build time, size.
 
     Example: python -m benchmarks search --index artifacts/indexes/current
+    Example: python -m benchmarks search --synthetic 1000000x64 --peers
     """
     _use_one_thread()
+    from benchmarks.page import write_page
+    from benchmarks.peers import PeersMissingError, build_peers
     from benchmarks.report import build_table, draw_search, search_table
     from benchmarks.search import benchmark_search
+    from benchmarks.workloads import parse_size, synthetic_bundle
     from indexer.bundle import IndexBundle
     from trainer.publish import BundleError
 
     try:
-        bundle = IndexBundle.open(index)
         output.mkdir(parents=True, exist_ok=True)
-    except (BundleError, OSError) as error:
+        with stderr.status("opening the index") as status:
+            bundle = (
+                IndexBundle.open(index)
+                if synthetic is None
+                else synthetic_bundle(output, *parse_size(synthetic), on_step=status.update)
+            )
+            report = benchmark_search(
+                bundle,
+                peers=build_peers(bundle.corpus.embeddings, status.update) if peers else (),
+                seconds_per_point=seconds_per_point,
+                on_step=status.update,
+            )
+    except (BundleError, OSError, PeersMissingError, ValueError) as error:
         stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from error
-    with stderr.status("opening the index") as status:
-        report = benchmark_search(
-            bundle, seconds_per_point=seconds_per_point, on_step=status.update
-        )
     (output / "search.json").write_text(report.model_dump_json(indent=2) + "\n")
     draw_search(report, output / "search.png")
+    write_page(report, output / "search.html")
     if as_json:
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
         return
     console = Console()
     console.print(search_table(report))
     console.print(build_table(report))
-    console.print(f"Wrote {output / 'search.json'} and {output / 'search.png'}", soft_wrap=True)
+    console.print(f"Wrote {output}/search.json, search.png and search.html", soft_wrap=True)
 
 
 @app.command()

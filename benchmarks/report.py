@@ -16,7 +16,7 @@ from benchmarks.search import BATCH_SIZE, SearchPoint, SearchReport
 from benchmarks.serve import ServeReport
 
 _COLOURS = {"brute_force": "#4c4c4c", "annoy": "#d95f02", "scann": "#1b6ca8"}
-_OTHER_COLOUR = "#7570b3"
+_OTHER_COLOURS = ("#7570b3", "#1b9e77", "#e7298a", "#66a61e", "#e6ab02", "#a6761d")
 
 
 def search_table(report: SearchReport) -> Table:
@@ -29,7 +29,7 @@ def search_table(report: SearchReport) -> Table:
         box=box.SIMPLE,
         padding=0,
     )
-    table.add_column("backend")
+    table.add_column("index")
     table.add_column("point")
     for heading in (
         "recall@10",
@@ -45,7 +45,7 @@ def search_table(report: SearchReport) -> Table:
             continue
         latency = point.latency
         table.add_row(
-            point.backend,
+            point.contender,
             point.name,
             f"{point.recall_at_10:.3f}",
             f"{point.recall_at_100:.3f}",
@@ -60,7 +60,7 @@ def search_table(report: SearchReport) -> Table:
 def build_table(report: SearchReport) -> Table:
     """Tabulate what the backends took to build, and take on disk beside the embeddings."""
     table = Table(box=box.SIMPLE, padding=0)
-    table.add_column("backend")
+    table.add_column("index")
     table.add_column("build seconds", justify="right")
     table.add_column("megabytes", justify="right")
     for backend, seconds in report.build_seconds.items():
@@ -71,18 +71,16 @@ def build_table(report: SearchReport) -> Table:
 def draw_search(report: SearchReport, path: Path) -> None:
     """Draw recall against latency, one line a backend, its operating points marked."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for backend in report.build_seconds:
-        points = [point for point in report.points if point.backend == backend]
-        if not points:
-            continue
-        colour = _COLOURS.get(backend, _OTHER_COLOUR)
-        frontier = _frontier(points)
+    for number, contender in enumerate(report.build_seconds):
+        points = [point for point in report.points if point.contender == contender]
+        colour = colour_of(contender, number)
+        front = frontier(points)
         axes.plot(
-            [point.recall_at_100 for point in frontier],
-            [point.latency.p50_us for point in frontier],
+            [point.recall_at_100 for point in front],
+            [point.latency.p50_us for point in front],
             color=colour,
             marker=".",
-            label=backend,
+            label=contender,
         )
         named = [point for point in points if point.name is not None]
         axes.scatter(
@@ -176,7 +174,12 @@ def draw_serve(report: ServeReport, path: Path) -> None:
     plt.close(figure)
 
 
-def _frontier(points: list[SearchPoint]) -> list[SearchPoint]:
+def colour_of(contender: str, number: int) -> str:
+    """Return a contender's colour: ours always have the same."""
+    return _COLOURS.get(contender, _OTHER_COLOURS[number % len(_OTHER_COLOURS)])
+
+
+def frontier(points: list[SearchPoint]) -> list[SearchPoint]:
     """Return the points that no other beats in both recall and latency, by rising recall."""
     best: list[SearchPoint] = []
     for point in sorted(points, key=lambda p: (p.latency.p50_us, -p.recall_at_100)):

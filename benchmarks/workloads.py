@@ -10,15 +10,19 @@ import pyarrow as pa
 
 from indexer.build import BuildOptions, build_bundle
 from indexer.bundle import IndexBundle
+from indexer.corpus import CANDIDATE_ID, Corpus
 from indexer.embed import embed_candidates
 from trainer.bundle import TowerBundle
 from trainer.datasets import Dataset
 from trainer.publish import CURRENT
+from trainer.vocabulary import Vocabulary
 
 _N_CLUSTERS = 200
 _CLUSTERS_PER_USER = 3
 _POPULARITY_EXPONENT = 0.8
 _FIRST_YEAR = 1930
+_SPREAD = 0.5  # of a cluster, against the distance between clusters
+_NORM_DEVIATION = 0.3  # of the logarithm of the norms
 
 OnStep = Callable[[str], None]
 
@@ -68,6 +72,71 @@ def generate_dataset(
         candidate_rows=candidate_rows,
         timestamps=np.arange(len(user_rows), dtype=np.int64),
     )
+
+
+def generate_corpus(
+    n_candidates: int, dim: int, n_queries: int = 2_000, seed: int = 42
+) -> tuple[Corpus, np.ndarray]:
+    """Generate embeddings like trained ones: in clusters, with unequal norms.
+
+    Args:
+        n_candidates: how many.
+        dim: their dimension.
+        n_queries: how many queries, each near some cluster.
+        seed: of the random generator.
+
+    Returns:
+        The corpus, and queries (n_queries, dim) float32.
+    """
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((max(1, round(n_candidates**0.5)), dim), dtype=np.float32)
+
+    def near_centres(n: int) -> np.ndarray:
+        vectors = rng.standard_normal((n, dim), dtype=np.float32) * np.float32(_SPREAD)
+        vectors += centres[rng.integers(len(centres), size=n)]
+        return vectors
+
+    embeddings = near_centres(n_candidates)
+    embeddings *= rng.lognormal(0.0, _NORM_DEVIATION, (n_candidates, 1)).astype(np.float32)
+    ids = Vocabulary([f"c{row:08d}" for row in range(n_candidates)])
+    corpus = Corpus(
+        candidate_ids=ids,
+        embeddings=embeddings,
+        candidates=pa.table({CANDIDATE_ID: ids.array}),
+        popularity=np.zeros(n_candidates, dtype=np.float32),
+    )
+    return corpus, near_centres(n_queries)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read ``ROWSxDIM``, as in ``1000000x64``.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    rows, _, dim = text.partition("x")
+    if not (rows.isdecimal() and dim.isdecimal() and int(rows) and int(dim)):
+        raise ValueError(f"a size is ROWSxDIM, as in 1000000x64, not {text!r}")
+    return int(rows), int(dim)
+
+
+def synthetic_bundle(
+    root: Path, n_candidates: int, dim: int, on_step: OnStep = lambda _: None
+) -> IndexBundle:
+    """Return an index bundle over generated embeddings, made on first use.
+
+    Args:
+        root: where it is kept, in a folder named by its size.
+        n_candidates: how many candidates.
+        dim: dimension of the embeddings.
+        on_step: called with a line of progress.
+    """
+    indexes = root / f"synthetic-{n_candidates}x{dim}"
+    if not (indexes / CURRENT).exists():
+        on_step(f"generating {n_candidates:,} embeddings")
+        corpus, queries = generate_corpus(n_candidates, dim)
+        build_bundle(corpus, queries, indexes, BuildOptions(), announce=on_step)
+    return IndexBundle.open(indexes / CURRENT)
 
 
 def serving_bundle(

@@ -5,7 +5,8 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.search import RECALL_TARGETS, SearchReport
+from benchmarks.contenders import RECALL_TARGETS
+from benchmarks.search import SearchReport
 
 
 def search_arguments(index: Path, output: Path) -> list[str]:
@@ -31,7 +32,7 @@ def test_every_backend_has_its_operating_points_and_a_sweep(
 ) -> None:
     report, _ = report_and_folder
     for backend in report.build_seconds:
-        points = [point for point in report.points if point.backend == backend]
+        points = [point for point in report.points if point.contender == backend]
         names = [point.name for point in points if point.name is not None]
         assert 1 <= len(names) <= len(RECALL_TARGETS)
         assert backend == "brute_force" or len(points) > len(names)

@@ -1,0 +1,96 @@
+"""What the search benchmark compares: our backends and, optionally, other libraries.
+
+A contender offers ladders of settings, along each of which effort rises; a setting is search
+params, ready to be called. Everything else, timing and recall, is the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from indexer.backends import LocalIndex, SearchParams
+from indexer.bundle import IndexBundle
+
+RECALL_TARGETS = (0.90, 0.95, 0.99, 1.0)
+
+_SWEPT_PER_LADDER = 8
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Search params of a contender.
+
+    Attributes:
+        name: the operating point's name in the bundle; None for params that are only swept.
+        params: by name, as the library names them.
+        search: queries (n_queries, dim) -> rows (n_queries, n), -1 where there is none.
+    """
+
+    name: str | None
+    params: dict[str, Any]
+    search: Callable[[np.ndarray], np.ndarray]
+
+
+class Contender(ABC):
+    """An index that is to be measured; built when it is made.
+
+    Attributes:
+        name: the library, and which of its indexes.
+        build_seconds: how long building took, tuning apart.
+        size_bytes: what it takes beside the embeddings.
+    """
+
+    name: str
+    build_seconds: float
+    size_bytes: int
+
+    @abstractmethod
+    def ladders(self, k: int) -> Iterator[Iterable[Setting]]:
+        """Yield ladders of search params for k results."""
+
+
+class OwnBackend(Contender):
+    """One backend of an index bundle: its operating points, then a sweep of other params.
+
+    Args:
+        bundle: an open index bundle.
+        name: the backend.
+    """
+
+    def __init__(self, bundle: IndexBundle, name: str) -> None:
+        entry = bundle.manifest.backends[name]
+        self.name = name
+        self.build_seconds = entry.build_seconds
+        self.size_bytes = entry.size_bytes
+        self._bundle = bundle
+        self._index: LocalIndex[Any, Any] = bundle.index(name)
+
+    def ladders(self, k: int) -> Iterator[Iterable[Setting]]:
+        """Yield the operating points for k results, then what is swept.
+
+        Params that serve several recall targets are named by the highest.
+        """
+        names: dict[SearchParams, str] = {}
+        for target in RECALL_TARGETS:
+            choice = self._bundle.choose(k, recall_target=target, backend=self.name)
+            names[choice.params] = choice.point.name
+        yield [self._setting(name, params, k) for params, name in names.items()]
+        for ladder in self._index.effort_ladders(k):
+            swept = (params for params in _thinned(ladder) if params not in names)
+            yield (self._setting(None, params, k) for params in swept)
+
+    def _setting(self, name: str | None, params: SearchParams, k: int) -> Setting:
+        index = self._index
+        return Setting(
+            name, params.model_dump(), lambda queries: index.search(queries, k, params).rows
+        )
+
+
+def _thinned(ladder: list[SearchParams]) -> list[SearchParams]:
+    chosen = np.unique(np.linspace(0, len(ladder) - 1, _SWEPT_PER_LADDER).round().astype(int))
+    return [ladder[i] for i in chosen]

@@ -1,0 +1,217 @@
+"""Other libraries on the same vectors: what our backends must stand beside.
+
+FAISS (Douze et al. 2024, arXiv:2401.08281), hnswlib and the graphs of USearch and Voyager (HNSW:
+Malkov and Yashunin 2016, arXiv:1603.09320). One thread, inner product, params as each library names
+them. They are optional: the ``peers`` extra installs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.contenders import Contender, Setting
+
+_EFFORTS = (10, 20, 40, 80, 160, 320, 640, 1280)
+_GRAPH_LINKS = 16
+_BUILD_EFFORT = 200
+
+OnStep = Callable[[str], None]
+
+
+class PeersMissingError(Exception):
+    """The other libraries are not installed; the message says how to install them."""
+
+
+class _Peer(Contender):
+    """A peer over one corpus; a subclass builds and searches."""
+
+    def __init__(self, embeddings: np.ndarray) -> None:
+        before, start = _resident_bytes(), time.perf_counter()
+        self._build(embeddings)
+        self.build_seconds = time.perf_counter() - start
+        self.size_bytes = max(0, _resident_bytes() - before)
+
+    def ladders(self, k: int) -> Iterator[Iterable[Setting]]:
+        """Yield one ladder of rising efforts."""
+        yield self._settings(k)
+
+    @abstractmethod
+    def _build(self, embeddings: np.ndarray) -> None:
+        """Build the index on one thread."""
+
+    @abstractmethod
+    def _settings(self, k: int) -> Iterator[Setting]:
+        """Yield settings of rising effort."""
+
+
+class _Faiss(_Peer):
+    """An index of FAISS's factory."""
+
+    factory: str
+    effort: str
+
+    def _build(self, embeddings: np.ndarray) -> None:
+        faiss = importlib.import_module("faiss")
+        faiss.omp_set_num_threads(1)
+        n_lists = 2 ** round(math.log2(4 * math.sqrt(len(embeddings))))
+        description = self.factory.format(n_lists=n_lists, half_dim=embeddings.shape[1] // 2)
+        dim = embeddings.shape[1]
+        self._index = faiss.index_factory(dim, description, faiss.METRIC_INNER_PRODUCT)
+        self._index.train(embeddings[:: max(1, len(embeddings) // (64 * n_lists))])
+        self._index.add(embeddings)
+        self._space = faiss.ParameterSpace()
+
+    def _settings(self, k: int) -> Iterator[Setting]:
+        for effort in _EFFORTS:
+            yield Setting(None, {self.effort: effort}, self._searcher(k, effort))
+
+    def _searcher(self, k: int, effort: int) -> Callable[[np.ndarray], np.ndarray]:
+        def search(queries: np.ndarray) -> np.ndarray:
+            rows: np.ndarray = self._index.search(queries, k)[1]
+            return rows
+
+        self._space.set_index_parameter(self._index, self.effort, effort)
+        return search
+
+
+class FaissIvfFlat(_Faiss):
+    """Inverted lists of whole vectors."""
+
+    name = "FAISS IVF-Flat"
+    factory = "IVF{n_lists},Flat"
+    effort = "nprobe"
+
+
+class FaissIvfPq(_Faiss):
+    """Inverted lists of quantised vectors (fast scan), refined by whole ones."""
+
+    name = "FAISS IVF-PQ fast scan, refined"
+    factory = "IVF{n_lists},PQ{half_dim}x4fs,RFlat"
+    effort = "nprobe"
+
+    def _searcher(self, k: int, effort: int) -> Callable[[np.ndarray], np.ndarray]:
+        self._space.set_index_parameter(self._index, "k_factor_rf", 4)
+        return super()._searcher(k, effort)
+
+
+class FaissHnsw(_Faiss):
+    """A graph of small worlds."""
+
+    name = "FAISS HNSW"
+    factory = f"HNSW{_GRAPH_LINKS},Flat"
+    effort = "efSearch"
+
+
+class Hnswlib(_Peer):
+    """The graph of its authors."""
+
+    name = "hnswlib"
+
+    def _build(self, embeddings: np.ndarray) -> None:
+        hnswlib = importlib.import_module("hnswlib")
+        self._index: Any = hnswlib.Index(space="ip", dim=embeddings.shape[1])
+        self._index.init_index(len(embeddings), ef_construction=_BUILD_EFFORT, M=_GRAPH_LINKS)
+        self._index.set_num_threads(1)
+        self._index.add_items(embeddings)
+
+    def _settings(self, k: int) -> Iterator[Setting]:
+        for effort in (one for one in _EFFORTS if one >= k):
+            self._index.set_ef(effort)
+            yield Setting(
+                None, {"ef": effort}, lambda queries: self._index.knn_query(queries, k)[0]
+            )
+
+
+class Usearch(_Peer):
+    """USearch."""
+
+    name = "USearch"
+
+    def _build(self, embeddings: np.ndarray) -> None:
+        usearch = importlib.import_module("usearch.index")
+        self._index: Any = usearch.Index(
+            ndim=embeddings.shape[1],
+            metric="ip",
+            connectivity=_GRAPH_LINKS,
+            expansion_add=_BUILD_EFFORT,
+        )
+        self._index.add(np.arange(len(embeddings)), embeddings, threads=1)
+
+    def _settings(self, k: int) -> Iterator[Setting]:
+        for effort in (one for one in _EFFORTS if one >= k):
+            self._index.expansion_search = effort
+            yield Setting(
+                None, {"expansion_search": effort}, lambda queries: self._rows(queries, k)
+            )
+
+    def _rows(self, queries: np.ndarray, k: int) -> np.ndarray:
+        found = self._index.search(queries, k, threads=1).keys
+        return np.asarray(found, dtype=np.int64).reshape(len(queries), -1)
+
+
+class Voyager(_Peer):
+    """Voyager."""
+
+    name = "Voyager"
+
+    def _build(self, embeddings: np.ndarray) -> None:
+        voyager = importlib.import_module("voyager")
+        self._index: Any = voyager.Index(
+            voyager.Space.InnerProduct,
+            num_dimensions=embeddings.shape[1],
+            M=_GRAPH_LINKS,
+            ef_construction=_BUILD_EFFORT,
+        )
+        self._index.add_items(embeddings, num_threads=1)
+
+    def _settings(self, k: int) -> Iterator[Setting]:
+        for effort in (one for one in _EFFORTS if one >= k):
+            yield Setting(None, {"query_ef": effort}, self._searcher(k, effort))
+
+    def _searcher(self, k: int, effort: int) -> Callable[[np.ndarray], np.ndarray]:
+        def search(queries: np.ndarray) -> np.ndarray:
+            rows, _ = self._index.query(queries, k, num_threads=1, query_ef=effort)
+            return np.asarray(rows, dtype=np.int64)
+
+        return search
+
+
+PEERS: tuple[type[_Peer], ...] = (
+    FaissIvfFlat,
+    FaissIvfPq,
+    FaissHnsw,
+    Hnswlib,
+    Usearch,
+    Voyager,
+)
+
+
+def build_peers(embeddings: np.ndarray, on_step: OnStep) -> Iterator[Contender]:
+    """Build one peer after the other; each is let go before the next if the caller lets it go.
+
+    Raises:
+        PeersMissingError: if a library is not installed.
+    """
+    vectors = np.ascontiguousarray(embeddings)
+    for peer in PEERS:
+        on_step(f"{peer.name}: building")
+        try:
+            yield peer(vectors)
+        except ModuleNotFoundError as error:
+            raise PeersMissingError(
+                f"{error.name} is not installed; the peers come with: "
+                "pip install 'candidate-search[peers]'"
+            ) from error
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
