@@ -19,6 +19,7 @@ bundle, so the server reads both through ``QueryAssets``. Nothing here imports T
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,34 @@ MODEL_CARD = "model_card.md"
 
 QUERY_ASSET_FILES = (QUERY_TOWER, FEATURES, VOCABULARIES, HISTORIES, QUERY_EMBEDDINGS)
 """What the server needs of a tower; the last two are absent if histories were left out."""
+
+
+class RankerDescription(BaseModel):
+    """What the ranking model reads; its inputs are named by side and position."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    features: Features
+    query_tokens: dict[str, tuple[str, ...]]
+    """The vocabulary of each query feature that has one, ids and history apart."""
+    candidate_tokens: dict[str, tuple[str, ...]]
+    """The same of the candidate features."""
+
+    @classmethod
+    def of(
+        cls,
+        features: Features,
+        query: Mapping[str, Vocabulary],
+        candidate: Mapping[str, Vocabulary],
+    ) -> RankerDescription:
+        """Describe features and their vocabularies by name."""
+        return cls(
+            features=features,
+            query_tokens={name: tuple(one.array.to_pylist()) for name, one in query.items()},
+            candidate_tokens={
+                name: tuple(one.array.to_pylist()) for name, one in candidate.items()
+            },
+        )
 
 
 class TrainedOn(BaseModel):

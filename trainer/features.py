@@ -28,6 +28,7 @@ Value: TypeAlias = str | float | bool | Sequence[str] | None
 
 HISTORY = "history"
 CANDIDATE_ID = "candidate_id"
+USER_ID = "user_id"
 
 _WORD = re.compile(r"\w+")
 
@@ -124,12 +125,28 @@ def encode_candidates(
     Returns:
         The inputs by name, each (n_candidates, length).
     """
+    return encode_table(features.candidate, vocabularies, candidates)
+
+
+def encode_table(
+    features: Sequence[Feature], vocabularies: Vocabularies, table: pa.Table
+) -> dict[str, np.ndarray]:
+    """Encode the lines of a table, whatever they stand for.
+
+    Args:
+        features: what to encode.
+        vocabularies: the tokens of each feature that has any.
+        table: with a column for each feature; an absent column is encoded as unknown.
+
+    Returns:
+        The inputs by name, each (n_lines, length).
+    """
     inputs = {}
-    for feature in features.candidate:
-        if feature.name in candidates.column_names:
-            values = candidates.column(feature.name).to_pylist()
+    for feature in features:
+        if feature.name in table.column_names:
+            values = table.column(feature.name).to_pylist()
         else:
-            values = [None] * candidates.num_rows
+            values = [None] * table.num_rows
         inputs[feature.name] = _encode(feature, vocabularies.get(feature.name), values)
     return inputs
 

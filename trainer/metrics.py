@@ -6,7 +6,8 @@ that the user did interact with, in the held-out part. Index quality is not meas
 recall against exact search, in ``indexer.recall``.
 
 Accuracy metrics give one value per user, so that two models can be compared user by user; their
-mean over users is the figure to report.
+mean over users is the figure to report. How well ratings are predicted is one number over all of
+them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Hits = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.integer[Any]]
 Lists = npt.NDArray[np.integer[Any]]
 PerUser = npt.NDArray[np.float64]
+Ratings = npt.NDArray[np.floating[Any]]
 
 _MAX_DRAWS = 1_000_000  # of users at once, for the bootstrap
 
@@ -124,6 +126,12 @@ def novelty(lists: Lists, train_counts: Counts, n_users: int, k: int) -> PerUser
     total = np.where(is_listed, bits[lists[:, :k]], 0.0).sum(axis=1)
     mean: PerUser = total / np.maximum(is_listed.sum(axis=1), 1)
     return mean
+
+
+def rmse(predicted: Ratings, actual: Ratings) -> float:
+    """Return the root of the mean squared error of predicted ratings, both (n_ratings,)."""
+    errors = predicted.astype(np.float64) - actual
+    return float(np.sqrt(np.mean(errors**2)))
 
 
 class Interval(BaseModel):

@@ -26,6 +26,13 @@ def test_heldout_recall(k, expected):
     np.testing.assert_allclose(expected, metrics.heldout_recall(HITS, HELDOUT, k))
 
 
+def test_rmse():
+    # Errors of 1, -2 and 0.
+    actual = metrics.rmse(np.array([4, 1, 3], np.float32), np.array([3, 3, 3], np.float32))
+
+    assert math.sqrt(5 / 3) == pytest.approx(actual)
+
+
 def test_ndcg():
     ideal = 1 + 1 / math.log2(3) + 1 / 2
     expected = [(1 + 1 / 2) / ideal, 1 / math.log2(5), 0]

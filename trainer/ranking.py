@@ -1,0 +1,427 @@
+"""The ranking model: the second stage, which predicts how a user would rate a candidate.
+
+    rating = mean + query's bias + candidate's bias + query's factors · candidate's factors
+
+Query and candidate are sums of parts, and each part is a bag of tokens or a number: a query's are
+who the user is, what they interacted with whether they rated it or not (SVD++: Koren 2008,
+doi:10.1145/1401890.1401944) and what they are; a candidate's are its id and its metadata. An
+unknown user or candidate is an empty part, that is, an average one: a user who is known by the
+history alone is served from it.
+
+Every part is held near zero in proportion to its use, so that few ratings say little. Several such
+models, the members, differ in their initial weights only and are trained side by side; the mean of
+their predictions is better than any of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainer.bundle import RankerDescription
+from trainer.datasets import Dataset
+from trainer.features import (
+    CANDIDATE_ID,
+    HISTORY,
+    USER_ID,
+    Feature,
+    Features,
+    describe_column,
+    encode_histories,
+    encode_table,
+)
+from trainer.keras import tf, tfrs
+from trainer.training import OnEpoch, TrainingError, collect_histories
+from trainer.vocabulary import Vocabulary
+
+_BATCH_SIZE = 4096
+_INITIAL_DEVIATION = 0.03
+_MAX_TOKENS_PER_LINE = 0.5  # of a feature; with more, most lines have one of their own
+
+
+class RankerConfig(BaseModel):
+    """How the ranking model is built and trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dim: int = Field(8, ge=1)
+    """Factors of each member."""
+    members: int = Field(4, ge=1)
+    """Models whose predictions are averaged."""
+    max_history_length: int = Field(512, ge=1)
+    """Interactions of a user that are read; the newest stay."""
+    id_regularization: float = Field(0.2, ge=0)
+    """How strongly the factors of users and candidates are held near zero."""
+    regularization: float = Field(0.05, ge=0)
+    """The same of the history's and the features' factors."""
+    bias_regularization: float = Field(0.03, ge=0)
+    """The same of all biases."""
+    learning_rate: float = Field(0.01, gt=0)
+    """At the start; it falls linearly to 0."""
+    batch_size: int = Field(32, ge=1)
+    """Users in a training step, each with all of their ratings."""
+    epochs: int = Field(20, ge=1)
+
+
+class Part(tf.keras.layers.Layer):  # type: ignore[misc]
+    """What one feature adds to a query or a candidate: factors and a bias.
+
+    Args:
+        feature: what it reads.
+        width: number of factors.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, feature: Feature, width: int, seed: int) -> None:
+        super().__init__()
+        self._is_number = feature.kind == "number"
+        deviations = np.append(np.full(width, _INITIAL_DEVIATION), 0.0).astype(np.float32)
+        shape = (1 if self._is_number else feature.n_tokens + 1, width + 1)
+        normal = tf.random.stateless_normal(shape, seed=(seed, 0))
+        self._weights = tf.Variable(normal * deviations, name="weights")
+
+    def call(self, inputs: Any) -> Any:
+        """Return the part (n, width + 1) float32 of each line, its last dimension the bias.
+
+        Args:
+            inputs: (n, 1) float32 numbers, or (n, length) int32 tokens in any order, of which 0
+                stands for none.
+        """
+        if self._is_number:
+            return inputs * self._weights
+        known = tf.cast(inputs > 0, tf.float32)
+        total = tf.reduce_sum(tf.gather(self._weights, inputs) * known[..., None], axis=1)
+        counts = tf.reduce_sum(known, axis=1, keepdims=True)
+        return total / tf.sqrt(tf.maximum(counts, 1.0))
+
+
+class Side(tf.keras.layers.Layer):  # type: ignore[misc]
+    """The sum of the parts of a query, or of a candidate.
+
+    Args:
+        features: what the parts read.
+        config: how the model is built.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, features: tuple[Feature, ...], config: RankerConfig, seed: int) -> None:
+        super().__init__()
+        self._config = config
+        self._is_id = [feature.kind == "id" for feature in features]
+        width = config.dim * config.members
+        self._parts = [Part(one, width, seed + i) for i, one in enumerate(features)]
+
+    def call(self, inputs: Any) -> Any:
+        """Return the sums (n, width + 1) float32 of the parts of each line."""
+        return self.with_penalty(inputs)[0]
+
+    def with_penalty(self, inputs: Any) -> tuple[Any, Any]:
+        """Return the sums, and what their parts cost (n,) float32 in the loss."""
+        parts = [part(one) for part, one in zip(self._parts, inputs, strict=True)]
+        penalties = [
+            self._penalty(part, is_id=is_id) for part, is_id in zip(parts, self._is_id, strict=True)
+        ]
+        return tf.add_n(parts), tf.add_n(penalties)
+
+    def _penalty(self, part: Any, *, is_id: bool) -> Any:
+        config = self._config
+        weight = config.id_regularization if is_id else config.regularization
+        factors = tf.reduce_sum(part[:, :-1] ** 2, axis=1) / config.members
+        return weight * factors + config.bias_regularization * part[:, -1] ** 2
+
+
+class RankingModel(tfrs.Model):  # type: ignore[misc]
+    """Both sides and what they are trained to do.
+
+    Args:
+        features: what query and candidate are made of.
+        config: how the model is built.
+        mean: of the ratings.
+        deviation: of the ratings, which the model is scaled by: the same configuration serves
+            five stars and a hundred points.
+        seed: of the initial weights.
+    """
+
+    def __init__(
+        self, features: Features, config: RankerConfig, mean: float, deviation: float, seed: int
+    ) -> None:
+        super().__init__()
+        first_seed = seed * (len(features.query) + len(features.candidate))
+        self.query = Side(features.query, config, first_seed)
+        self.candidate = Side(features.candidate, config, first_seed + len(features.query))
+        self.task = tfrs.tasks.Ranking(loss=tf.keras.losses.MeanSquaredError())
+        self._members = config.members
+        self._mean, self._deviation = mean, deviation
+
+    def rate(self, queries: Any, candidates: Any) -> Any:
+        """Return the ratings (n,) that queries give to candidates, both (n or 1, width + 1)."""
+        return self._mean + self._deviation * tf.reduce_mean(
+            self._member_scores(queries, candidates), axis=1
+        )
+
+    def compute_loss(self, inputs: dict[str, Any], training: bool = False) -> Any:
+        """Return the loss of a batch of users: every member's error, and the parts' penalty.
+
+        Args:
+            inputs: ``query``, the query features of each user; ``candidate``, the candidate
+                features of each rating; ``rater``, (n_ratings,) the position of its user; and
+                ``rating``, (n_ratings,) float32.
+            training: unused; the loss is the same.
+        """
+        del training
+        queries, query_penalty = self.query.with_penalty(inputs["query"])
+        candidates, candidate_penalty = self.candidate.with_penalty(inputs["candidate"])
+        scores = self._member_scores(tf.gather(queries, inputs["rater"]), candidates)
+        targets = (inputs["rating"] - self._mean) / self._deviation
+        error = self.task(
+            labels=tf.repeat(targets[:, None], self._members, axis=1), predictions=scores
+        )
+        penalty = tf.gather(query_penalty, inputs["rater"]) + candidate_penalty
+        return error + tf.reduce_mean(penalty)
+
+    def _member_scores(self, queries: Any, candidates: Any) -> Any:
+        """Return what each member says, (n, members), in deviations from the mean."""
+        products = queries[:, :-1] * candidates[:, :-1]
+        by_member = tf.reshape(products, (-1, self._members, products.shape[1] // self._members))
+        return tf.reduce_sum(by_member, axis=2) + queries[:, -1:] + candidates[:, -1:]
+
+
+class RankerModule(tf.Module):  # type: ignore[misc]
+    """The ranking model as it is exported: one query and its candidates in, ratings out.
+
+    Inputs are named by side and position, since the columns they come from may have any name.
+    """
+
+    def __init__(self, model: RankingModel, features: Features) -> None:
+        super().__init__(name="ranker")
+        self.model = model
+        self._n_query_features = len(features.query)
+        query = [_spec(one, 1, f"query_{i}") for i, one in enumerate(features.query)]
+        candidate = [_spec(one, None, f"candidate_{i}") for i, one in enumerate(features.candidate)]
+        self.rank = tf.function(self._rank, input_signature=query + candidate)
+
+    def _rank(self, *inputs: Any) -> dict[str, Any]:
+        queries = self.model.query(inputs[: self._n_query_features])
+        candidates = self.model.candidate(inputs[self._n_query_features :])
+        return {"rating": self.model.rate(queries, candidates)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncodedData:
+    """Users and candidates as the ranking model reads them.
+
+    Attributes:
+        description: what it reads.
+        query_inputs: (n_users, length) of each query feature.
+        candidate_inputs: (n_candidates, length) of each candidate feature.
+    """
+
+    description: RankerDescription
+    query_inputs: tuple[np.ndarray, ...]
+    candidate_inputs: tuple[np.ndarray, ...]
+
+
+class Ranker:
+    """A trained ranking model, and the data it was trained on as it reads them.
+
+    Args:
+        model: the trained model.
+        config: how it was built and trained.
+        data: the users and candidates, encoded.
+    """
+
+    def __init__(self, model: RankingModel, config: RankerConfig, data: EncodedData) -> None:
+        self.model = model
+        self.config = config
+        self.description = data.description
+        self.module = RankerModule(model, data.description.features)
+        self._queries = _in_batches(model.query, data.query_inputs)
+        self._candidates = _in_batches(model.candidate, data.candidate_inputs)
+
+    def predict(self, user_rows: np.ndarray, candidate_rows: np.ndarray) -> np.ndarray:
+        """Predict ratings.
+
+        Args:
+            user_rows: (n,) users of the dataset, as known from its train rows.
+            candidate_rows: (n,) what they rate.
+
+        Returns:
+            (n,) float32.
+        """
+        ratings: np.ndarray = self.model.rate(
+            self._queries[user_rows], self._candidates[candidate_rows]
+        ).numpy()
+        return ratings
+
+
+class NoRatingsError(TrainingError):
+    """Why there is no ranking model: there are no ratings to learn from."""
+
+
+def fit(
+    dataset: Dataset,
+    train_rows: np.ndarray,
+    config: RankerConfig,
+    seed: int,
+    on_epoch: OnEpoch | None = None,
+) -> Ranker:
+    """Train a ranking model on the ratings of some of a dataset's interactions.
+
+    Args:
+        dataset: users, candidates and rated interactions.
+        train_rows: (n,) int64, the interactions to learn from.
+        config: how the model is built and trained.
+        seed: of the initial weights and the batches: the same seed gives the same model.
+        on_epoch: called after every epoch with its number, from 1, and the ``loss``.
+
+    Raises:
+        NoRatingsError: if there are no ratings, or they are all the same.
+        TrainingError: if the loss stopped being a number.
+    """
+    rows = np.sort(train_rows)
+    ratings = _ratings(dataset, rows)
+    data = encode(dataset, rows, config)
+    batches = _training_batches(dataset, rows, ratings, data, config, seed)
+    model = RankingModel(
+        data.description.features, config, float(ratings.mean()), float(ratings.std()), seed
+    )
+    learning_rate = tf.keras.optimizers.schedules.PolynomialDecay(
+        config.learning_rate, config.epochs * int(batches.cardinality()), end_learning_rate=0.0
+    )
+    model.compile(optimizer=tf.keras.optimizers.Adam(learning_rate))
+    watch = tf.keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: _report(epoch + 1, float(logs["loss"]), on_epoch)
+    )
+    model.fit(batches, epochs=config.epochs, callbacks=[watch], verbose=0)
+    return Ranker(model, config, data)
+
+
+def encode(dataset: Dataset, train_rows: np.ndarray, config: RankerConfig) -> EncodedData:
+    """Describe and encode the users and candidates of a dataset.
+
+    Args:
+        dataset: whose users and candidates.
+        train_rows: (n,) int64, the interactions that the histories are made of.
+        config: how the model is built.
+    """
+    user_id = Feature(name=USER_ID, kind="id", n_tokens=dataset.n_users)
+    history = Feature(
+        name=HISTORY,
+        kind="history",
+        length=config.max_history_length,
+        n_tokens=dataset.n_candidates,
+    )
+    candidate_id = Feature(name=CANDIDATE_ID, kind="id", n_tokens=dataset.n_candidates)
+    of_users, user_tokens = _describe(dataset.users)
+    of_candidates, candidate_tokens = _describe(dataset.candidates)
+    histories = collect_histories(dataset, train_rows, config.max_history_length)
+    longest = max(1, *map(len, histories))
+    users = encode_table(
+        (user_id, *of_users), {USER_ID: dataset.user_ids, **user_tokens}, dataset.users
+    )
+    candidates = encode_table(
+        (candidate_id, *of_candidates),
+        {CANDIDATE_ID: dataset.candidate_ids, **candidate_tokens},
+        dataset.candidates,
+    )
+    features = Features(
+        query=(history, user_id, *of_users), candidate=(candidate_id, *of_candidates)
+    )
+    return EncodedData(
+        RankerDescription.of(features, user_tokens, candidate_tokens),
+        (encode_histories(histories, longest), *users.values()),
+        tuple(candidates.values()),
+    )
+
+
+def _ratings(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """Return the ratings (n,) of some interactions; refuse those that teach nothing."""
+    if dataset.ratings is None:
+        raise NoRatingsError(
+            f"{dataset.name} has no ratings, so there is no ranking model: "
+            "add a rating column to have one"
+        )
+    ratings: np.ndarray = dataset.ratings[rows]
+    if not len(ratings) or ratings.min() == ratings.max():
+        raise NoRatingsError(
+            f"the ratings of {dataset.name} are all the same, so there is no ranking model: "
+            "it needs ratings that differ"
+        )
+    return ratings
+
+
+def _describe(table: pa.Table) -> tuple[tuple[Feature, ...], dict[str, Vocabulary]]:
+    """Describe the columns, but the id, that say something of many lines: no texts, no names."""
+    features, vocabularies = [], {}
+    for name in table.column_names[1:]:
+        feature, vocabulary = describe_column(name, table.column(name))
+        if feature.kind == "text" or feature.n_tokens > _MAX_TOKENS_PER_LINE * len(table):
+            continue
+        features.append(feature)
+        if vocabulary is not None:
+            vocabularies[name] = vocabulary
+    return tuple(features), vocabularies
+
+
+def _training_batches(
+    dataset: Dataset,
+    rows: np.ndarray,
+    ratings: np.ndarray,
+    data: EncodedData,
+    config: RankerConfig,
+    seed: int,
+) -> Any:
+    """Make batches of users in random order, each with all of their ratings."""
+    by_user = np.argsort(dataset.user_rows[rows], kind="stable")
+    raters, counts = np.unique(dataset.user_rows[rows], return_counts=True)
+    candidates = tf.RaggedTensor.from_row_lengths(dataset.candidate_rows[rows[by_user]], counts)
+    rated_as = candidates.with_values(ratings[by_user])
+    user_rows = tf.constant(raters)
+    query_inputs = [tf.constant(one) for one in data.query_inputs]
+    candidate_inputs = [tf.constant(one) for one in data.candidate_inputs]
+
+    def examples(chosen: Any) -> dict[str, Any]:
+        users, rated = tf.gather(user_rows, chosen), tf.gather(candidates, chosen)
+        history, *others = (tf.gather(one, users) for one in query_inputs)
+        return {
+            "query": (_without_common_padding(history), *others),
+            "candidate": tuple(tf.gather(one, rated.values) for one in candidate_inputs),
+            "rater": rated.value_rowids(),
+            "rating": tf.gather(rated_as, chosen).values,
+        }
+
+    order = tf.data.Dataset.range(len(raters)).shuffle(len(raters), seed=seed)
+    return order.batch(config.batch_size).map(examples).prefetch(2)
+
+
+def _without_common_padding(history: Any) -> Any:
+    """Cut histories (n, length) to the longest of them."""
+    longest = tf.reduce_max(tf.math.count_nonzero(history, axis=1))
+    return history[:, :longest]
+
+
+def _report(epoch: int, loss: float, on_epoch: OnEpoch | None) -> None:
+    if not np.isfinite(loss):
+        raise TrainingError(
+            f"the loss of the ranking model became {loss} in epoch {epoch}: "
+            "lower its learning rate, or raise its regularization"
+        )
+    if on_epoch is not None:
+        on_epoch(epoch, {"loss": loss})
+
+
+def _spec(feature: Feature, n: int | None, name: str) -> Any:
+    dtype = tf.float32 if feature.kind == "number" else tf.int32
+    return tf.TensorSpec((n, feature.length), dtype, name=name)
+
+
+def _in_batches(side: Side, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Return the sums (n, width + 1) float32 of all lines of the inputs."""
+    starts = range(0, len(inputs[0]), _BATCH_SIZE)
+    return np.concatenate(
+        [side([one[start : start + _BATCH_SIZE] for one in inputs]).numpy() for start in starts]
+    )
