@@ -103,7 +103,7 @@ class Engine:
                 outcomes.append(error)
                 continue
             outcomes.append(prepared)
-            n_fetched = self._retriever.n_fetched(prepared.wanted, request.count)
+            n_fetched = self._retriever.n_fetched(prepared.wanted, prepared.choice, request.count)
             if n_fetched is not None and request.diversity is None:
                 groups[prepared.choice, request.count, n_fetched].append(prepared)
         for (choice, count, n_fetched), group in groups.items():

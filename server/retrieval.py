@@ -16,8 +16,13 @@ from server.domain import SearchMethod
 from server.planning import IndexChoice
 from server.similarity import Directions
 
-_MAX_DROPPED = 1000  # exclusions up to which fetching more and dropping them beats a mask
-_DROPPED_STEP = 64  # in which more is fetched, so that many searches fetch as many
+# Up to these, fetching more and dropping the excluded beats a mask. An index that is not exact
+# misses most at the end of what it fetches, and the answer comes from there if the excluded are the
+# query's best, as a user's own history is; so it fetches some more, and deeper not at all.
+_MAX_DROPPED = 1000
+_MAX_DROPPED_PER_RESULT = 0.5
+_SPARE_PER_DROPPED = 2
+_FETCH_STEP = 64  # so that many searches fetch as many, and can be made together
 
 
 @dataclass(slots=True)
@@ -65,22 +70,24 @@ class Retriever:
             return self._most_popular(wanted, k)
         if self.scans(wanted):
             return _line(self._directions.search(wanted.vector, k, self._eligible(wanted)), 0)
-        n_fetched = self.n_fetched(wanted, k)
+        n_fetched = self.n_fetched(wanted, choice, k)
         if n_fetched is None:
             return self._search_eligible(wanted, choice, k)
         return self.search_together([wanted], choice, k, n_fetched)[0]
 
-    def n_fetched(self, wanted: Wanted, k: int) -> int | None:
+    def n_fetched(self, wanted: Wanted, choice: IndexChoice, k: int) -> int | None:
         """Return how many to fetch so that the excluded can be dropped.
 
         None if that is no way to search for this. Searches of one choice that fetch as many can be
         made together.
         """
         n_excluded = len(wanted.excluded)
-        by_index = wanted.vector is not None and wanted.mask is None and not self.scans(wanted)
-        if not by_index or n_excluded > _MAX_DROPPED:
+        if wanted.vector is None or wanted.mask is not None or self.scans(wanted):
             return None
-        return k + math.ceil(n_excluded / _DROPPED_STEP) * _DROPPED_STEP
+        if n_excluded > (_MAX_DROPPED if choice.exact else _MAX_DROPPED_PER_RESULT * k):
+            return None
+        n_spare = n_excluded if choice.exact else _SPARE_PER_DROPPED * n_excluded
+        return k + math.ceil(n_spare / _FETCH_STEP) * _FETCH_STEP
 
     def search_together(
         self, several: Sequence[Wanted], choice: IndexChoice, k: int, n_fetched: int

@@ -330,6 +330,24 @@ def test_recall_target_and_backend_choose_the_plan(engine: Engine) -> None:
         assert backend == engine.search(SearchRequest(query, backend=backend)).plan.backend
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("n_excluded", [5, 50])
+def test_recall_holds_where_the_best_are_excluded(
+    engine: Engine, backend: str, n_excluded: int
+) -> None:
+    ids, recalls = engine.bundle.corpus.candidate_ids, []
+    for seed in range(50):
+        vector = np.random.default_rng(seed).normal(size=8).astype(np.float32)
+        request = SearchRequest(EmbeddingQuery(vector), count=n_excluded + 10, exact=True)
+        rows = engine.search(request).rows
+        excluding = replace(request, exclusions=ids.tokens(rows[:-10]), count=10)
+        found = engine.search(replace(excluding, backend=backend, exact=False))
+        recalls.append(np.isin(found.rows, rows[-10:]).mean())
+    promised = engine.search(SearchRequest(EmbeddingQuery(vector), backend=backend)).plan
+    assert promised.expected_recall is not None
+    assert np.mean(recalls) >= promised.expected_recall - 0.03
+
+
 def test_many_exclusions_leave_the_rest(engine: Engine) -> None:
     excluded = [f"c{row}" for row in range(295)]
     query = EmbeddingQuery(np.ones(8, dtype=np.float32))
