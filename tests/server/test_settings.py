@@ -53,3 +53,8 @@ def test_what_is_printed_can_be_read_and_shows_no_secret(tmp_path: Path) -> None
 
 def test_every_setting_is_described() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_the_documentation_shows_every_setting_and_its_default() -> None:
+    documentation = Path(__file__).parents[2] / "docs" / "serving.md"
+    assert as_toml(Settings()) in documentation.read_text()
