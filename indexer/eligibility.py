@@ -104,6 +104,8 @@ class EligibleSearch:
     @cached_property
     def _by_chance(self) -> int:
         """How many to fetch if the mask has nothing to do with the query."""
+        if self._n_eligible == self._n_candidates:
+            return min(self._k, self._n_candidates)
         wanted = self._k + _SPARE_DEVIATIONS * math.sqrt(self._k)
         return min(math.ceil(wanted * self._n_candidates / self._n_eligible), self._n_candidates)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from indexer.exact import Neighbors
-from indexer.recall import recall_at_k
+from indexer.recall import mean_interval, recall_at_k, standard_error
 
 
 def neighbors(rows: list[list[int]], scores: list[list[float]]) -> Neighbors:
@@ -33,3 +33,18 @@ def test_only_what_could_be_found_counts() -> None:
 def test_answers_of_different_depth_are_refused() -> None:
     with pytest.raises(ValueError, match=r"found has \(1, 1\), exact has \(1, 2\)"):
         recall_at_k(neighbors([[4]], [[9]]), neighbors([[4, 2]], [[9, 8]]))
+
+
+def test_the_interval_of_a_mean() -> None:
+    recalls = np.array([0.5, 0.7, 0.9, 0.7])
+    mean, low, high = mean_interval(recalls)
+    assert standard_error(recalls) == pytest.approx(0.0816, abs=1e-4)
+    assert (mean, low, high) == pytest.approx((0.7, 0.54, 0.86), abs=1e-3)
+
+
+def test_the_interval_stays_between_0_and_1() -> None:
+    assert mean_interval(np.array([0.2, 1.0, 1.0])) == pytest.approx((0.733, 0.211, 1.0), abs=1e-3)
+
+
+def test_one_query_has_no_interval() -> None:
+    assert mean_interval(np.array([0.4])) == (0.4, 0.4, 0.4)

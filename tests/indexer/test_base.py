@@ -1,0 +1,66 @@
+"""Search params and how they grow with the number of results."""
+
+import numpy as np
+import pytest
+
+from indexer.backends.annoy import AnnoyIndex, AnnoySearchParams
+from indexer.backends.base import geometric
+from indexer.backends.scann import ScannSearchParams
+
+
+def params(leaves: int | None, proposals: int) -> ScannSearchParams:
+    return ScannSearchParams(leaves_to_search=leaves, final_num_neighbors=proposals)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "factor", "expected"),
+    [
+        (1, 10, 2.0, [1, 2, 4, 8, 10]),
+        (1, 4, 1.1, [1, 2, 3, 4]),
+        (5, 5, 2.0, [5]),
+        (7, 3, 2.0, [3]),
+    ],
+)
+def test_geometric(first: int, last: int, factor: float, expected: list[int]) -> None:
+    assert expected == geometric(first, last, factor)
+
+
+def test_effort_is_scaled_and_never_nothing() -> None:
+    assert params(6, 30) == params(2, 10).scaled(3)
+    assert params(None, 25) == params(None, 10).scaled(2.5)
+    assert params(1, 1) == params(2, 10).scaled(0.01)
+
+
+def test_effort_is_interpolated_geometrically() -> None:
+    assert params(20, 200) == params(10, 100).towards(params(40, 400), 0.5)
+    assert params(80, 800) == params(10, 100).towards(params(40, 400), 1.5)
+    assert params(None, 200) == params(None, 100).towards(params(None, 400), 0.5)
+
+
+@pytest.fixture(scope="module")
+def index() -> AnnoyIndex:
+    index = AnnoyIndex.build(np.eye(4, dtype=np.float32))
+    low = tuple((k, AnnoySearchParams(search_k=n)) for k, n in ((10, 100), (100, 1000)))
+    high = tuple((k, AnnoySearchParams(search_k=n)) for k, n in ((10, 200), (40, 3200)))
+    index.calibrate([low, high])
+    return index
+
+
+@pytest.mark.parametrize(
+    ("n", "search_k", "k", "expected"),
+    [
+        (5, 100, 5, 100),  # fewer than it was measured for
+        (10, 100, 10, 100),
+        (100, 100, 10, 1000),  # measured
+        (40, 200, 10, 3200),  # the series of the higher recall
+        (20, 200, 10, 800),  # between
+        (160, 200, 10, 51200),  # beyond
+        (160, 3200, 40, 51200),
+        (30, 7, 10, 21),  # never measured: as the number of results
+    ],
+)
+def test_params_are_found_along_the_series(
+    index: AnnoyIndex, n: int, search_k: int, k: int, expected: int
+) -> None:
+    found = index.params_at(n, AnnoySearchParams(search_k=search_k), k)
+    assert found.search_k == pytest.approx(expected, abs=1)

@@ -1,0 +1,117 @@
+"""How a mask is searched, on candidates 0 to 9,999 of which a lower one is always better."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from indexer.eligibility import EligibleSearch
+from indexer.exact import ExactScorer, Neighbors, SearchMethod
+
+N = 10_000
+QUERIES = np.ones((2, 1), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def exact() -> ExactScorer:
+    return ExactScorer(np.arange(N, 0, -1, dtype=np.float32)[:, None])
+
+
+def search(
+    exact: ExactScorer,
+    eligible: np.ndarray,
+    *,
+    k: int = 10,
+    propose: Callable[[int], np.ndarray] = np.arange,
+) -> tuple[Neighbors, list[int]]:
+    """Search with an index that costs one row per proposal; also return how many it was asked."""
+    asked: list[int] = []
+
+    def recording(queries: np.ndarray, n: int) -> np.ndarray:
+        asked.append(n)
+        return np.tile(propose(n), (len(queries), 1))
+
+    eligible_search = EligibleSearch(exact, k, eligible, recording, cost=float)
+    return eligible_search.search(QUERIES), asked
+
+
+def test_by_chance_more_are_fetched(exact: ExactScorer) -> None:
+    eligible = np.arange(N) % 4 == 0
+    found, asked = search(exact, eligible)
+    assert found.method == SearchMethod.OVER_FETCH
+    assert [list(range(0, 40, 4))] * 2 == found.rows.tolist()
+    assert asked == [78]  # (10 + 3 * sqrt(10)) * 4
+
+
+def test_a_few_hidden_ones_are_fetched_too(exact: ExactScorer) -> None:
+    eligible = np.arange(N) >= 100
+    found, asked = search(exact, eligible)
+    assert found.method == SearchMethod.OVER_FETCH
+    assert [list(range(100, 110))] * 2 == found.rows.tolist()
+    assert asked == [20, 220]  # by chance; twice as many as there can be before the tenth
+
+
+def test_many_hidden_ones_are_scanned_for(exact: ExactScorer) -> None:
+    eligible = np.arange(N) >= 5000
+    found, asked = search(exact, eligible)
+    assert found.method == SearchMethod.MASKED_SCAN
+    assert [list(range(5000, 5010))] * 2 == found.rows.tolist()
+    assert asked == [39]
+
+
+def test_what_comes_from_the_end_of_the_proposals_is_not_trusted(exact: ExactScorer) -> None:
+    """An index that misses most at the end proposes enough, but the wrong ones."""
+    eligible = np.arange(N) >= 1500
+    lossy = np.concatenate([np.arange(1500), np.arange(1500, N, 7)])
+    found, _ = search(exact, eligible, propose=lambda n: np.resize(lossy[: 1510 + n], 1510 + n))
+    assert found.method == SearchMethod.MASKED_SCAN
+    assert [list(range(1500, 1510))] * 2 == found.rows.tolist()
+
+
+def test_few_eligible_ones_are_scanned_at_once(exact: ExactScorer) -> None:
+    eligible = np.zeros(N, dtype=bool)
+    eligible[[9, 8000, 4000]] = True
+    found, asked = search(exact, eligible, k=4)
+    assert found.rows.tolist() == [[9, 4000, 8000, -1]] * 2
+    assert asked == []
+
+
+def test_none_eligible(exact: ExactScorer) -> None:
+    found, asked = search(exact, np.zeros(N, dtype=bool), k=2)
+    assert found.rows.tolist() == [[-1, -1]] * 2
+    assert asked == []
+
+
+def test_all_eligible(exact: ExactScorer) -> None:
+    found, asked = search(exact, np.ones(N, dtype=bool), k=3)
+    assert found.rows.tolist() == [[0, 1, 2]] * 2
+    assert asked == [3]
+
+
+def test_an_index_that_finds_nothing_is_replaced(exact: ExactScorer) -> None:
+    found, _ = search(exact, np.ones(N, dtype=bool), k=3, propose=lambda n: np.full(n, -1))
+    assert found.rows.tolist() == [[0, 1, 2]] * 2
+    assert found.method == SearchMethod.MASKED_SCAN
+
+
+def test_only_the_queries_that_need_it_are_scanned(exact: ExactScorer) -> None:
+    """The second query's proposals are none of the eligible ones, the first one's all."""
+    eligible = np.ones(N, dtype=bool)
+    eligible[:3000] = False
+
+    def propose(queries: np.ndarray, n: int) -> np.ndarray:
+        starts = np.where(queries[:, 0] > 1, 3000, 0)
+        return starts[:, None] + np.arange(n)
+
+    queries = np.array([[2.0], [1.0]], dtype=np.float32)
+    scanned: list[int] = []
+    original = exact.search
+
+    class Spy(ExactScorer):
+        def search(self, some: np.ndarray, k: int, rows: np.ndarray | None = None) -> Neighbors:
+            scanned.append(len(some))
+            return original(some, k, rows)
+
+    found = EligibleSearch(Spy(exact.embeddings), 5, eligible, propose, float).search(queries)
+    assert [list(range(3000, 3005))] * 2 == found.rows.tolist()
+    assert scanned == [1]
