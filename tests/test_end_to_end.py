@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from grpc_tools import protoc
+from google.rpc import status_pb2
 
 from indexer.bundle import IndexBundle
 from server.client import Examples, Like, SearchClient, User, search_request
@@ -22,6 +22,7 @@ from trainer.bundle import TowerBundle
 from trainer.datasets import Dataset, load_dataset
 from trainer.splits import split
 
+ROOT = Path(__file__).parents[1]
 DATASET = "movielens/100k" if "TFDS_DATA_DIR" in os.environ else "sample"
 EPOCHS = "10"
 
@@ -187,21 +188,14 @@ def test_a_client_that_knows_only_the_proto_is_answered(
 def _messages_of_the_proto(directory: Path) -> dict[str, Any]:
     file = "candidate_search/v1/candidate_search_service.proto"
     described = directory / "service.binpb"
-    includes = [
-        "protos",
-        str(Path(protoc.__file__).parent / "_proto"),
-        *{str(Path(path).parents[2]) for path in _google_rpc_protos()},
-    ]
-    arguments = ["protoc", *(f"-I{path}" for path in includes), "--include_imports"]
-    assert protoc.main([*arguments, f"--descriptor_set_out={described}", file]) == 0
+    includes = (ROOT / "protos", Path(status_pb2.__file__).parents[2])
+    # In a process of its own: the compiler's native library does not bear TensorFlow's beside it.
+    run_program(
+        *("grpc_tools.protoc", *(f"-I{path}" for path in includes), "--include_imports"),
+        *(f"--descriptor_set_out={described}", file),
+    )
     files = descriptor_pb2.FileDescriptorSet.FromString(described.read_bytes())
     pool = descriptor_pool.DescriptorPool()
     for one in files.file:
         pool.Add(one)
     return dict(message_factory.GetMessageClassesForFiles([file], pool))
-
-
-def _google_rpc_protos() -> list[Path]:
-    from google.rpc import status_pb2  # noqa: PLC0415 - where its .proto lies beside it
-
-    return [Path(status_pb2.__file__).with_name("status.proto")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import descriptor_pb2
-from grpc_tools import protoc  # type: ignore[import-untyped]
+from google.rpc import status_pb2  # type: ignore[import-untyped]
 
 PROTOS = Path(__file__).parents[2] / "protos"
 PROTO = "candidate_search/v1/candidate_search_service.proto"
@@ -16,12 +16,11 @@ PROTO = "candidate_search/v1/candidate_search_service.proto"
 @pytest.fixture(scope="module")
 def description(tmp_path_factory: pytest.TempPathFactory) -> descriptor_pb2.FileDescriptorProto:
     target = tmp_path_factory.mktemp("protos") / "set.bin"
-    site = next(Path(one) for one in sys.path if (Path(one) / "google/rpc/status.proto").exists())
-    include = [
-        f"--proto_path={one}" for one in (PROTOS, site, Path(protoc.__file__).parent / "_proto")
-    ]
+    include = [f"-I{one}" for one in (PROTOS, Path(status_pb2.__file__).parents[2])]
     output = ["--include_source_info", f"--descriptor_set_out={target}"]
-    assert protoc.main(["protoc", *include, *output, PROTO]) == 0
+    # In a process of its own: the compiler's native library does not bear TensorFlow's beside it.
+    command = [sys.executable, "-m", "grpc_tools.protoc", *include, *output, PROTO]
+    subprocess.run(command, check=True)
     return descriptor_pb2.FileDescriptorSet.FromString(target.read_bytes()).file[0]
 
 
