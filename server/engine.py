@@ -152,7 +152,8 @@ class Engine:
         excluded, unknown_ids = self._excluded(request, embedded)
         mask = None if request.filter is None else self._masks.mask(request.filter)
         wanted = Wanted(embedded.vector, embedded.by_cosine, excluded, mask)
-        choice = self.planner.choose(request, request.count)
+        depth = self._diversifier.depth(request.diversity, request.count, request.count)
+        choice = self.planner.choose(request, depth)
         nanos = {"embed": embedded_at - start, "plan": perf_counter_ns() - embedded_at}
         return _Prepared(request, wanted, choice, unknown_ids, nanos)
 
@@ -160,7 +161,7 @@ class Engine:
         """Make a prepared search."""
         request = prepared.request
         found = self._ranked(prepared, request.count)
-        plan = prepared.choice.plans[found.method]
+        plan = prepared.choice.plans[found.method, prepared.wanted.by_cosine]
         end = min(request.offset + request.count, self._max_page_depth)
         if request.offset:
             found = _continued(found, self._ranked(prepared, self._max_page_depth))

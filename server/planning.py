@@ -31,8 +31,8 @@ class IndexChoice:
     reason: str
     """Why this choice."""
 
-    plans: Mapping[SearchMethod, SearchPlan]
-    """How a search was made, by the method that the index came to use."""
+    plans: Mapping[tuple[SearchMethod, bool], SearchPlan]
+    """How a search was made, by the method that was come to, and by whether it was by cosine."""
 
     def params_for(self, factor: float) -> SearchParams:
         """Return the params that find ``factor`` times as many candidates at the same recall."""
@@ -97,13 +97,16 @@ class Planner:
             choice = self._bundle.choose(k, backend=manifest.default_backend)
             reason = f"the index's own choice: {manifest.default_reason}"
         index = self.indexes[choice.backend]
-        is_exact = index.is_exact or choice.point.name == EXHAUSTIVE
         return IndexChoice(
             index=index,
             params=choice.params,
-            exact=is_exact,
+            exact=_is_exact(choice, index),
             reason=reason,
-            plans={method: _plan(choice, method, is_exact=is_exact) for method in SearchMethod},
+            plans={
+                (method, by_cosine): _plan(choice, index, method, by_cosine=by_cosine)
+                for method in SearchMethod
+                for by_cosine in (False, True)
+            },
         )
 
     def _cheapest(self, k: int, recall_target: float) -> SearchChoice:
@@ -133,15 +136,26 @@ def _scaled(params: SearchParams, factor: float) -> SearchParams:
     return params.scaled(factor)
 
 
-def _plan(choice: SearchChoice, method: SearchMethod, *, is_exact: bool) -> SearchPlan:
+def _is_exact(choice: SearchChoice, index: LocalIndex[Any, Any]) -> bool:
+    return index.is_exact or choice.point.name == EXHAUSTIVE
+
+
+def _plan(
+    choice: SearchChoice, index: LocalIndex[Any, Any], method: SearchMethod, *, by_cosine: bool
+) -> SearchPlan:
     if method is SearchMethod.POPULARITY:
         return SearchPlan(backend="", method=method)
-    exact = is_exact or method in _SCANS
+    if method is SearchMethod.EXACT and not index.is_exact:
+        # The cosines of candidates of unequal length, which no index can search by.
+        return SearchPlan(backend="", method=method, expected_recall=1.0, exact=True)
+    exact = _is_exact(choice, index) or method in _SCANS
+    # Recall was measured on queries, not on candidates that others are compared with.
+    measured = None if by_cosine else choice.point.recall
     return SearchPlan(
         backend=choice.backend,
         method=method,
         search_params=_numbers(choice.params),
-        expected_recall=1.0 if exact else choice.point.recall,
+        expected_recall=1.0 if exact else measured,
         exact=exact,
     )
 

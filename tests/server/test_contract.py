@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from indexer.build import BuildOptions, build_bundle
 from indexer.bundle import IndexBundle
+from indexer.corpus import Corpus
 from server.domain import (
     CandidateQuery,
     Diversity,
@@ -27,6 +30,7 @@ from server.domain import (
 from server.engine import Engine
 from server.errors import CandidateUnknownError
 from server.filters import AllOf, Contains, Filter, InRange, IsNull, Negated, OneOf
+from trainer.vocabulary import Vocabulary
 
 BACKENDS = ("brute_force", "annoy", "scann")
 N_VECTORS = 300
@@ -328,6 +332,27 @@ def test_recall_target_and_backend_choose_the_plan(engine: Engine) -> None:
     assert engine.search(SearchRequest(query, recall_target=1.0)).plan.exact
     for backend in BACKENDS:
         assert backend == engine.search(SearchRequest(query, backend=backend)).plan.backend
+
+
+def test_more_like_this_scans_where_no_index_can_search_by_cosine(engine: Engine) -> None:
+    plan = engine.search(SearchRequest(CandidateQuery("c1"), backend="scann")).plan
+    assert (plan.backend, plan.method, plan.exact) == ("", SearchMethod.EXACT, True)
+
+
+def test_more_like_this_uses_an_index_where_all_have_one_length(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
+    vectors *= 3 / np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids = Vocabulary([f"c{row}" for row in range(500)])
+    table = pa.table({"candidate_id": ids.array})
+    corpus = Corpus(ids, vectors, table, np.zeros(500, dtype=np.float32))
+    index = build_bundle(corpus, None, tmp_path, BuildOptions(k=10, backends=("scann",)))
+    result = Engine(IndexBundle.open(index)).search(SearchRequest(CandidateQuery("c1")))
+    assert (result.plan.backend, result.plan.expected_recall, result.plan.exact) == (
+        "scann",
+        None,
+        False,
+    )
+    np.testing.assert_allclose(vectors[result.rows] @ vectors[1] / 9, result.scores, rtol=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -582,8 +582,9 @@ class Query(_message.Message):
     """A user known from training, as they were then. Not empty."""
     candidate_id: _builtins.str
     """A candidate to find others like: scored by the cosine between candidate embeddings without
-    their bias, so that the popular ones do not win everywhere. Not empty. An unknown id is refused
-    with CANDIDATE_UNKNOWN.
+    their bias, so that the popular ones do not win everywhere. Not empty. An unknown id is
+    refused with CANDIDATE_UNKNOWN. Answered by an exact scan whatever the search_mode, unless
+    all embeddings have one length, bias apart.
     """
     @_builtins.property
     def user(self) -> Global___UserContext:
