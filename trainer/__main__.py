@@ -31,7 +31,8 @@ from trainer.splits import split as split_dataset
 
 if TYPE_CHECKING:
     from trainer.comparison import Comparison
-    from trainer.evaluation import Evaluation, ScoreUsers
+    from trainer.evaluation import Evaluation, PredictRatings, ScoreUsers
+    from trainer.ranking import Ranker
     from trainer.towers import Towers, TowersConfig
 
 app = typer.Typer(
@@ -68,6 +69,12 @@ Seed = Annotated[int, typer.Option(help="Seed of the training; the same seed giv
 Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the users.")]
 Dim = Annotated[
     int | None, typer.Option(min=2, help="Dimension of the embeddings, the bias included.")
+]
+WithRanker = Annotated[
+    bool,
+    typer.Option(
+        "--ranker/--no-ranker", help="Train a ranking model as well, if there are ratings, or not."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
 
@@ -114,7 +121,7 @@ def fit(
         evaluation: Evaluation | None = None
         if split is not SplitKind.NONE:
             towers = _fit(data, parts, config, seed, f"Training on the {split} train part")
-            evaluation = _evaluate(data, parts, towers)
+            evaluation = _evaluate(data, parts, towers, None)
         if refit or split is SplitKind.NONE:
             parts = split_dataset(data, SplitKind.NONE)
             towers = _fit(data, parts, config, seed, "Training on everything")
@@ -148,6 +155,7 @@ def evaluate(
     seed: Seed = 42,
     epochs: Epochs = None,
     dim: Dim = None,
+    ranker: WithRanker = True,
     compare: Annotated[
         bool, typer.Option("--compare", help="Measure popularity, item-kNN, EASE... beside them.")
     ] = False,
@@ -171,7 +179,9 @@ def evaluate(
         towers = _fit(
             data, parts, _config(epochs, dim), seed, f"Training on the {split} train part"
         )
-        result = _compare(data, parts, towers) if compare else _evaluate(data, parts, towers)
+        ranking_model = _fit_ranker(data, parts, seed) if ranker else None
+        measure = _compare if compare else _evaluate
+        result = measure(data, parts, towers, ranking_model)
         if isinstance(result, Comparison):
             plot.parent.mkdir(parents=True, exist_ok=True)
             draw_comparison(result, plot)
@@ -208,19 +218,38 @@ def _fit(data: Dataset, parts: Split, config: TowersConfig, seed: int, what: str
         return fit_towers(data, parts.train, config, seed, on_epoch)
 
 
-def _evaluate(data: Dataset, parts: Split, towers: Towers) -> Evaluation:
+def _fit_ranker(data: Dataset, parts: Split, seed: int) -> Ranker | None:
+    """Train a ranking model; None, and a sentence, where there are no ratings to learn from."""
+    from trainer.ranking import NoRatingsError, RankerConfig
+    from trainer.ranking import fit as fit_ranking_model
+
+    config = RankerConfig()
+    try:
+        with _epoch_progress("Training the ranking model", config.epochs) as on_epoch:
+            return fit_ranking_model(data, parts.train, config, seed, on_epoch)
+    except NoRatingsError as error:
+        stderr.print(escape(str(error)), soft_wrap=True, highlight=False)
+        return None
+
+
+def _evaluate(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None) -> Evaluation:
     from trainer.evaluation import evaluate as evaluate_scores
 
-    return evaluate_scores(data, parts, _scorer(towers))
+    return evaluate_scores(data, parts, _scorer(towers), _predictor(ranker))
 
 
-def _compare(data: Dataset, parts: Split, towers: Towers) -> Comparison:
+def _compare(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None) -> Comparison:
     from trainer.comparison import compare as compare_models
 
     with stderr.status("Comparing") as status:
         return compare_models(
-            data, parts, _scorer(towers), on_model=lambda name: status.update(f"Comparing {name}")
+            *(data, parts, _scorer(towers), _predictor(ranker)),
+            on_model=lambda name: status.update(f"Comparing {name}"),
         )
+
+
+def _predictor(ranker: Ranker | None) -> PredictRatings | None:
+    return None if ranker is None else ranker.predict
 
 
 def _scorer(towers: Towers) -> ScoreUsers:
@@ -263,6 +292,8 @@ def _print_evaluation(evaluation: Evaluation) -> None:
         values = (evaluation.metrics.get(f"{name}@{k}") for k in cutoffs)
         table.add_row(name, *("" if value is None else f"{value:.4f}" for value in values))
     Console().print(table)
+    if evaluation.rmse is not None:
+        Console().print(f"The ranking model's ratings have an RMSE of {evaluation.rmse:.4f}")
 
 
 def _print_comparison(comparison: Comparison) -> None:
@@ -292,6 +323,12 @@ def _print_comparison(comparison: Comparison) -> None:
     console = Console()
     console.print(table)
     console.print(leads)
+    if comparison.rmse:
+        ratings = Table("model", title="Predicted ratings", box=SIMPLE, padding=0)
+        ratings.add_column("rmse", justify="right")
+        for name, rmse in comparison.rmse.items():
+            ratings.add_row(name, f"{rmse:.4f}")
+        console.print(ratings)
     for name, why in comparison.left_out.items():
         console.print(f"{name} was left out: {why}", soft_wrap=True)
 

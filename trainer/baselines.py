@@ -1,7 +1,8 @@
 """What the towers must beat: popularity, item-kNN, EASE, iALS and the tutorials' model.
 
 Each is a function of a dataset and its train rows that returns the scores of all candidates for a
-batch of users. All of them see which candidates a user interacted with, and nothing else.
+batch of users. All of them see which candidates a user interacted with, and nothing else. The
+ranking model has baselines of its own, which predict ratings and are fitted to ratings.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from trainer.datasets import Dataset
 from trainer.datasets.grouping import Grouped
-from trainer.evaluation import EvaluationError, ScoreUsers, candidates_by_user
+from trainer.evaluation import EvaluationError, PredictRatings, ScoreUsers, candidates_by_user
 from trainer.splits import Rows
 
 # A square matrix over the candidates takes 4 GiB in single precision here.
@@ -23,6 +24,7 @@ _MAX_SOLVED_VALUES = 1_000_000  # of one batch of linear systems
 
 Floats = npt.NDArray[np.float32]
 Fit = Callable[[Dataset, Rows], ScoreUsers]
+FitRatings = Callable[[Dataset, Rows, npt.NDArray[np.float32]], PredictRatings]
 
 
 def popularity(dataset: Dataset, train_rows: Rows) -> ScoreUsers:
@@ -139,6 +141,117 @@ BASELINES: dict[str, Fit] = {
     "tutorials' model": tutorials_model,
 }
 """By the name they have in tables."""
+
+
+def rating_biases(
+    dataset: Dataset,
+    train_rows: Rows,
+    ratings: npt.NDArray[np.float32],
+    *,
+    regularization: float = 4.0,
+    n_iterations: int = 20,
+) -> PredictRatings:
+    """Predict the mean, plus what a user and a candidate add to it whoever the other is.
+
+    Args:
+        dataset: Whose interactions.
+        train_rows: (n,) the interactions to learn from.
+        ratings: (n,) how they were rated.
+        regularization: Ratings of nothing added, that every user and candidate start with.
+        n_iterations: Alternations between users and candidates.
+    """
+    users, candidates = dataset.user_rows[train_rows], dataset.candidate_rows[train_rows]
+    above_mean = ratings - ratings.mean(dtype=np.float64)
+    of_user, of_candidate = np.zeros(dataset.n_users), np.zeros(dataset.n_candidates)
+    for _ in range(n_iterations):
+        of_candidate = _shrunk_means(
+            candidates, above_mean - of_user[users], dataset.n_candidates, regularization
+        )
+        of_user = _shrunk_means(
+            users, above_mean - of_candidate[candidates], dataset.n_users, regularization
+        )
+    mean = ratings.mean(dtype=np.float64)
+    return lambda user_rows, candidate_rows: (
+        mean + of_user[user_rows] + of_candidate[candidate_rows]
+    ).astype(np.float32)
+
+
+def tutorials_ranking_model(
+    dataset: Dataset,
+    train_rows: Rows,
+    ratings: npt.NDArray[np.float32],
+    *,
+    dim: int = 32,
+    epochs: int = 3,
+    batch_size: int = 4096,
+    seed: int = 42,
+) -> PredictRatings:
+    """Predict by dense layers over two embeddings end to end, as the TFRS tutorials do.
+
+    Layers of 256, 64 and 1, squared error, batches frozen after the first epoch, Adagrad with a
+    learning rate of 0.1.
+    """
+    from trainer.keras import tf, tfrs  # noqa: PLC0415 - only the tutorials' need TensorFlow
+
+    class Ranking(tfrs.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            embedding, dense = tf.keras.layers.Embedding, tf.keras.layers.Dense
+            uniform, glorot = (
+                tf.keras.initializers.RandomUniform,
+                tf.keras.initializers.GlorotUniform,
+            )
+            self.query = embedding(dataset.n_users, dim, uniform(seed=seed))
+            self.candidate = embedding(dataset.n_candidates, dim, uniform(seed=seed + 1))
+            self.layers_on_top = tf.keras.Sequential(
+                [
+                    dense(256, activation="relu", kernel_initializer=glorot(seed + 2)),
+                    dense(64, activation="relu", kernel_initializer=glorot(seed + 3)),
+                    dense(1, kernel_initializer=glorot(seed + 4)),
+                ]
+            )
+            self.task = tfrs.tasks.Ranking(loss=tf.keras.losses.MeanSquaredError())
+
+        def call(self, pairs: Mapping[str, object]) -> object:
+            embeddings = [self.query(pairs["user"]), self.candidate(pairs["candidate"])]
+            return self.layers_on_top(tf.concat(embeddings, axis=1))
+
+        def compute_loss(self, features: Mapping[str, object], training: bool = False) -> object:  # noqa: ARG002
+            return self.task(labels=features["rating"], predictions=self(features))
+
+    rated = {
+        "user": dataset.user_rows[train_rows],
+        "candidate": dataset.candidate_rows[train_rows],
+        "rating": ratings[:, None],
+    }
+    batches = tf.data.Dataset.from_tensor_slices(rated).shuffle(100_000, seed=seed)
+    model = Ranking()
+    model.compile(optimizer=tf.keras.optimizers.Adagrad(0.1))
+    model.fit(batches.batch(batch_size).cache(), epochs=epochs, verbose=0)
+    return lambda user_rows, candidate_rows: model(
+        {"user": user_rows, "candidate": candidate_rows}
+    ).numpy()[:, 0]
+
+
+RATING_BASELINES: dict[str, FitRatings] = {
+    "biases alone": rating_biases,
+    "tutorials' ranking model": tutorials_ranking_model,
+}
+"""By the name they have in tables."""
+
+
+def _shrunk_means(
+    groups: npt.NDArray[np.int32],
+    values: npt.NDArray[np.float64],
+    n_groups: int,
+    regularization: float,
+) -> npt.NDArray[np.float64]:
+    """Return the mean of the values of each group, as if so many more of them were 0."""
+    totals = np.bincount(groups, values, n_groups)
+    means: npt.NDArray[np.float64] = totals / (
+        np.bincount(groups, minlength=n_groups) + regularization
+    )
+    return means
 
 
 def _linear(history: Grouped, weights: Floats) -> ScoreUsers:

@@ -7,13 +7,22 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from trainer.baselines import BASELINES, Fit
+from trainer.baselines import BASELINES, RATING_BASELINES, Fit, FitRatings
 from trainer.datasets import Dataset
-from trainer.evaluation import EvaluationError, ScoreUsers, measure, rank, user_metrics
+from trainer.evaluation import (
+    EvaluationError,
+    PredictRatings,
+    ScoreUsers,
+    measure,
+    rank,
+    rating_error,
+    user_metrics,
+)
 from trainer.metrics import Interval, paired_bootstrap
 from trainer.splits import Split, SplitKind
 
 TOWERS = "towers"
+RANKER = "ranking model"
 
 HEADLINES = (
     "heldout_recall@10",
@@ -58,6 +67,8 @@ class Comparison(BaseModel):
         n_users: How many users were scored.
         models: The towers first, then the baselines.
         left_out: By name, why a baseline could not be compared.
+        rmse: Of ratings, by the name of what predicts them: the ranking model first, then its
+            baselines; empty without ratings.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,14 +79,17 @@ class Comparison(BaseModel):
     n_users: int
     models: list[ComparedModel]
     left_out: dict[str, str]
+    rmse: dict[str, float] = {}
 
 
 def compare(
     dataset: Dataset,
     split: Split,
     score_users: ScoreUsers,
+    predict_ratings: PredictRatings | None = None,
     *,
     baselines: Mapping[str, Fit] = BASELINES,
+    rating_baselines: Mapping[str, FitRatings] = RATING_BASELINES,
     on_model: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Measure the towers and every baseline, each fitted to the same train rows.
@@ -84,7 +98,9 @@ def compare(
         dataset: What was split.
         split: What the models learn from and are tested on.
         score_users: The towers, trained on ``split.train``.
-        baselines: What to compare them with, by name.
+        predict_ratings: The ranking model, trained on the same; None if there are no ratings.
+        baselines: What to compare the towers with, by name.
+        rating_baselines: What to compare the ranking model with, by name.
         on_model: Called with the name of each model before its turn, to show progress.
 
     Raises:
@@ -120,4 +136,24 @@ def compare(
         n_users=len(rankings.user_rows),
         models=models,
         left_out=left_out,
+        rmse=_rating_errors(dataset, split, predict_ratings, rating_baselines, on_model),
     )
+
+
+def _rating_errors(
+    dataset: Dataset,
+    split: Split,
+    predict_ratings: PredictRatings | None,
+    baselines: Mapping[str, FitRatings],
+    on_model: Callable[[str], None],
+) -> dict[str, float]:
+    """Return the RMSE of the ranking model and of its baselines, by name; none without ratings."""
+    if predict_ratings is None or dataset.ratings is None:
+        return {}
+    errors = {RANKER: rating_error(dataset, split, predict_ratings)}
+    for name, fit in baselines.items():
+        on_model(name)
+        errors[name] = rating_error(
+            dataset, split, fit(dataset, split.train, dataset.ratings[split.train])
+        )
+    return errors

@@ -30,6 +30,9 @@ _MAX_SCORES = 8_000_000  # of one batch of users: 32 MB, and a few times that wh
 ScoreUsers = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 """Scores (n, n_candidates) of all candidates for user rows (n,)."""
 
+PredictRatings = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int32]], npt.NDArray[np.float32]]
+"""Ratings (n,) that the users of user rows (n,) would give to candidate rows (n,)."""
+
 
 class EvaluationError(Exception):
     """Why a model cannot be evaluated, in words for the person who asked for it."""
@@ -44,6 +47,7 @@ class Evaluation(BaseModel):
         ordered_by: What settled which interaction is later, ``timestamp`` or ``row``.
         n_users: How many users were scored.
         metrics: By name, such as ``heldout_recall@10``; see ``trainer.metrics``.
+        rmse: Of the ranking model's ratings; None without one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +57,7 @@ class Evaluation(BaseModel):
     ordered_by: str
     n_users: int
     metrics: dict[str, float]
+    rmse: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,13 +77,19 @@ class Rankings:
     heldout_counts: npt.NDArray[np.int64]
 
 
-def evaluate(dataset: Dataset, split: Split, score_users: ScoreUsers) -> Evaluation:
+def evaluate(
+    dataset: Dataset,
+    split: Split,
+    score_users: ScoreUsers,
+    predict_ratings: PredictRatings | None = None,
+) -> Evaluation:
     """Rank the candidates for every test user and measure the lists.
 
     Args:
         dataset: What was split.
         split: Its train rows are left out of the rankings, its test rows are looked for.
         score_users: Scores of all candidates for a batch of user rows.
+        predict_ratings: The ranking model, if there is one.
 
     Raises:
         EvaluationError: if there is nobody to score, or a score is not a number.
@@ -90,7 +101,22 @@ def evaluate(dataset: Dataset, split: Split, score_users: ScoreUsers) -> Evaluat
         ordered_by=split.ordered_by,
         n_users=len(rankings.user_rows),
         metrics=measure(dataset, split, rankings),
+        rmse=None if predict_ratings is None else rating_error(dataset, split, predict_ratings),
     )
+
+
+def rating_error(dataset: Dataset, split: Split, predict: PredictRatings) -> float:
+    """Return the RMSE of the predicted ratings over all test rows, of new users too.
+
+    Raises:
+        EvaluationError: if there are no ratings to predict, or a prediction is not a number.
+    """
+    if dataset.ratings is None or not len(split.test):
+        raise EvaluationError(f"the {split.kind} split of {dataset.name} holds out no ratings")
+    predicted = predict(dataset.user_rows[split.test], dataset.candidate_rows[split.test])
+    if np.isnan(predicted).any():
+        raise EvaluationError("the model predicted a rating that is not a number (NaN)")
+    return metrics.rmse(predicted, dataset.ratings[split.test])
 
 
 def rank(dataset: Dataset, split: Split, score_users: ScoreUsers) -> Rankings:

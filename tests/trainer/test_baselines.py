@@ -7,9 +7,18 @@ import pyarrow as pa
 import pytest
 
 from trainer import baselines
-from trainer.baselines import BASELINES, ease, ials, item_knn, popularity
+from trainer.baselines import (
+    BASELINES,
+    RATING_BASELINES,
+    ease,
+    ials,
+    item_knn,
+    popularity,
+    rating_biases,
+    tutorials_ranking_model,
+)
 from trainer.datasets import Dataset, load_dataset
-from trainer.evaluation import EvaluationError, evaluate
+from trainer.evaluation import EvaluationError, evaluate, rating_error
 from trainer.splits import split
 
 # Users u0..u3 by candidates a..d; candidate d has no interactions, user u3 neither.
@@ -130,6 +139,46 @@ def test_too_many_candidates_for_a_square_matrix_are_refused(tiny, monkeypatch, 
 
     with pytest.raises(EvaluationError, match="4 are too many for it: at most 3"):
         fit(tiny, TRAIN)
+
+
+def test_biases_are_shrunk_means_of_what_the_others_leave(tiny):
+    # u0 rates a and b, u1 rates a: the mean is 3, every mean is taken with one more of 0.
+    ratings = np.array([5, 3, 1], np.float32)
+    predict = rating_biases(tiny, np.array([0, 1, 2]), ratings, regularization=1, n_iterations=1)
+    # First the candidates: a gets (2 - 2) / 3, b gets 0 / 2; then the users: 2 / 3 and -2 / 2.
+    expected = [3 + 2 / 3, 3 - 1, 3]
+
+    np.testing.assert_allclose(expected, predict(np.array([0, 1, 3]), np.array([0, 3, 1])))
+
+
+@pytest.mark.parametrize("name", RATING_BASELINES)
+def test_rating_baselines_beat_the_mean_on_the_sample(name):
+    dataset = load_dataset("sample")
+    parts = split(dataset, "random")
+    ratings = dataset.ratings[parts.train]
+    options = {} if name == "biases alone" else {"epochs": 20, "batch_size": 512}
+
+    predict = RATING_BASELINES[name](dataset, parts.train, ratings, **options)
+
+    assert rating_error(dataset, parts, predict) < 0.95 * dataset.ratings[parts.test].std()
+
+
+@pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR is not set")
+@pytest.mark.parametrize(
+    ("fit", "options", "expected"),
+    [
+        (rating_biases, {}, 0.940),
+        (tutorials_ranking_model, {"epochs": 3}, 1.043),
+        (tutorials_ranking_model, {"epochs": 23}, 0.936),
+    ],
+)
+def test_the_rating_errors_of_the_reference_on_the_real_100k(fit, options, expected):
+    dataset = load_dataset("movielens/100k")
+    parts = split(dataset, "random")
+
+    predict = fit(dataset, parts.train, dataset.ratings[parts.train], **options)
+
+    assert expected == pytest.approx(rating_error(dataset, parts, predict), abs=0.02)
 
 
 @pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR is not set")

@@ -77,5 +77,26 @@ def test_towers_that_give_no_numbers_are_refused(dataset, parts):
         )
 
 
+def test_ratings_are_compared_where_there_are_any(dataset, parts):
+    def constant(rating):
+        return lambda *rows: np.full(len(rows[0]), rating, np.float32)
+
+    ratings = dataset.ratings[parts.train]
+    towers = popularity(dataset, parts.train)
+    actual = compare(
+        *(dataset, parts, towers, constant(0)),
+        baselines={},
+        rating_baselines={"the mean": lambda *fitted_to: constant(fitted_to[2].mean())},
+    )
+    without = compare(dataset, parts, towers, baselines={})
+
+    held_out = dataset.ratings[parts.test]
+    assert {
+        "ranking model": pytest.approx(np.sqrt((held_out**2).mean())),
+        "the mean": pytest.approx(np.sqrt(((held_out - ratings.mean()) ** 2).mean())),
+    } == actual.rmse
+    assert without.rmse == {}
+
+
 def test_it_survives_json(comparison):
     assert comparison == Comparison.model_validate_json(comparison.model_dump_json())

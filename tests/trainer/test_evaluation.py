@@ -1,5 +1,6 @@
 """Ranking all candidates for every test user, against the formulas of the reference."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -11,7 +12,14 @@ from hypothesis.extra import numpy as st_numpy
 
 from trainer import evaluation
 from trainer.datasets import Dataset, load_dataset
-from trainer.evaluation import Evaluation, EvaluationError, evaluate, rank, top_rows
+from trainer.evaluation import (
+    Evaluation,
+    EvaluationError,
+    evaluate,
+    rank,
+    rating_error,
+    top_rows,
+)
 from trainer.splits import Split, SplitKind, split
 
 
@@ -190,3 +198,29 @@ def test_popularity_on_the_real_100k_to_four_digits(kind, expected):
     names = [f"heldout_recall@{k}" for k in (10, 20, 50, 100)] + ["ndcg@10"]
     actual = (report.n_users, *(round(report.metrics[name], 4) for name in names))
     assert expected == actual
+
+
+def test_ratings_are_predicted_for_all_test_rows():
+    dataset = dataclasses.replace(
+        make_dataset([(0, 0), (0, 1), (1, 2)]), ratings=np.array([5, 1, 4], np.float32)
+    )
+    # User 1 is new, and counts: errors of 10 - 1 and 12 - 4.
+    actual = rating_error(
+        dataset, make_split([0], [1, 2]), lambda users, candidates: 9.0 + users + candidates
+    )
+
+    assert np.sqrt((9**2 + 8**2) / 2) == pytest.approx(actual)
+
+
+@pytest.mark.parametrize(
+    ("ratings", "prediction", "sentence"),
+    [(None, 3.0, "holds out no ratings"), ([5, 1, 4], np.nan, "NaN")],
+)
+def test_what_has_no_rating_error_is_refused(ratings, prediction, sentence):
+    dataset = dataclasses.replace(
+        make_dataset([(0, 0), (0, 1), (1, 2)]),
+        ratings=None if ratings is None else np.array(ratings, np.float32),
+    )
+
+    with pytest.raises(EvaluationError, match=sentence):
+        rating_error(dataset, make_split([0], [1, 2]), lambda *_: np.full(2, prediction))
