@@ -35,7 +35,7 @@ _PICKLED_IDS = "scann_docids.pkl"
 _ASSET_PATH = re.compile(r'asset_path:\s*"([^"]*)"')
 
 _TREE_ABOVE = 100_000  # ScaNN's rule of thumb: below, searching all quantised vectors is faster
-_AVQ = 4.0  # as cheap to build as none; the best on clustered vectors, and no worse on others
+_AVQ = 4.0  # as cheap to build as none; far better on clustered vectors, elsewhere a little worse
 _SAMPLE_PER_LEAF = 100  # vectors the leaves' centres are trained on; fewer find much less
 _MIN_TREE_SIZE = 16  # the quantiser of a tree's residuals is trained on as many vectors at least
 _QUANTISED_COST = 0.1  # scoring a quantised vector, against a row of a sequential scan; measured
