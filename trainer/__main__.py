@@ -106,6 +106,7 @@ def fit(
     seed: Seed = 42,
     epochs: Epochs = None,
     dim: Dim = None,
+    ranker: WithRanker = True,
     as_json: AsJson = False,
 ) -> None:
     """Train two towers and publish them as a tower bundle.
@@ -121,10 +122,12 @@ def fit(
         evaluation: Evaluation | None = None
         if split is not SplitKind.NONE:
             towers = _fit(data, parts, config, seed, f"Training on the {split} train part")
-            evaluation = _evaluate(data, parts, towers, None)
+            ranking_model = _fit_ranker(data, parts, seed) if ranker else None
+            evaluation = _evaluate(data, parts, towers, ranking_model)
         if refit or split is SplitKind.NONE:
             parts = split_dataset(data, SplitKind.NONE)
             towers = _fit(data, parts, config, seed, "Training on everything")
+            ranking_model = _fit_ranker(data, parts, seed) if ranker else None
         report = None if evaluation is None else evaluation.model_dump(mode="json")
         directory = export(
             towers,
@@ -135,6 +138,7 @@ def fit(
             rows_name="all" if parts.kind is SplitKind.NONE else f"{split} train",
             evaluation=report,
             with_histories=with_histories,
+            ranker=ranking_model,
         )
         if as_json:
             _print_json({"directory": str(directory), "evaluation": report})

@@ -4,10 +4,13 @@
     candidate_tower/1/
     query_tower.tflite              the same towers in LiteRT form, with numeric inputs
     candidate_tower.tflite
+    ranker/1/ ranker.tflite         the ranking model in both forms, if there are ratings
+    ranker.json                     what it reads
     features.json                   what the towers read (trainer.features)
     vocabularies.parquet            feature, token; a feature's tokens in order, but candidate_id's
     candidates.parquet              candidate_id and metadata; the line is the candidate's row
-    histories.parquet               user_id, candidate_rows; the line is the user's row
+    histories.parquet               user_id, candidate_rows, and what the ranking model reads of
+                                    users; the line is the user's row
     query_embeddings.npy            (n_users, dim) float32, the known users' embeddings
     tuning_queries.npy              (n_queries, dim) float32, embeddings of held-out users
     popularity.npy                  (n_candidates,) float32, interactions the weights have seen
@@ -35,6 +38,8 @@ from trainer.vocabulary import Vocabulary
 
 QUERY_TOWER = "query_tower.tflite"
 CANDIDATE_TOWER = "candidate_tower.tflite"
+RANKER = "ranker.tflite"
+RANKER_DESCRIPTION = "ranker.json"
 FEATURES = "features.json"
 VOCABULARIES = "vocabularies.parquet"
 CANDIDATES = "candidates.parquet"
@@ -45,8 +50,15 @@ POPULARITY = "popularity.npy"
 EVALUATION = "evaluation.json"
 MODEL_CARD = "model_card.md"
 
-QUERY_ASSET_FILES = (QUERY_TOWER, FEATURES, VOCABULARIES, HISTORIES, QUERY_EMBEDDINGS)
-"""What the server needs of a tower; the last two are absent if histories were left out."""
+QUERY_ASSET_FILES = (
+    *(QUERY_TOWER, FEATURES, VOCABULARIES),
+    *(HISTORIES, QUERY_EMBEDDINGS),
+    *(RANKER, RANKER_DESCRIPTION),
+)
+"""What the server needs of the models; the second two are absent if histories were left out, the
+last two if there were no ratings to train a ranking model on."""
+
+_HISTORY_COLUMNS = ["user_id", "candidate_rows"]
 
 
 class RankerDescription(BaseModel):
@@ -106,10 +118,17 @@ class TowerManifest(Manifest):
     config: dict[str, Any] = Field(default_factory=dict)
     evaluation: dict[str, Any] = Field(default_factory=dict)
     """The held-out quality, measured before the weights saw the rows; in full in its own file."""
+    ranker_config: dict[str, Any] | None = None
+    """How the ranking model was built and trained; None if there is none."""
+
+    @property
+    def has_ranker(self) -> bool:
+        """Whether there is a ranking model."""
+        return self.ranker_config is not None
 
 
 class QueryAssets:
-    """What turns a query into an embedding, read from one directory.
+    """What turns a query into an embedding, and ranks its candidates, read from one directory.
 
     Args:
         directory: a tower bundle, or the ``query/`` folder of an index bundle; its files have been
@@ -140,6 +159,26 @@ class QueryAssets:
         offsets, rows = self._history_arrays
         return rows[offsets[user_row] : offsets[user_row + 1]]
 
+    def user_values(self, user_row: int) -> dict[str, Any]:
+        """Return what is known of a known user beside the history: raw values by name."""
+        if self._histories is None:
+            raise BundleError(f"{self.directory} holds no histories")
+        (values,) = self._histories.slice(user_row, 1).drop_columns(_HISTORY_COLUMNS).to_pylist()
+        return values  # type: ignore[no-any-return]
+
+    @property
+    def ranker_path(self) -> Path:
+        """The ranking model in LiteRT form, if ``ranker`` is not None."""
+        return self.directory / RANKER
+
+    @cached_property
+    def ranker(self) -> RankerDescription | None:
+        """What the ranking model reads; None if there is no ranking model."""
+        path = self.directory / RANKER_DESCRIPTION
+        if not path.exists():
+            return None
+        return RankerDescription.model_validate_json(path.read_text())
+
     @cached_property
     def query_embeddings(self) -> np.ndarray | None:
         """(n_users, dim) float32, memory-mapped: the known users' embeddings."""
@@ -149,7 +188,7 @@ class QueryAssets:
     @cached_property
     def _histories(self) -> pa.Table | None:
         path = self.directory / HISTORIES
-        return pq.read_table(path, columns=["user_id", "candidate_rows"]) if path.exists() else None
+        return pq.read_table(path) if path.exists() else None
 
     @cached_property
     def _history_arrays(self) -> tuple[np.ndarray, np.ndarray]:

@@ -26,15 +26,18 @@ from trainer.bundle import (
     POPULARITY,
     QUERY_EMBEDDINGS,
     QUERY_TOWER,
+    RANKER,
+    RANKER_DESCRIPTION,
     TUNING_QUERIES,
     VOCABULARIES,
     TowerManifest,
     TrainedOn,
 )
 from trainer.datasets import Dataset
-from trainer.features import CANDIDATE_ID, encode_histories
+from trainer.features import CANDIDATE_ID, HISTORY, encode_histories
 from trainer.keras import tf
 from trainer.publish import commit, staging
+from trainer.ranking import Ranker
 from trainer.towers import Towers
 from trainer.training import collect_histories
 from trainer.vocabulary import Vocabulary
@@ -43,7 +46,14 @@ MAX_TUNING_QUERIES = 10_000
 
 _SIGNATURE = "serving_default"
 _PARITY = 1e-5
+_N_EXAMPLES = 64
 _PRODUCERS = ("tensorflow", "tensorflow-recommenders", "ai-edge-litert", "numpy")
+
+
+_RANKER_SENTENCE = {
+    True: "A ranking model predicts how the user would rate each candidate, if it is asked.",
+    False: "There is no ranking model.",
+}
 
 
 class ExportError(Exception):
@@ -60,6 +70,7 @@ def export(
     rows_name: str = "all",
     evaluation: Mapping[str, Any] | None = None,
     with_histories: bool = True,
+    ranker: Ranker | None = None,
 ) -> Path:
     """Publish trained towers as a new version under ``root``.
 
@@ -73,24 +84,31 @@ def export(
         evaluation: the held-out quality of towers trained in the same way.
         with_histories: whether known users travel with the towers. Without them the bundle holds
             nothing about a single user, and the server knows a user by the request only.
+        ranker: the ranking model trained on the same rows, if there is one.
 
     Returns:
         The directory of the new version.
 
     Raises:
-        ExportError: if the LiteRT form of a tower answers differently from its SavedModel.
+        ExportError: if the LiteRT form of a model answers differently from its SavedModel.
         BundleError: if ``root`` cannot be written to.
     """
     histories = collect_histories(dataset, rows, len(rows))
     with staging(root) as staged:
         with _native_messages_held_back():
-            _write_tower(staged, QUERY_TOWER, towers.query_module, _some_queries(towers, histories))
-            _write_tower(staged, CANDIDATE_TOWER, towers.candidate_module, _some_candidates(towers))
+            queries, candidates = _some_queries(towers, histories), _some_candidates(towers)
+            query, candidate = towers.query_module, towers.candidate_module
+            _write_model(staged, QUERY_TOWER, query, query.embed, {HISTORY: queries})
+            _write_model(
+                staged, CANDIDATE_TOWER, candidate, candidate.embed, {CANDIDATE_ID: candidates}
+            )
+            if ranker is not None:
+                _write_ranker(staged, ranker if with_histories else ranker.without_users())
         (staged / FEATURES).write_text(towers.features.model_dump_json(indent=2) + "\n")
         pq.write_table(_vocabulary_table(towers.vocabularies), staged / VOCABULARIES)
         pq.write_table(dataset.candidates, staged / CANDIDATES)
         if with_histories:
-            pq.write_table(_history_table(dataset.user_ids, histories), staged / HISTORIES)
+            pq.write_table(_history_table(dataset, histories, ranker), staged / HISTORIES)
             np.save(staged / QUERY_EMBEDDINGS, towers.embed_queries(histories))
         np.save(staged / TUNING_QUERIES, _tuning_queries(towers, histories, seed))
         popularity = np.bincount(dataset.candidate_rows[rows], minlength=dataset.n_candidates)
@@ -111,38 +129,56 @@ def export(
             ),
             config=towers.config.model_dump(),
             evaluation=dict(evaluation or {}),
+            ranker_config=None if ranker is None else ranker.config.model_dump(),
         )
         (staged / EVALUATION).write_text(json.dumps(manifest.evaluation, indent=2) + "\n")
         (staged / MODEL_CARD).write_text(_model_card(manifest))
         return commit(staged, root, manifest)
 
 
-def _write_tower(staged: Path, name: str, module: tf.Module, example: np.ndarray) -> None:
-    """Write a tower as SavedModel and in LiteRT form, and check that both agree."""
+def _write_ranker(staged: Path, ranker: Ranker) -> None:
+    example = ranker.example(_N_EXAMPLES)
+    _write_model(staged, RANKER, ranker.module, ranker.module.rank, example)
+    description = ranker.description.model_dump_json(indent=2)
+    (staged / RANKER_DESCRIPTION).write_text(description + "\n")
+
+
+def _write_model(
+    staged: Path, name: str, module: tf.Module, function: Any, example: Mapping[str, np.ndarray]
+) -> None:
+    """Write a function of a module as SavedModel and in LiteRT form, and check that both agree.
+
+    Args:
+        staged: the bundle that is being written.
+        name: of the LiteRT form; the SavedModel's folder is named alike.
+        module: what owns the weights.
+        function: of arrays, in the order of ``example``; returns a dictionary of one array.
+        example: what to check on, by the names of the function's inputs.
+    """
     saved_model = staged / Path(name).stem / "1"
-    signatures = {_SIGNATURE: module.embed}
-    tf.saved_model.save(module, str(saved_model), signatures=signatures)
+    tf.saved_model.save(module, str(saved_model), signatures={_SIGNATURE: function})
     converter = tf.lite.TFLiteConverter.from_saved_model(
         str(saved_model), signature_keys=[_SIGNATURE]
     )
     (staged / name).write_bytes(converter.convert())
-    expected = module.embed(example)["embedding"].numpy()
+    (expected,) = function(*map(tf.constant, example.values())).values()
     actual = _run_lite(staged / name, example)
-    difference = float(np.abs(expected - actual).max())
-    if not difference <= _PARITY:
+    difference = float(np.abs(expected.numpy() - actual).max())
+    allowed = _PARITY * max(1.0, float(np.abs(expected).max()))
+    if not difference <= allowed:
         raise ExportError(
-            f"{name} differs from its SavedModel by {difference:.2g}, more than {_PARITY:g}: "
-            "an operation of the tower does not convert faithfully to LiteRT"
+            f"{name} differs from its SavedModel by {difference:.2g}, more than {allowed:.2g}: "
+            "an operation of the model does not convert faithfully to LiteRT"
         )
 
 
-def _run_lite(path: Path, inputs: np.ndarray) -> np.ndarray:
+def _run_lite(path: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415 - after TensorFlow's own
 
     runner = Interpreter(model_path=str(path), num_threads=1).get_signature_runner()
-    (name,) = runner.get_input_details()
-    embeddings: np.ndarray = runner(**{name: inputs})["embedding"]
-    return embeddings
+    (output,) = runner(**inputs).values()
+    array: np.ndarray = output
+    return array
 
 
 @contextmanager
@@ -167,12 +203,12 @@ def _native_messages_held_back() -> Iterator[None]:
 
 
 def _some_queries(towers: Towers, histories: list[np.ndarray]) -> np.ndarray:
-    return encode_histories(histories[:64], towers.features.max_history_length)
+    return encode_histories(histories[:_N_EXAMPLES], towers.features.max_history_length)
 
 
 def _some_candidates(towers: Towers) -> np.ndarray:
     n_candidates = len(towers.vocabularies[CANDIDATE_ID])
-    return np.arange(1, min(n_candidates, 64) + 1, dtype=np.int32)[:, None]
+    return np.arange(1, min(n_candidates, _N_EXAMPLES) + 1, dtype=np.int32)[:, None]
 
 
 def _vocabulary_table(vocabularies: Mapping[str, Vocabulary]) -> pa.Table:
@@ -185,12 +221,20 @@ def _vocabulary_table(vocabularies: Mapping[str, Vocabulary]) -> pa.Table:
     )
 
 
-def _history_table(user_ids: Vocabulary, histories: list[np.ndarray]) -> pa.Table:
+def _history_table(
+    dataset: Dataset, histories: list[np.ndarray], ranker: Ranker | None
+) -> pa.Table:
+    """Tabulate the users' histories, and what the ranking model reads of users."""
     offsets = np.concatenate([[0], np.cumsum([len(one) for one in histories])])
     rows = pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()), pa.array(np.concatenate(histories), pa.int32())
     )
-    return pa.table({"user_id": user_ids.array, "candidate_rows": rows})
+    read = () if ranker is None else ranker.description.features.query
+    columns = [one.name for one in read if one.kind not in ("id", "history")]
+    table = pa.table({"user_id": dataset.user_ids.array, "candidate_rows": rows})
+    for name in columns:
+        table = table.append_column(name, dataset.users.column(name))
+    return table
 
 
 def _tuning_queries(towers: Towers, histories: list[np.ndarray], seed: int) -> np.ndarray:
@@ -216,6 +260,7 @@ def _model_card(manifest: TowerManifest) -> str:
   {manifest.trained_on.n_interactions:,} interactions ({manifest.trained_on.rows}), with seed
   {manifest.seed}.
 - The query tower reads the newest {manifest.max_history_length} interactions of a user.
+- {_RANKER_SENTENCE[manifest.has_ranker]}
 
 ## Quality
 

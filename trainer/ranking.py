@@ -113,7 +113,7 @@ class Side(tf.keras.layers.Layer):  # type: ignore[misc]
         self._config = config
         self._is_id = [feature.kind == "id" for feature in features]
         width = config.dim * config.members
-        self._parts = [Part(one, width, seed + i) for i, one in enumerate(features)]
+        self.parts = [Part(one, width, seed + i) for i, one in enumerate(features)]
 
     def call(self, inputs: Any) -> Any:
         """Return the sums (n, width + 1) float32 of the parts of each line."""
@@ -121,7 +121,7 @@ class Side(tf.keras.layers.Layer):  # type: ignore[misc]
 
     def with_penalty(self, inputs: Any) -> tuple[Any, Any]:
         """Return the sums, and what their parts cost (n,) float32 in the loss."""
-        parts = [part(one) for part, one in zip(self._parts, inputs, strict=True)]
+        parts = [part(one) for part, one in zip(self.parts, inputs, strict=True)]
         penalties = [
             self._penalty(part, is_id=is_id) for part, is_id in zip(parts, self._is_id, strict=True)
         ]
@@ -155,11 +155,16 @@ class RankingModel(tfrs.Model):  # type: ignore[misc]
         self.candidate = Side(features.candidate, config, first_seed + len(features.query))
         self.task = tfrs.tasks.Ranking(loss=tf.keras.losses.MeanSquaredError())
         self._members = config.members
-        self._mean, self._deviation = mean, deviation
+        self.mean, self.deviation = mean, deviation
+
+    @property
+    def parts(self) -> list[Part]:
+        """Those of the query, then those of the candidate."""
+        return [*self.query.parts, *self.candidate.parts]
 
     def rate(self, queries: Any, candidates: Any) -> Any:
         """Return the ratings (n,) that queries give to candidates, both (n or 1, width + 1)."""
-        return self._mean + self._deviation * tf.reduce_mean(
+        return self.mean + self.deviation * tf.reduce_mean(
             self._member_scores(queries, candidates), axis=1
         )
 
@@ -176,7 +181,7 @@ class RankingModel(tfrs.Model):  # type: ignore[misc]
         queries, query_penalty = self.query.with_penalty(inputs["query"])
         candidates, candidate_penalty = self.candidate.with_penalty(inputs["candidate"])
         scores = self._member_scores(tf.gather(queries, inputs["rater"]), candidates)
-        targets = (inputs["rating"] - self._mean) / self._deviation
+        targets = (inputs["rating"] - self.mean) / self.deviation
         error = self.task(
             labels=tf.repeat(targets[:, None], self._members, axis=1), predictions=scores
         )
@@ -224,6 +229,24 @@ class EncodedData:
     query_inputs: tuple[np.ndarray, ...]
     candidate_inputs: tuple[np.ndarray, ...]
 
+    def without_users(self) -> EncodedData:
+        """Return the same data with all users unknown."""
+        features = self.description.features
+        query = [
+            one.model_copy(update={"n_tokens": 0}) if one.name == USER_ID else one
+            for one in features.query
+        ]
+        inputs = [
+            np.zeros_like(encoded) if one.name == USER_ID else encoded
+            for one, encoded in zip(features.query, self.query_inputs, strict=True)
+        ]
+        described = features.model_copy(update={"query": tuple(query)})
+        return EncodedData(
+            self.description.model_copy(update={"features": described}),
+            tuple(inputs),
+            self.candidate_inputs,
+        )
+
 
 class Ranker:
     """A trained ranking model, and the data it was trained on as it reads them.
@@ -239,6 +262,7 @@ class Ranker:
         self.config = config
         self.description = data.description
         self.module = RankerModule(model, data.description.features)
+        self._data = data
         self._queries = _in_batches(model.query, data.query_inputs)
         self._candidates = _in_batches(model.candidate, data.candidate_inputs)
 
@@ -256,6 +280,26 @@ class Ranker:
             self._queries[user_rows], self._candidates[candidate_rows]
         ).numpy()
         return ratings
+
+    def without_users(self) -> Ranker:
+        """Return the same model without anything about a single user: all are unknown to it."""
+        data = self._data.without_users()
+        model = RankingModel(
+            data.description.features, self.config, self.model.mean, self.model.deviation, seed=0
+        )
+        for ours, theirs in zip(model.parts, self.model.parts, strict=True):
+            ours.weights[0].assign(theirs.weights[0][: ours.weights[0].shape[0]])
+        return Ranker(model, self.config, data)
+
+    def example(self, n_candidates: int) -> dict[str, np.ndarray]:
+        """Return the exported function's inputs, by name, for one user and some candidates."""
+        query = {f"query_{i}": one[:1] for i, one in enumerate(self._data.query_inputs)}
+        query["query_0"] = _padded(query["query_0"], self.config.max_history_length)
+        candidates = {
+            f"candidate_{i}": one[:n_candidates]
+            for i, one in enumerate(self._data.candidate_inputs)
+        }
+        return query | candidates
 
 
 class NoRatingsError(TrainingError):
@@ -319,7 +363,7 @@ def encode(dataset: Dataset, train_rows: np.ndarray, config: RankerConfig) -> En
     of_users, user_tokens = _describe(dataset.users)
     of_candidates, candidate_tokens = _describe(dataset.candidates)
     histories = collect_histories(dataset, train_rows, config.max_history_length)
-    longest = max(1, *map(len, histories))
+    longest = max(1, *map(len, histories))  # memory for more would be wasted on padding
     users = encode_table(
         (user_id, *of_users), {USER_ID: dataset.user_ids, **user_tokens}, dataset.users
     )
@@ -412,6 +456,10 @@ def _report(epoch: int, loss: float, on_epoch: OnEpoch | None) -> None:
         )
     if on_epoch is not None:
         on_epoch(epoch, {"loss": loss})
+
+
+def _padded(tokens: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(tokens, [(0, 0), (0, length - tokens.shape[1])])
 
 
 def _spec(feature: Feature, n: int | None, name: str) -> Any:

@@ -1,14 +1,20 @@
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 
 from trainer import export as export_module
-from trainer.bundle import QUERY_ASSET_FILES, TowerBundle
+from trainer.bundle import QUERY_ASSET_FILES, RANKER, TowerBundle
 from trainer.datasets import Dataset, load_dataset
 from trainer.export import ExportError, export
+from trainer.keras import tf
 from trainer.publish import BundleError
+from trainer.ranking import Ranker, RankerConfig
+from trainer.ranking import fit as fit_ranker
 from trainer.splits import split
 from trainer.towers import Towers, TowersConfig
 from trainer.training import fit
@@ -115,6 +121,58 @@ def test_without_histories_nothing_is_kept_about_a_user(
         {"histories.parquet", "query_embeddings.npy"}
     )
     assert {"histories.parquet", "query_embeddings.npy"} < set(QUERY_ASSET_FILES)
+
+
+@pytest.fixture(scope="module")
+def rated() -> Dataset:
+    """The sample, with something known of its users."""
+    sample = load_dataset("sample")
+    ages = pa.array(np.arange(sample.n_users) % 50)
+    return dataclasses.replace(sample, users=sample.users.append_column("age", ages))
+
+
+@pytest.fixture(scope="module")
+def ranker(rated: Dataset, train_rows: np.ndarray) -> Ranker:
+    return fit_ranker(rated, train_rows, RankerConfig(epochs=1, max_history_length=40), seed=1)
+
+
+def ranked(bundle: TowerBundle, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    interpreter = Interpreter(model_path=str(bundle.query.ranker_path))
+    ratings: np.ndarray = interpreter.get_signature_runner()(**inputs)["rating"]
+    return ratings
+
+
+def test_a_ranking_model_travels_with_what_it_reads(
+    towers: Towers, ranker: Ranker, rated: Dataset, train_rows: np.ndarray, tmp_path: Path
+) -> None:
+    bundle = TowerBundle.open(export(towers, rated, train_rows, tmp_path, seed=1, ranker=ranker))
+    assert bundle.manifest.has_ranker
+    assert bundle.manifest.ranker_config == ranker.config.model_dump()
+    assert bundle.query.ranker == ranker.description
+    assert (bundle.directory / "ranker/1/saved_model.pb").exists()
+    assert bundle.query.user_values(53) == {"age": 3}
+    expected = ranker.predict(np.zeros(9, int), np.arange(9))
+    np.testing.assert_allclose(expected, ranked(bundle, ranker.example(9)), rtol=1e-5)
+
+
+def test_without_histories_the_ranking_model_knows_no_user(
+    towers: Towers, ranker: Ranker, rated: Dataset, train_rows: np.ndarray, tmp_path: Path
+) -> None:
+    bundle = TowerBundle.open(
+        export(towers, rated, train_rows, tmp_path, seed=1, ranker=ranker, with_histories=False)
+    )
+    unknown = ranker.example(9) | {"query_1": np.zeros((1, 1), np.int32)}
+    expected = ranker.module.rank(*map(tf.constant, unknown.values()))["rating"]
+    np.testing.assert_allclose(expected, ranked(bundle, unknown), rtol=1e-5)
+    known_path = export(towers, rated, train_rows, tmp_path, seed=1, ranker=ranker)
+    sizes = [path.stat().st_size for path in (bundle.query.ranker_path, known_path / RANKER)]
+    assert sizes[1] - sizes[0] > rated.n_users * ranker.config.dim * ranker.config.members * 4
+
+
+def test_without_ratings_there_is_no_ranking_model(bundle: TowerBundle) -> None:
+    assert not bundle.manifest.has_ranker
+    assert bundle.query.ranker is None
+    assert "There is no ranking model." in (bundle.directory / "model_card.md").read_text()
 
 
 def test_towers_that_do_not_convert_faithfully_are_not_published(

@@ -90,11 +90,11 @@ def test_the_loss_is_the_error_of_each_member_and_the_price_of_the_parts(tiny: D
     config = SMALL.model_copy(update={"id_regularization": 0.0, "regularization": 0.0})
     data = encode(tiny, np.arange(5), config)
     model = RankingModel(data.description.features, config, mean=3.0, deviation=2.0, seed=0)
-    for part in [*model.query._parts, *model.candidate._parts]:
+    for part in model.parts:
         part.weights[0].assign(np.zeros_like(part.weights[0]))
-    biases = np.zeros_like(model.query._parts[1].weights[0])
+    biases = np.zeros_like(model.query.parts[1].weights[0])
     biases[:, -1] = 0.5
-    model.query._parts[1].weights[0].assign(biases)
+    model.query.parts[1].weights[0].assign(biases)
     inputs = {
         "query": [one[:1] for one in data.query_inputs],
         "candidate": [one[[0, 1]] for one in data.candidate_inputs],
