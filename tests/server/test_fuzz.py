@@ -1,0 +1,136 @@
+"""Whatever is sent, the answer is a response or a refusal, and never a fault of the server."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from candidate_search.v1 import candidate_search_service_pb2 as pb
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+METHODS = ("SearchCandidates", "BatchSearchCandidates", "ExplainSearch", "GetIndexInfo")
+REFUSALS = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+}
+
+numbers = st.floats(width=32) | st.sampled_from([0.0, -1.0, 1e38, float("nan")])
+counts = st.integers(-(2**31), 2**31 - 1) | st.integers(0, 20)
+texts = st.text(max_size=20) | st.sampled_from(["1", "2", "title", "year", "genres", "scann"])
+some_texts = st.lists(texts, max_size=5)
+values = st.one_of(
+    st.builds(pb.FilterValue),
+    st.builds(lambda text: pb.FilterValue(text=text), texts),
+    st.builds(lambda number: pb.FilterValue(number=number), numbers),
+    st.builds(lambda number: pb.FilterValue(integer=number), st.integers(-(2**63), 2**63 - 1)),
+    st.builds(lambda flag: pb.FilterValue(flag=flag), st.booleans()),
+)
+conditions = st.one_of(
+    st.builds(pb.FieldCondition, field=texts, equals=values),
+    st.builds(
+        pb.FieldCondition,
+        field=texts,
+        one_of=st.builds(pb.FilterValueList, values=st.lists(values, max_size=3)),
+    ),
+    st.builds(
+        pb.FieldCondition,
+        field=texts,
+        range=st.builds(pb.FilterRange, minimum=values, maximum=values),
+    ),
+    st.builds(pb.FieldCondition, field=texts, contains=values),
+    st.builds(pb.FieldCondition, field=texts, is_null=st.booleans()),
+)
+filters = st.recursive(
+    st.builds(pb.Filter) | st.builds(pb.Filter, condition=conditions),
+    lambda inner: st.one_of(
+        st.builds(pb.Filter, negated=inner),
+        st.builds(
+            lambda several: pb.Filter(all_of=pb.FilterList(filters=several)),
+            st.lists(inner, max_size=3),
+        ),
+        st.builds(
+            lambda several: pb.Filter(any_of=pb.FilterList(filters=several)),
+            st.lists(inner, max_size=3),
+        ),
+    ),
+    max_leaves=8,
+)
+features = st.one_of(
+    st.builds(lambda text: pb.FeatureValue(text=text), texts),
+    st.builds(lambda number: pb.FeatureValue(number=number), numbers),
+)
+contexts = st.builds(
+    pb.UserContext,
+    user_id=texts,
+    history=st.lists(st.builds(pb.Interaction, candidate_id=texts), max_size=5),
+    history_replaces=st.booleans(),
+    features=st.dictionaries(texts, features, max_size=2),
+)
+queries = st.one_of(
+    st.builds(pb.Query),
+    st.builds(pb.Query, user_id=texts),
+    st.builds(pb.Query, user=contexts),
+    st.builds(pb.Query, candidate_id=texts),
+    st.builds(pb.Query, embedding=st.builds(pb.Embedding, values=st.lists(numbers, max_size=130))),
+    st.builds(
+        pb.Query,
+        examples=st.builds(
+            pb.Examples, liked_candidate_ids=some_texts, disliked_candidate_ids=some_texts
+        ),
+    ),
+)
+diversities = st.one_of(
+    st.builds(pb.Diversity),
+    st.builds(pb.Diversity, mmr=st.builds(pb.Mmr, pool=counts)),
+    st.builds(pb.Diversity, per_group=st.builds(pb.PerGroup, field=texts, max_count=counts)),
+)
+requests = st.builds(
+    pb.SearchCandidatesRequest,
+    query=queries,
+    candidate_count=counts,
+    excluded_candidate_ids=some_texts,
+    filter=st.none() | filters,
+    min_score=st.none() | numbers,
+    diversity=st.none() | diversities,
+    recall_target=st.none() | numbers,
+    unknown_user_policy=st.integers(0, 3),
+    rank=st.booleans(),
+    returned_fields=some_texts,
+    page_token=texts,
+)
+many = settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture(scope="session")
+def channel(server: Any) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.address) as connected:
+        yield connected
+
+
+def outcome(channel: grpc.Channel, method: str, body: bytes) -> grpc.StatusCode:
+    call: Any = channel.unary_unary(f"/candidate_search.v1.CandidateSearchService/{method}")
+    try:
+        call(body)
+    except grpc.RpcError as error:
+        code: grpc.StatusCode = error.code()
+        return code
+    return grpc.StatusCode.OK
+
+
+@given(request_=requests)
+@many
+def test_any_message_is_answered_or_refused(
+    channel: grpc.Channel, request_: pb.SearchCandidatesRequest
+) -> None:
+    code = outcome(channel, "SearchCandidates", request_.SerializeToString())
+    assert code in REFUSALS | {grpc.StatusCode.OK}
+
+
+@given(method=st.sampled_from(METHODS), body=st.binary(max_size=200))
+@many
+def test_any_bytes_are_answered_or_refused(channel: grpc.Channel, method: str, body: bytes) -> None:
+    assert outcome(channel, method, body) in REFUSALS | {grpc.StatusCode.OK}

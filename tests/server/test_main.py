@@ -1,0 +1,49 @@
+"""The command line, without a process of its own."""
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from server.__main__ import app
+from server.settings import Settings
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, [*arguments], env={"COLUMNS": "120"})
+
+
+def test_searches_print_a_table_or_json(server: Any) -> None:
+    searched = run("search", "--user", "1", "--count", "3", "--address", server.address)
+    assert searched.exit_code == 0
+    assert "title" in searched.output
+    printed = run("search", "--like", "1", "--exact", "--json", "--address", server.address)
+    ids = [candidate["id"] for candidate in json.loads(printed.output)["candidates"]]
+    assert len(ids) == 10
+    some = ["--liked", f"{ids[0]}, {ids[1]}", "--disliked", ids[2], "--fields", "year"]
+    liked = run("search", *some, "--backend", "brute_force", "--json", "--address", server.address)
+    assert {"id", "score", "year"} == set(json.loads(liked.output)["candidates"][0])
+
+
+def test_notices_are_shown(server: Any) -> None:
+    searched = run("search", "--user", "nobody", "--address", server.address)
+    assert "COLD_START: nothing is known of the user" in searched.output
+
+
+@pytest.mark.parametrize("arguments", [(), ("--user", "1", "--like", "2")])
+def test_one_kind_of_query_must_be_said(arguments: tuple[str, ...]) -> None:
+    assert run("search", *arguments).exit_code == 2
+
+
+def test_every_setting_is_a_flag() -> None:
+    helped = run("serve", "--help").output
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}"[:20] in helped
+    printed = run("serve", "--print-config", "--workers", "3", "--no-reflection").output
+    assert "workers = 3\n" in printed
+
+
+def test_mistakes_are_sentences() -> None:
+    assert "there are index, host" in run("serve", "--config", "pyproject.toml").output
+    assert "is not a bundle" in run("serve", "--index", "nowhere").output
