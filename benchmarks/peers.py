@@ -170,7 +170,7 @@ class Voyager(_Peer):
             M=_GRAPH_LINKS,
             ef_construction=_BUILD_EFFORT,
         )
-        self._index.add_items(embeddings, None, 1)
+        self._index.add_items(embeddings, num_threads=1)
 
     def _settings(self, k: int) -> Iterator[Setting]:
         for effort in (one for one in _EFFORTS if one >= k):
@@ -178,7 +178,7 @@ class Voyager(_Peer):
 
     def _searcher(self, k: int, effort: int) -> Callable[[np.ndarray], np.ndarray]:
         def search(queries: np.ndarray) -> np.ndarray:
-            rows, _ = self._index.query(queries, k, 1, effort)
+            rows, _ = self._index.query(queries, k, num_threads=1, query_ef=effort)
             return np.asarray(rows, dtype=np.int64)
 
         return search
@@ -200,7 +200,7 @@ def build_peers(embeddings: np.ndarray, on_step: OnStep) -> Iterator[Contender]:
     Raises:
         PeersMissingError: if a library is not installed.
     """
-    vectors = np.ascontiguousarray(embeddings)
+    vectors = np.array(embeddings)  # a copy: some libraries refuse what is mapped read-only
     for peer in PEERS:
         on_step(f"{peer.name}: building")
         try:

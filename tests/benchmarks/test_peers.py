@@ -1,0 +1,51 @@
+import importlib.util
+
+import numpy as np
+import pytest
+
+from benchmarks.peers import PEERS, PeersMissingError, build_peers
+from benchmarks.workloads import generate_corpus, parse_size
+from indexer.exact import ExactScorer
+from indexer.recall import recall_at_k
+
+MODULES = ("faiss", "hnswlib", "usearch", "voyager")
+
+
+def is_missing(module: str) -> bool:
+    return importlib.util.find_spec(module) is None
+
+
+@pytest.mark.skipif(any(map(is_missing, MODULES)), reason="the `peers` extra is not installed")
+def test_every_peer_finds_most_of_the_exact_answer() -> None:
+    corpus, queries = generate_corpus(2_000, 16, n_queries=50)
+    corpus.embeddings.flags.writeable = False
+    scorer = ExactScorer(corpus.embeddings)
+    exact = scorer.search(queries, 10)
+    names = []
+    for peer in build_peers(corpus.embeddings, lambda _: None):
+        names.append(peer.name)
+        assert peer.build_seconds > 0
+        recalls = [
+            recall_at_k(scorer.rescore(queries, setting.search(queries), 10), exact).mean()
+            for ladder in peer.ladders(10)
+            for setting in ladder
+        ]
+        assert recalls[0] <= recalls[-1] + 0.01
+        assert recalls[-1] > 0.7, peer.name
+    assert [peer.name for peer in PEERS] == names
+
+
+@pytest.mark.skipif(not is_missing("faiss"), reason="the `peers` extra is installed")
+def test_a_missing_library_is_a_sentence() -> None:
+    with pytest.raises(PeersMissingError, match="pip install"):
+        next(build_peers(np.zeros((10, 4), np.float32), lambda _: None))
+
+
+@pytest.mark.parametrize("text", ["", "10", "x64", "1e6x64", "0x4", "10x-4"])
+def test_a_size_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="as in 1000000x64"):
+        parse_size(text)
+
+
+def test_a_size_is_rows_and_dimension() -> None:
+    assert parse_size("1000x64") == (1000, 64)
