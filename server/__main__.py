@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from server.client import (
+    Candidate,
     Examples,
     Like,
     Query,
@@ -130,6 +131,9 @@ def search(
     count: Annotated[int, typer.Option(help="How many candidates are wanted.")] = 10,
     backend: Annotated[str | None, typer.Option(help="The backend to search with.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Score every candidate.")] = False,
+    rank: Annotated[
+        bool, typer.Option("--rank", help="Order them by the ranking model; show both scores.")
+    ] = False,
     fields: Annotated[
         str | None,
         typer.Option(help="Metadata columns, separated by commas; title and genres if there are."),
@@ -148,6 +152,8 @@ def search(
         options["backend"] = backend
     if exact:
         options["exact"] = True
+    if rank:
+        options["rank"] = True
     try:
         with SearchClient(address, timeout_seconds=timeout) as client:
             if fields is None:
@@ -175,7 +181,7 @@ def _query(
 def _print_results(results: SearchResults, *, as_json: bool) -> None:
     if as_json:
         document = {
-            "candidates": [{"id": c.id, "score": c.score, **c.fields} for c in results],
+            "candidates": [{"id": c.id, **_scores(c), **c.fields} for c in results],
             "notices": [{"code": n.code, "message": n.message} for n in results.notices],
             "backend": results.plan.backend,
             "index_version": results.index_version,
@@ -183,14 +189,24 @@ def _print_results(results: SearchResults, *, as_json: bool) -> None:
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return
     table = Table("", "id", *results.columns)
-    table.add_column("score", justify="right")
+    for name in ("score", *(["ranking score"] if results.ranking_scores else [])):
+        table.add_column(name, justify="right")
     for i, candidate in enumerate(results, start=1):
         shown = [_shown(value) for value in candidate.fields.values()]
-        table.add_row(str(i), candidate.id, *shown, f"{candidate.score:.4f}")
+        scores = [f"{score:.4f}" for score in _scores(candidate).values()]
+        table.add_row(str(i), candidate.id, *shown, *scores)
     console = Console()
     console.print(table)
     for notice in results.notices:
         console.print(f"{notice.code}: {notice.message}", style="yellow", markup=False)
+
+
+def _scores(candidate: Candidate) -> dict[str, float]:
+    """Return the scores that a candidate has, by name."""
+    scores = {"score": candidate.score}
+    if candidate.ranking_score is not None:
+        scores["ranking_score"] = candidate.ranking_score
+    return scores
 
 
 def _shown(value: object) -> str:

@@ -85,7 +85,7 @@ class SearchOptions(TypedDict, total=False):
     unknown_user: Literal["fallback", "error"]
     """Popular candidates or an error for a user of whom nothing is known; fallback."""
     rank: bool
-    """Whether the ranking model orders the answer."""
+    """Whether the ranking model orders the candidates of the answer; False."""
     returned_fields: Sequence[str]
     """Metadata columns wanted."""
     page_token: str
@@ -172,6 +172,8 @@ class Candidate:
     id: str
     score: float
     fields: Mapping[str, FieldValue]
+    ranking_score: float | None = None
+    """The ranking model's, if it was asked."""
 
 
 @dataclass(frozen=True)
@@ -212,9 +214,10 @@ class SearchResults:
         return len(self.ids)
 
     def __iter__(self) -> Iterator[Candidate]:
+        ranking_scores: Sequence[float | None] = self.ranking_scores or [None] * len(self.ids)
         for i, (candidate_id, score) in enumerate(zip(self.ids, self.scores, strict=True)):
             fields = {name: values[i] for name, values in self.columns.items()}
-            yield Candidate(candidate_id, score, fields)
+            yield Candidate(candidate_id, score, fields, ranking_scores[i])
 
 
 class SearchFailedError(Exception):

@@ -150,6 +150,8 @@ class SearchResult:
     scores: np.ndarray
     """(n,) float32, parallel to ``rows``"""
     plan: SearchPlan
+    ranking_scores: np.ndarray | None = None
+    """(n,) float32, parallel to ``rows``, non-increasing, if they were asked for"""
     notices: list[Notice] = field(default_factory=list)
     has_more: bool = False
     """Whether another page follows, though it may turn out empty."""

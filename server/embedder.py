@@ -6,13 +6,10 @@ the query tower in LiteRT; candidates and examples are made of the corpus's own 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 
 from indexer.corpus import Corpus
 from server.domain import (
@@ -31,6 +28,7 @@ from server.errors import (
     NotFiniteError,
     UndecodableError,
 )
+from server.litert import LiteModel
 from server.similarity import Directions
 from trainer.bundle import QueryAssets
 from trainer.features import Feature, encode_query
@@ -59,19 +57,16 @@ class EmbeddedQuery:
 
 
 class QueryTower:
-    """The query tower in LiteRT, one interpreter per thread.
+    """The query tower in LiteRT; safe to use from several threads.
 
     Args:
         assets: what the index bundle carries of the towers.
     """
 
     def __init__(self, assets: QueryAssets) -> None:
-        self._path = str(assets.tower_path)
+        self._model = LiteModel(assets.tower_path)
         self._features = assets.features
         self._vocabularies = assets.vocabularies
-        self._inputs = {feature.name: feature for feature in assets.features.query}
-        # An interpreter that two threads use gives wrong answers without a word.
-        self._local = threading.local()
 
     def embed(self, history: np.ndarray, values: dict[str, FeatureValue]) -> np.ndarray:
         """Return the embedding (dim,) float32 of a user.
@@ -80,43 +75,13 @@ class QueryTower:
             history: (n,) candidate rows, oldest first.
             values: raw values of the tower's other features; absent ones are unknown.
         """
-        interpreter, inputs, output = self._interpreter()
         encoded = encode_query(self._features, self._vocabularies, history, values)
-        for name, position in inputs.items():
-            interpreter.set_tensor(position, encoded[name])
-        interpreter.invoke()
-        vector: np.ndarray = interpreter.get_tensor(output)[0]
+        vector: np.ndarray = self._model.run(encoded)[0]
         return vector
 
-    def check_values(self, values: dict[str, FeatureValue]) -> None:
-        """Refuse values of features that the tower does not read, or not like this.
-
-        Raises:
-            FieldUnknownError: if there is no such feature.
-            UndecodableError: if the value is not of the feature's type.
-        """
-        for name, value in values.items():
-            feature = self._inputs.get(name)
-            if feature is None or feature.kind == "history":
-                known = [f.name for f in self._inputs.values() if f.kind != "history"]
-                raise FieldUnknownError(
-                    f"the query tower reads no feature {name!r}; it reads "
-                    f"{', '.join(known) or 'the history alone'}",
-                    field=name,
-                )
-            _check_value(feature, value)
-
-    def _interpreter(self) -> tuple[Any, dict[str, int], int]:
-        """Return this thread's interpreter, its inputs by name and its output."""
-        if not hasattr(self._local, "interpreter"):
-            interpreter = Interpreter(model_path=self._path, num_threads=1)
-            interpreter.allocate_tensors()
-            runner = interpreter.get_signature_runner()
-            inputs = {name: one["index"] for name, one in runner.get_input_details().items()}
-            (output,) = (one["index"] for one in runner.get_output_details().values())
-            self._local.interpreter = interpreter, inputs, output
-        found: tuple[Any, dict[str, int], int] = self._local.interpreter
-        return found
+    def reads_any(self, values: dict[str, FeatureValue]) -> bool:
+        """Whether the tower reads one of these features."""
+        return any(feature.name in values for feature in self._features.query)
 
 
 class Embedder:
@@ -133,6 +98,7 @@ class Embedder:
         self._directions = directions
         self._assets = assets
         self._tower = QueryTower(assets) if assets else None
+        self._user_features = _user_features(assets) if assets else {}
         known = assets.query_embeddings if assets else None
         # A plain view: every row of a memory-mapped array is another, slower object.
         self._known_embeddings = None if known is None else known.view(np.ndarray)
@@ -173,11 +139,11 @@ class Embedder:
         if row >= 0 and user.adds_nothing and self._known_embeddings is not None:
             return EmbeddedQuery(self._known_embeddings[row], history=self._assets.history(row))
         values = dict(user.features)
-        self._tower.check_values(values)
+        self._check_values(values)
         history, unknown_ids = self._known_rows(user.history)
         if row >= 0 and not user.history_replaces:
             history = np.concatenate([self._assets.history(row), history])
-        if row < 0 and len(history) == 0 and not values:
+        if row < 0 and len(history) == 0 and not self._tower.reads_any(values):
             return EmbeddedQuery(None, unknown_ids=unknown_ids)
         vector = self._tower.embed(history, {USER_ID: user.user_id, **values})
         return EmbeddedQuery(vector, history=history, unknown_ids=unknown_ids)
@@ -230,6 +196,17 @@ class Embedder:
             unknown_ids=[*unknown_liked, *unknown_disliked],
         )
 
+    def _check_values(self, values: dict[str, FeatureValue]) -> None:
+        """Refuse values of features that no model reads, or not like this."""
+        for name, value in values.items():
+            if name not in self._user_features:
+                raise FieldUnknownError(
+                    f"the models of this index read no feature {name!r}; they read "
+                    f"{', '.join(self._user_features) or 'the history alone'}",
+                    field=name,
+                )
+            _check_value(self._user_features[name], value)
+
     def _known_rows(self, candidate_ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
         """Return the rows (n,) int64 of the ids that are known, and the ids that are not."""
         rows = self._corpus.candidate_ids.rows(candidate_ids)
@@ -237,6 +214,12 @@ class Embedder:
         if known.all():
             return rows, []
         return rows[known], [candidate_ids[i] for i in np.flatnonzero(~known).tolist()]
+
+
+def _user_features(assets: QueryAssets) -> dict[str, Feature]:
+    """Return by name what the models read of users beside their ids and histories."""
+    features = [*(assets.ranker.features.query if assets.ranker else ()), *assets.features.query]
+    return {one.name: one for one in features if one.kind not in ("id", "history")}
 
 
 def _check_value(feature: Feature, value: FeatureValue) -> None:

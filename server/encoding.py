@@ -54,6 +54,8 @@ def response_message(
 ) -> pb.SearchCandidatesResponse:
     """Return what was found, without the plan."""
     response = encoder.response(result.rows, result.scores)
+    if result.ranking_scores is not None:
+        response.ranking_scores.extend(result.ranking_scores.tolist())
     for name in returned_fields:
         values = engine.metadata.values(name, result.rows)
         response.columns.append(column_message(name, engine.metadata.types[name], values))
@@ -145,7 +147,7 @@ def index_info_message(engine: Engine, settings: Settings) -> pb.GetIndexInfoRes
         has_query_tower=query is not None,
         user_count=len(query.user_ids) if query is not None and query.user_ids else 0,
         max_history_length=manifest.max_history_length,
-        has_ranker=False,
+        has_ranker=engine.has_ranker,
         default_backend=manifest.default_backend,
         backends=[
             _backend_info(name, manifest.backends[name], exact=index.is_exact)

@@ -1,4 +1,4 @@
-"""The order of the stages of a search: embed, plan, retrieve, diversify, and nothing else.
+"""The order of the stages of a search: embed, plan, retrieve, diversify, rank, and nothing else.
 
 Knows no transport.
 """
@@ -20,6 +20,7 @@ from server.errors import NoRankerError, SearchError, UserUnknownError
 from server.filters import FilterMasks
 from server.metadata import Metadata
 from server.planning import IndexChoice, Planner
+from server.ranking import CandidateRanker
 from server.retrieval import Found, Retriever, Wanted
 from server.similarity import Directions
 
@@ -33,6 +34,8 @@ class _Prepared:
     """A search that is ready to be made."""
 
     request: SearchRequest
+    history: np.ndarray
+    """(n,) integer rows of what the user did."""
     wanted: Wanted
     choice: IndexChoice
     unknown_ids: Sequence[str]
@@ -75,6 +78,7 @@ class Engine:
         self._masks = FilterMasks(self.metadata, corpus.n_candidates, filter_cache_bytes)
         self._retriever = Retriever(corpus, directions)
         self._diversifier = Diversifier(self.metadata, directions)
+        self._ranker = _ranker(bundle)
         self._max_page_depth = max_page_depth
         self._has_long_scans = corpus.embeddings.size > long_search_floats
 
@@ -113,6 +117,11 @@ class Engine:
                 prepared.found = one
         return [one if isinstance(one, SearchError) else self._run(one) for one in outcomes]
 
+    @property
+    def has_ranker(self) -> bool:
+        """Whether there is a ranking model."""
+        return self._ranker is not None
+
     def is_long(self, request: SearchRequest) -> bool:
         """Whether a search may read more of the corpus than should be read on an event loop.
 
@@ -139,7 +148,7 @@ class Engine:
 
     def _prepare(self, request: SearchRequest) -> _Prepared:
         """Embed a query and plan its search; refuse what must be refused."""
-        if request.rank:
+        if request.rank and not self.has_ranker:
             raise NoRankerError("the index has no ranking model; leave rank out")
         for name in request.returned_fields:
             self.metadata.column(name)
@@ -155,27 +164,45 @@ class Engine:
         depth = self._diversifier.depth(request.diversity, request.count, request.count)
         choice = self.planner.choose(request, depth)
         nanos = {"embed": embedded_at - start, "plan": perf_counter_ns() - embedded_at}
-        return _Prepared(request, wanted, choice, unknown_ids, nanos)
+        return _Prepared(request, embedded.history, wanted, choice, unknown_ids, nanos)
 
     def _run(self, prepared: _Prepared) -> SearchResult:
         """Make a prepared search."""
         request = prepared.request
-        found = self._ranked(prepared, request.count)
+        found = self._best(prepared, request.count)
         plan = prepared.choice.plans[found.method, prepared.wanted.by_cosine]
         end = min(request.offset + request.count, self._max_page_depth)
         if request.offset:
-            found = _continued(found, self._ranked(prepared, self._max_page_depth))
+            found = _continued(found, self._best(prepared, self._max_page_depth))
         page = slice(request.offset, end)
         rows, scores = found.rows[page], found.scores[page]
+        ratings = self._ratings(prepared, rows)
+        if ratings is not None:
+            best_first = np.argsort(-ratings, kind="stable")
+            rows, scores, ratings = rows[best_first], scores[best_first], ratings[best_first]
         is_full = len(rows) == request.count
         return SearchResult(
             rows=rows,
             scores=scores,
+            ranking_scores=ratings,
             plan=plan,
             notices=self._notices(prepared, len(rows)),
             has_more=is_full and self._reaches_beyond(prepared.wanted, end),
             stage_nanos=prepared.stage_nanos,
         )
+
+    def _ratings(self, prepared: _Prepared, rows: np.ndarray) -> np.ndarray | None:
+        """Return the ranking model's scores (n,) of a page, if they are asked for.
+
+        Pages are cut before they are ranked: they have the candidates they would have without,
+        and none comes twice.
+        """
+        if self._ranker is None or not prepared.request.rank:
+            return None
+        start = perf_counter_ns()
+        ratings = self._ranker.ratings(prepared.request.query, prepared.history, rows)
+        prepared.add_time("rank", perf_counter_ns() - start)
+        return ratings
 
     def _excluded(
         self, request: SearchRequest, embedded: EmbeddedQuery
@@ -192,7 +219,7 @@ class Engine:
         parts = [part for part in parts if len(part)] or [_NO_ROWS]
         return parts[0] if len(parts) == 1 else np.concatenate(parts), unknown_ids
 
-    def _ranked(self, prepared: _Prepared, n: int) -> Found:
+    def _best(self, prepared: _Prepared, n: int) -> Found:
         """Return the first ``n`` candidates of the answer.
 
         As far as the index is exact, a deeper answer begins with the shallower one.
@@ -241,6 +268,13 @@ class Engine:
     def _reaches_beyond(self, wanted: Wanted, end: int) -> bool:
         """Whether pages go on after the first ``end`` candidates."""
         return end < self._max_page_depth and self._retriever.has_more_than(wanted, end)
+
+
+def _ranker(bundle: IndexBundle) -> CandidateRanker | None:
+    assets = bundle.query
+    if assets is None or assets.ranker is None:
+        return None
+    return CandidateRanker(assets, assets.ranker, bundle.corpus)
 
 
 def _continued(first: Found, deep: Found) -> Found:

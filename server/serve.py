@@ -145,7 +145,7 @@ class Worker:
         """Make searches of every kind that the index can answer, so that no caller waits for it."""
         for query in _warm_up_queries(self._engine.bundle):
             for _ in range(_WARM_UP_ROUNDS):
-                self._engine.search(SearchRequest(query))
+                self._engine.search(SearchRequest(query, rank=self._engine.has_ranker))
 
 
 async def serve(

@@ -131,7 +131,6 @@ ROWS = [
         "CANDIDATE_UNKNOWN",
         Request(query=pb.Query(examples=pb.Examples(liked_candidate_ids=["nothing"]))),
     ),
-    ("NO_RANKER", Request(query=USER, rank=True)),
 ]
 
 
@@ -162,6 +161,17 @@ def test_refuses_users_without_a_query_tower(vector_server: Any, query: pb.Query
     ):
         CandidateSearchServiceStub(channel).SearchCandidates(Request(query=query))
     assert info_of(caught.value).reason == "NO_QUERY_TOWER"
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_refuses_to_rank_without_a_ranking_model(vector_server: Any) -> None:
+    embedding = pb.Query(embedding=pb.Embedding(values=[1.0] * 8))
+    with (
+        grpc.insecure_channel(vector_server.address) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        CandidateSearchServiceStub(channel).SearchCandidates(Request(query=embedding, rank=True))
+    assert info_of(caught.value).reason == "NO_RANKER"
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
 
 

@@ -195,8 +195,11 @@ class SearchCandidatesRequest(_message.Message):
     unknown_user_policy: Global___UnknownUserPolicy.ValueType
     """What to do with a user of whom nothing is known. Absent means FALLBACK."""
     rank: _builtins.bool
-    """Whether to order the candidates by the ranking model and to return its scores as well. Default
-    false. Refused with NO_RANKER where the index has none.
+    """Whether to order the candidates of the page by the ranking model, which predicts how the user
+    would rate them, and to return its scores as well. They are the candidates that would be
+    returned without it. A query that is no user is ranked for one who is known by the liked
+    examples or the queried candidate alone, or for an average user. Default false. Refused with
+    NO_RANKER where the index has none.
     """
     page_token: _builtins.str
     """The next_page_token of the page before this one; every other field must be as it was then.
@@ -290,14 +293,14 @@ class SearchCandidatesResponse(_message.Message):
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Scores of the candidates, parallel to candidate_ids: exact inner products of query and
         candidate embedding, non-increasing, ties by lower row of the index. Cosines for candidate_id
-        queries; interactions in training after the notice COLD_START. With diversity the order is no
-        longer that of the scores.
+        queries; interactions in training after the notice COLD_START. With diversity or rank the order
+        is no longer that of the scores.
         """
 
     @_builtins.property
     def ranking_scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The ranking model's scores, parallel to candidate_ids, when the request asked for rank; else
-        empty.
+        """The ranking model's scores, predicted ratings, parallel to candidate_ids and non-increasing, when
+        the request asked for rank; else empty.
         """
 
     @_builtins.property
@@ -661,8 +664,9 @@ class UserContext(_message.Message):
 
     @_builtins.property
     def features(self) -> _containers.MessageMap[_builtins.str, Global___FeatureValue]:
-        """Values of the query tower's features by name, in place of those known from training; at most
-        100 (configurable). A name the tower does not read is refused with FIELD_UNKNOWN.
+        """Values of the features that the query tower or the ranking model reads, by name, in place of
+        those known from training; at most 100 (configurable). A name that neither reads is refused
+        with FIELD_UNKNOWN.
         """
 
     def __init__(
@@ -1429,7 +1433,7 @@ class StageTiming(_message.Message):
     STAGE_FIELD_NUMBER: _builtins.int
     DURATION_MICROS_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
-    """The name of the stage: "embed", "plan", "search" or "diversify"."""
+    """The name of the stage: "embed", "plan", "search", "diversify" or "rank"."""
     duration_micros: _builtins.float
     """Wall time in microseconds."""
     def __init__(
