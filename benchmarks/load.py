@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -55,6 +56,7 @@ def put_load(
     seconds: int,
     in_flight: int,
     rate: float | None = None,
+    connections: int = 1,
 ) -> Load:
     """Load a server and measure what it does.
 
@@ -66,13 +68,15 @@ def put_load(
         seconds: how long.
         in_flight: requests in flight, at most so many in open loop.
         rate: requests a second in open loop; None for closed loop.
+        connections: over how many connections, each of which stays with one worker.
 
     Raises:
         LoadError: if the load generator fails.
     """
     make = _h2load if shutil.which("h2load") else _python_load
     cpu_before, start = _cpu_seconds(server_pid), time.perf_counter()
-    latencies_us, n_failed = make(target, method, request, seconds, in_flight, rate)
+    shape = _Shape(seconds, in_flight, rate, connections)
+    latencies_us, n_failed = make(target, method, request, shape)
     elapsed = time.perf_counter() - start
     cpu = _cpu_seconds(server_pid) - cpu_before
     if not len(latencies_us):
@@ -92,18 +96,26 @@ def put_load(
     )
 
 
-def _h2load(
-    target: str, method: str, request: bytes, seconds: int, in_flight: int, rate: float | None
-) -> tuple[np.ndarray, int]:
+class _Shape(NamedTuple):
+    """How long, how much at once, and how fast."""
+
+    seconds: int
+    in_flight: int
+    rate: float | None
+    connections: int
+
+
+def _h2load(target: str, method: str, request: bytes, shape: _Shape) -> tuple[np.ndarray, int]:
     """Load with h2load; returns latencies in microseconds and the number of failed requests."""
     with tempfile.TemporaryDirectory() as directory:
         body, log = Path(directory, "body"), Path(directory, "log")
         # A gRPC message on the wire: not compressed, its length, its bytes.
         body.write_bytes(struct.pack(">BI", 0, len(request)) + request)
-        pace = [f"--rps={rate:g}"] if rate is not None else []
+        pace = [] if shape.rate is None else [f"--rps={shape.rate / shape.connections:g}"]
+        streams = max(1, shape.in_flight // shape.connections)
         command = [
-            *("h2load", f"--duration={seconds}", "--clients=1"),
-            *(f"--max-concurrent-streams={in_flight}", *pace),
+            *("h2load", f"--duration={shape.seconds}", f"--clients={shape.connections}"),
+            *(f"--max-concurrent-streams={streams}", *pace),
             *(f"--data={body}", f"--log-file={log}"),
             *("--header=content-type: application/grpc", "--header=te: trailers"),
             f"http://{target}{method}",
@@ -116,11 +128,9 @@ def _h2load(
     return lines[succeeded, 2], int(np.count_nonzero(~succeeded))
 
 
-def _python_load(
-    target: str, method: str, request: bytes, seconds: int, in_flight: int, rate: float | None
-) -> tuple[np.ndarray, int]:
+def _python_load(target: str, method: str, request: bytes, shape: _Shape) -> tuple[np.ndarray, int]:
     """Load with a client of our own, in another process."""
-    arguments = [target, method, str(seconds), str(in_flight), "" if rate is None else str(rate)]
+    arguments = [target, method, *("" if value is None else str(value) for value in shape)]
     done = subprocess.run(
         [sys.executable, "-m", _CLIENT, *arguments], input=request, check=False, capture_output=True
     )

@@ -147,7 +147,12 @@ One in flight: {report.added_latency_us:.0f} us above null server plus search, i
 Against a known user's request, in requests per CPU second: history \
 {report.throughput_ratio("history"):.2f}, filter and exclusions \
 {report.throughput_ratio("filter and exclusions"):.2f}.
-In batches of {BATCH_SIZE}: {batched:.0f} us of CPU a search.
+In batches of {BATCH_SIZE}: {batched:.0f} us of CPU a search; the library's own batched search / \
+ours: {report.batch_ratio:.2f}.
+CPU a request with two workers / with one: \
+{1 / report.throughput_ratio("known user, 2 workers"):.2f}.
+From start to serving: {report.start_seconds:.2f} s, of which hashing the files alone takes \
+{report.hash_seconds:.2f} s. Private memory: {report.private_bytes / 1e6:.0f} MB.
 Microseconds by stage: {stages}."""
 
 

@@ -13,8 +13,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from time import process_time
+from time import perf_counter, process_time
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from candidate_search.v1 import candidate_search_service_pb2 as pb
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.load import Load, put_load
+from indexer.backends import SearchParams
 from indexer.bundle import IndexBundle
 from server.client import (
     Field,
@@ -30,6 +32,7 @@ from server.client import (
     User,
     search_request,
 )
+from trainer.publish import verify_files
 
 COUNT = 100
 IN_FLIGHT = 32
@@ -67,6 +70,14 @@ class ServeReport(BaseModel):
     expected_recall: float
     raw_search_us: float
     """CPU microseconds of the backend library's own search of one query, same params."""
+    raw_batched_search_us: float
+    """The same for each query of a batch."""
+    start_seconds: float
+    """From the start of the process until it serves."""
+    hash_seconds: float
+    """To read and hash the bundle's files, which the server does before it opens them."""
+    private_bytes: int
+    """Memory that belongs to the server's process alone: what each further worker costs at most."""
     stages_us: dict[str, float]
     """Microseconds of the stages of one request, as ExplainSearch tells them."""
     scenarios: tuple[Scenario, ...]
@@ -89,6 +100,12 @@ class ServeReport(BaseModel):
         """Return how many requests of a scenario cost as much CPU as one of a known user."""
         known = self.load_of("known user").cpu_us_per_request
         return known / self.load_of(name).cpu_us_per_request
+
+    @property
+    def batch_ratio(self) -> float:
+        """The library's own batched search, divided by a search in one of our batches, in CPU."""
+        ours = self.load_of("batch").cpu_us_per_request / BATCH_SIZE
+        return self.raw_batched_search_us / ours
 
     @property
     def added_latency_us(self) -> float:
@@ -121,6 +138,7 @@ class _Scenarios:
         in_flight: int = IN_FLIGHT,
         rate: float | None = None,
         searches: int = 1,
+        connections: int = 1,
     ) -> Load:
         """Load a server with one request, over and over; a batch has several searches."""
         self._on_step(name)
@@ -132,6 +150,7 @@ class _Scenarios:
             seconds=self._seconds,
             in_flight=in_flight,
             rate=rate,
+            connections=connections,
         )
         self.measured.append(Scenario(name=name, searches_per_request=searches, load=load))
         return load
@@ -156,7 +175,10 @@ def benchmark_serve(
     batch = pb.BatchSearchCandidatesRequest(requests=[known] * BATCH_SIZE).SerializeToString()
     scenarios = _Scenarios(seconds, on_step)
     arguments = ("server", "serve", "--index", str(bundle.directory), "--port", "0")
+    hash_seconds = _seconds(lambda: verify_files(bundle.directory, bundle.manifest))
+    started = perf_counter()
     with _process(arguments) as server, SearchClient(server.target) as client:
+        start_seconds = perf_counter() - started
         # The load generators count answers, not what is in them: see first that all is well.
         answer, *others = client.search_batch([known, history, selective])
         for one in (answer, *others):
@@ -174,14 +196,23 @@ def benchmark_serve(
         scenarios.measure("batch", server, batch, in_flight=4, searches=BATCH_SIZE)
         half = load.requests_per_second / 2
         scenarios.measure("known user, open loop", server, body, rate=half)
+        private_bytes = _private_bytes(server.pid)
+    with _process((*arguments, "--workers", "2")) as two:
+        scenarios.measure("known user, 2 workers", two, body, connections=16)
     plan = explained.plan
+    params = bundle.choose(COUNT, recall_target=RECALL_TARGET, backend=plan.backend).params
+    raw = partial(_raw_search_us, bundle, plan.backend, params)
     return ServeReport(
         index_version=bundle.manifest.version,
         n_candidates=bundle.manifest.n_candidates,
         dim=bundle.manifest.dim,
         backend=plan.backend,
         expected_recall=plan.expected_recall,
-        raw_search_us=_raw_search_us(bundle, plan.backend),
+        raw_search_us=raw(1),
+        raw_batched_search_us=raw(BATCH_SIZE),
+        start_seconds=start_seconds,
+        hash_seconds=hash_seconds,
+        private_bytes=private_bytes,
         stages_us={stage.stage: stage.duration_micros for stage in explained.stages},
         scenarios=tuple(scenarios.measured),
     )
@@ -209,18 +240,35 @@ def _requests(bundle: IndexBundle) -> list[pb.SearchCandidatesRequest]:
     ]
 
 
-def _raw_search_us(bundle: IndexBundle, backend: str) -> float:
-    """Return the CPU time of the library's own search, without our checks and rescoring."""
+def _raw_search_us(
+    bundle: IndexBundle, backend: str, params: SearchParams, batch_size: int
+) -> float:
+    """Return the CPU time a query of the library's own search, without checks and rescoring."""
     index = bundle.index(backend)
-    choice = bundle.choose(COUNT, recall_target=RECALL_TARGET, backend=backend)
     queries = np.ascontiguousarray(bundle.tuning_queries[:_RAW_SEARCHES])
-    singles = [queries[i : i + 1] for i in range(len(queries))]
-    for query in singles[:100]:
-        index._search(query, COUNT, choice.params)  # noqa: SLF001 - what is beneath our own search
+    starts = range(0, max(1, len(queries) - batch_size + 1), batch_size)
+    batches = [queries[start : start + batch_size] for start in starts]
+
+    def search_all() -> None:
+        for batch in batches:
+            index._search(batch, COUNT, params)  # noqa: SLF001 - what is beneath our own search
+
+    search_all()
     start = process_time()
-    for query in singles:
-        index._search(query, COUNT, choice.params)  # noqa: SLF001
-    return (process_time() - start) / len(singles) * 1e6
+    search_all()
+    return (process_time() - start) / sum(map(len, batches)) * 1e6
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = perf_counter()
+    work()
+    return perf_counter() - start
+
+
+def _private_bytes(pid: int) -> int:
+    """Return the memory of a process that no file and no other process is behind."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
 
 
 @contextmanager
