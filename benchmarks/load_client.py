@@ -1,7 +1,8 @@
 """A load client for machines without h2load, in a process of its own.
 
 ``python -m benchmarks.load_client TARGET METHOD SECONDS IN_FLIGHT RATE CONNECTIONS`` reads the
-request from stdin and writes one float64 for each call to stdout: microseconds, or NaN if it failed.
+request from stdin and writes one float64 for each call to stdout: microseconds, or NaN if it
+failed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import TypeAlias
 import grpc
 import numpy as np
 import uvloop
-
 
 _Call: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 
