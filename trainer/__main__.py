@@ -32,6 +32,7 @@ from trainer.splits import split as split_dataset
 if TYPE_CHECKING:
     from trainer.comparison import Comparison
     from trainer.evaluation import Evaluation, PredictRatings, ScoreUsers
+    from trainer.metrics import Interval
     from trainer.ranking import Ranker
     from trainer.towers import Towers, TowersConfig
 
@@ -298,6 +299,12 @@ def _print_evaluation(evaluation: Evaluation) -> None:
     Console().print(table)
     if evaluation.rmse is not None:
         Console().print(f"The ranking model's ratings have an RMSE of {evaluation.rmse:.4f}")
+    for order in evaluation.ranked:
+        Console().print(
+            f"In its order, the best of {order.n_retrieved} retrieved have an ndcg@10 of "
+            f"{order.ndcg:.4f}: {_shown_interval(order.lead)} against the order of retrieval",
+            soft_wrap=True,
+        )
 
 
 def _print_comparison(comparison: Comparison) -> None:
@@ -322,7 +329,7 @@ def _print_comparison(comparison: Comparison) -> None:
         intervals = (model.towers_lead[name] for name in BOOTSTRAPPED)
         leads.add_row(
             model.name,
-            *(f"{one.mean:+.4f} ({one.low:+.4f} to {one.high:+.4f})" for one in intervals),
+            *map(_shown_interval, intervals),
         )
     console = Console()
     console.print(table)
@@ -335,6 +342,10 @@ def _print_comparison(comparison: Comparison) -> None:
         console.print(ratings)
     for name, why in comparison.left_out.items():
         console.print(f"{name} was left out: {why}", soft_wrap=True)
+
+
+def _shown_interval(interval: Interval) -> str:
+    return f"{interval.mean:+.4f} ({interval.low:+.4f} to {interval.high:+.4f})"
 
 
 @contextmanager

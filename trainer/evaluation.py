@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +28,38 @@ CUTOFFS = (10, 20, 50, 100)
 _DEPTH = max(CUTOFFS)
 _MAX_SCORES = 8_000_000  # of one batch of users: 32 MB, and a few times that while ranking
 
+RANKED_DEPTHS = (10, 100)
+"""Numbers of retrieved candidates that the ranking model's order is measured on."""
+
+_RANKED_CUTOFF = 10
+
 ScoreUsers = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 """Scores (n, n_candidates) of all candidates for user rows (n,)."""
 
-PredictRatings = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int32]], npt.NDArray[np.float32]]
+PredictRatings = Callable[
+    [npt.NDArray[np.integer[Any]], npt.NDArray[np.integer[Any]]], npt.NDArray[np.float32]
+]
 """Ratings (n,) that the users of user rows (n,) would give to candidate rows (n,)."""
 
 
 class EvaluationError(Exception):
     """Why a model cannot be evaluated, in words for the person who asked for it."""
+
+
+class RankedOrder(BaseModel):
+    """What the ranking model's order does to the lists that were retrieved.
+
+    Attributes:
+        n_retrieved: How many candidates of each user were put into its order.
+        ndcg: NDCG@10 of that order, mean over users.
+        lead: What that is above the order of retrieval, with its 95% interval.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_retrieved: int
+    ndcg: float
+    lead: metrics.Interval
 
 
 class Evaluation(BaseModel):
@@ -48,6 +72,7 @@ class Evaluation(BaseModel):
         n_users: How many users were scored.
         metrics: By name, such as ``heldout_recall@10``; see ``trainer.metrics``.
         rmse: Of the ranking model's ratings; None without one.
+        ranked: What the ranking model's order does, by rising depth; empty without one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,6 +83,7 @@ class Evaluation(BaseModel):
     n_users: int
     metrics: dict[str, float]
     rmse: float | None = None
+    ranked: list[RankedOrder] = []
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,14 +121,20 @@ def evaluate(
         EvaluationError: if there is nobody to score, or a score is not a number.
     """
     rankings = rank(dataset, split, score_users)
-    return Evaluation(
+    evaluation = Evaluation(
         dataset=dataset.name,
         split=split.kind,
         ordered_by=split.ordered_by,
         n_users=len(rankings.user_rows),
         metrics=measure(dataset, split, rankings),
-        rmse=None if predict_ratings is None else rating_error(dataset, split, predict_ratings),
     )
+    if predict_ratings is None:
+        return evaluation
+    ranked = {
+        "rmse": rating_error(dataset, split, predict_ratings),
+        "ranked": [ranked_order(rankings, predict_ratings, n) for n in RANKED_DEPTHS],
+    }
+    return evaluation.model_copy(update=ranked)
 
 
 def rating_error(dataset: Dataset, split: Split, predict: PredictRatings) -> float:
@@ -117,6 +149,22 @@ def rating_error(dataset: Dataset, split: Split, predict: PredictRatings) -> flo
     if np.isnan(predicted).any():
         raise EvaluationError("the model predicted a rating that is not a number (NaN)")
     return metrics.rmse(predicted, dataset.ratings[split.test])
+
+
+def ranked_order(rankings: Rankings, predict: PredictRatings, n_retrieved: int) -> RankedOrder:
+    """Put the first candidates of every list into the order of their predicted ratings."""
+    lists, hits = rankings.lists[:, :n_retrieved], rankings.hits[:, :n_retrieved]
+    users = np.broadcast_to(rankings.user_rows[:, None], lists.shape)
+    ratings = predict(users.ravel(), np.maximum(lists, 0).ravel()).reshape(lists.shape)
+    best_first = np.argsort(np.where(lists >= 0, -ratings, np.inf), axis=1, kind="stable")
+    counts = rankings.heldout_counts
+    retrieved = metrics.ndcg(rankings.hits, counts, _RANKED_CUTOFF)
+    ranked = metrics.ndcg(np.take_along_axis(hits, best_first, axis=1), counts, _RANKED_CUTOFF)
+    return RankedOrder(
+        n_retrieved=n_retrieved,
+        ndcg=float(ranked.mean()),
+        lead=metrics.paired_bootstrap(ranked, retrieved),
+    )
 
 
 def rank(dataset: Dataset, split: Split, score_users: ScoreUsers) -> Rankings:

@@ -17,6 +17,7 @@ from trainer.evaluation import (
     EvaluationError,
     evaluate,
     rank,
+    ranked_order,
     rating_error,
     top_rows,
 )
@@ -224,3 +225,24 @@ def test_what_has_no_rating_error_is_refused(ratings, prediction, sentence):
 
     with pytest.raises(EvaluationError, match=sentence):
         rating_error(dataset, make_split([0], [1, 2]), lambda *_: np.full(2, prediction))
+
+
+def test_the_order_of_predicted_ratings_is_measured_against_that_of_retrieval():
+    dataset = make_dataset([(0, 0), (0, 1), (1, 2), (1, 0)])
+    rankings = rank(dataset, make_split([0, 2], [1, 3]), score_by_row([[9, 8, 7, 6], [7, 8, 9, 6]]))
+    # Retrieved: 1, 2, 3 for user 0 (1 is held out), 1, 0, 3 for user 1 (0 is held out).
+    actual = ranked_order(rankings, lambda *rows: rows[1] + 0.0, n_retrieved=2)
+
+    # Ordered by falling row: 2, 1 and 1, 0. Only the first list changes.
+    assert actual.n_retrieved == 2
+    assert (1 / np.log2(3) + 1 / np.log2(3)) / 2 == pytest.approx(actual.ndcg)
+    assert (1 / np.log2(3) - 1) / 2 == pytest.approx(actual.lead.mean)
+
+
+def test_padding_stays_behind_what_was_retrieved():
+    dataset = make_dataset([(0, 0), (0, 1)])
+    rankings = rank(dataset, make_split([0], [1]), score_by_row([[9, 8, 7, 6]]))
+
+    actual = ranked_order(rankings, lambda *rows: 0.0 - rows[1], n_retrieved=100)
+
+    assert pytest.approx(1) == actual.ndcg
