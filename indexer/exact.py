@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -25,10 +24,10 @@ _MIN_GROUPS = 256  # ... but enough for NumPy to reduce them at full speed...
 _MIN_GROUP_SIZE = 8  # ... and large enough to be worth it
 
 # A sort key is 64 bits: the turned score above, the row below.
-_ROW, _SCORE = (0, 1) if sys.byteorder == "little" else (1, 0)
-_NO_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)  # sorts behind the key of every row
-_NO_KEY_HALF = np.uint32(0xFFFFFFFF)
-_SIGN = np.uint32(0x80000000)
+_HALF = 32
+_ROW_BITS = np.uint64(0xFFFFFFFF)
+_NO_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)  # of the row -1; sorts behind the key of every other
+_ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
 
 
 class SearchMethod(StrEnum):
@@ -103,10 +102,11 @@ class ExactScorer:
             part = rows[start : start + step]
             # Clipping spares a check and a copy; the scores of what is clipped are not used.
             gathered = vectors[: len(part)]
-            np.take(self.embeddings, part, axis=0, mode="clip", out=gathered)
+            self.embeddings.take(part, axis=0, mode="clip", out=gathered)
             some = queries[start : start + step, None, :]
             np.vecdot(gathered, some, out=scores[start : start + step])
-        return _best(_sort_keys(rows, scores), k)
+        scores += np.float32(0)  # mends -0, which would sort apart from 0
+        return _best(rows, scores, k)
 
     def shortlist(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> np.ndarray:
         """Return rows that certainly hold the exact top k of each query, and few others.
@@ -143,7 +143,7 @@ class ExactScorer:
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
             gathered = vectors[: len(part)]
-            np.take(self.embeddings, part, axis=0, mode="clip", out=gathered)
+            self.embeddings.take(part, axis=0, mode="clip", out=gathered)
             products[:, start : start + step] = _products(queries, gathered)
         return products
 
@@ -225,40 +225,60 @@ def padded(lines: list[np.ndarray]) -> np.ndarray:
     return padded
 
 
-def _sort_keys(rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return one integer per row that sorts as the results must: best score, then lower row.
+def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> Neighbors:
+    """Return the best k of scored rows, both (n_queries, width), repeated ones counted once."""
+    neighbors = _best_of_distinct(rows[0], scores[0], k) if len(rows) == 1 else None
+    return _best_by_key(rows, scores, k) if neighbors is None else neighbors
 
-    The upper half holds the score's bits, turned so that they fall as the score rises; the lower
-    half holds the row. One integer sort is far cheaper than a sort by two keys, and equal keys
-    are repeated rows.
+
+def _best_of_distinct(rows: np.ndarray, scores: np.ndarray, k: int) -> Neighbors | None:
+    """Return the best k rows of one query; None if two scores are equal or rows are missing.
+
+    A search for one query spends its time on calls of NumPy, and keys take twice as many.
     """
-    halves = np.empty((*rows.shape, 2), dtype=np.uint32)
-    halves[..., _ROW] = rows
-    halves[..., _SCORE] = _turned((scores + np.float32(0)).view(np.uint32))  # 0 mends -0
-    halves[rows < 0] = _NO_KEY_HALF
-    return halves.view(np.uint64)[..., 0]
+    order = (-scores).argsort()
+    scores = scores.take(order)
+    if np.count_nonzero(scores[1:] == scores[:-1]) or np.count_nonzero(rows < 0) or len(rows) < k:
+        return None
+    return Neighbors(rows.take(order[None, :k]).astype(np.int64), scores[None, :k])
 
 
-def _best(keys: np.ndarray, k: int) -> Neighbors:
-    """Read the k best rows and their scores back from sort keys (n_queries, width)."""
+def _best_by_key(rows: np.ndarray, scores: np.ndarray, k: int) -> Neighbors:
+    """Return the best k rows of each query, whatever is equal, repeated or missing."""
+    keys = _sort_keys(rows, scores)
     keys.sort(axis=1)
     repeated = keys[:, 1:] == keys[:, :-1]
     if repeated.any():
         keys[:, 1:][repeated] = _NO_KEY
         keys.sort(axis=1)
-    best = np.ascontiguousarray(keys[:, :k])
-    halves = best.view(np.uint32).reshape(*best.shape, 2)
-    rows = halves[..., _ROW].astype(np.int64)
-    scores = _turned(halves[..., _SCORE]).view(np.float32)
-    if best.shape[1] == k and (best[:, -1] != _NO_KEY).all():
-        return Neighbors(rows, scores)
+    best = keys[:, :k]
     neighbors = Neighbors.none(len(keys), k)
     present = best != _NO_KEY
-    neighbors.rows[:, : best.shape[1]][present] = rows[present]
-    neighbors.scores[:, : best.shape[1]][present] = scores[present]
+    width = best.shape[1]
+    np.copyto(neighbors.rows[:, :width], (best & _ROW_BITS).view(np.int64), where=present)
+    np.copyto(neighbors.scores[:, :width], _scores(best), where=present)
     return neighbors
 
 
+def _sort_keys(rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return one integer per row that sorts as the results must: best score, then lower row.
+
+    The upper half holds the score's bits, turned so that they fall as the score rises; the lower
+    half holds the row. One integer sort is far cheaper than a sort by two keys, and equal keys
+    are repeated rows. The bits of the row -1 are all set, and so its key's are.
+    """
+    keys = _turned(scores.view(np.int32)).astype(np.int64)
+    keys <<= _HALF
+    keys |= rows
+    return keys.view(np.uint64)
+
+
+def _scores(keys: np.ndarray) -> np.ndarray:
+    """Read the scores back from sort keys."""
+    return _turned((keys >> _HALF).astype(np.uint32).view(np.int32)).view(np.float32)
+
+
 def _turned(bits: np.ndarray) -> np.ndarray:
-    """Turn float32 bits into integers that fall as the number rises; or turn them back."""
-    return np.where(bits & _SIGN, bits, bits ^ ~_SIGN)
+    """Turn float32 bits so that, unsigned, they fall as the number rises; or turn them back."""
+    turned: np.ndarray = bits ^ (~(bits >> (_HALF - 1)) & _ALL_BUT_SIGN)
+    return turned

@@ -291,11 +291,10 @@ class LocalIndex(Index[S], Generic[B, S]):
     def _search_all(self, queries: np.ndarray, k: int, params: S) -> Neighbors:
         n_wanted = min(k, self.n_candidates)
         neighbors = self._exact.rescore(queries, self._search(queries, n_wanted, params), k)
-        short = neighbors.rows[:, n_wanted - 1] < 0
-        if not short.any():
+        (short,) = (neighbors.rows[:, n_wanted - 1] < 0).nonzero()
+        if len(short) == 0:
             return neighbors
-        eligible_search = self._eligible_search(k, params, None)
-        return eligible_search.complete(queries, neighbors, np.flatnonzero(short))
+        return self._eligible_search(k, params, None).complete(queries, neighbors, short)
 
     def _eligible_search(self, k: int, params: S, eligible: np.ndarray | None) -> EligibleSearch:
         return EligibleSearch(
@@ -348,10 +347,12 @@ def _check_vectors(name: str, vectors: np.ndarray) -> None:
         raise ValueError(f"{name} must be a float32 array, not {_kind(vectors)}")
     if vectors.ndim != 2:  # noqa: PLR2004
         raise ValueError(f"{name} must have shape (n, dim), not {vectors.shape}")
-    norms = squared_norms(vectors)
-    if math.isfinite(norms.sum(dtype=np.float64)):
+    if math.isfinite(np.vdot(vectors, vectors)):
         return
-    row = int(np.argmin(np.isfinite(norms)))
+    is_finite = np.isfinite(squared_norms(vectors))
+    if is_finite.all():  # it was only their sum that was too large
+        return
+    row = int(np.argmin(is_finite))
     problem = (
         "is too large: its norm must be below 1.8e19"
         if np.isfinite(vectors[row]).all()

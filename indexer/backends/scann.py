@@ -179,7 +179,8 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
             leaves_to_search=self._leaves(params),
         )
         # Where the searched leaves hold fewer, ScaNN pads with row 0 and a distance that is NaN.
-        return np.where(np.isnan(distances), -1, rows.astype(np.int64))
+        missing = np.isnan(distances)
+        return np.where(missing, -1, rows.astype(np.int64)) if np.count_nonzero(missing) else rows
 
     def _check_size(self) -> None:
         num_leaves = self.build_params.num_leaves

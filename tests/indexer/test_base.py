@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from indexer.backends.annoy import AnnoyIndex, AnnoySearchParams
-from indexer.backends.base import geometric
+from indexer.backends.base import check_queries, geometric
 from indexer.backends.scann import ScannSearchParams
 
 
@@ -64,3 +64,9 @@ def test_params_are_found_along_the_series(
 ) -> None:
     found = index.params_at(n, AnnoySearchParams(search_k=search_k), k)
     assert found.search_k == pytest.approx(expected, abs=1)
+
+
+def test_what_is_too_large_only_together_is_no_fault() -> None:
+    check_queries(np.full((2, 1), 1.5e19, dtype=np.float32), 1)
+    with pytest.raises(ValueError, match="row 1 of the queries is too large"):
+        check_queries(np.array([[1.5e19], [2e19]], dtype=np.float32), 1)

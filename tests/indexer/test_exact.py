@@ -75,6 +75,22 @@ def test_repeated_and_missing_proposals() -> None:
     assert [[3.0, 2.0, -np.inf], [-1.0, -np.inf, -np.inf]] == found.scores.tolist()
 
 
+@settings(max_examples=200, deadline=None)
+@given(scorers_and_queries(), st.integers(1, 50), st.data())
+def test_a_query_alone_is_answered_as_among_others(
+    case: tuple[ExactScorer, np.ndarray], k: int, data: st.DataObject
+) -> None:
+    scorer, queries = case
+    proposable = st.integers(-1, len(scorer.embeddings) - 1)
+    shape = st.tuples(st.just(len(queries)), st.integers(0, 60))
+    proposed = data.draw(hnp.arrays(np.int64, shape, elements=proposable, fill=proposable))
+    together = scorer.rescore(queries, proposed, k)
+    for i in range(len(queries)):
+        alone = scorer.rescore(queries[i : i + 1], proposed[i : i + 1], k)
+        assert together.rows[i].tolist() == alone.rows[0].tolist()
+        assert together.scores[i].tobytes() == alone.scores[0].tobytes()
+
+
 def test_negative_zero_ties_with_zero() -> None:
     scorer = ExactScorer(np.array([[0.0], [-0.0], [0.0]], dtype=np.float32))
     assert scorer.search(np.array([[-1.0]], dtype=np.float32), 3).rows.tolist() == [[0, 1, 2]]
