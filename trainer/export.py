@@ -99,9 +99,7 @@ def export(
             queries, candidates = _some_queries(towers, histories), _some_candidates(towers)
             query, candidate = towers.query_module, towers.candidate_module
             _write_model(staged, QUERY_TOWER, query, query.embed, {HISTORY: queries})
-            _write_model(
-                staged, CANDIDATE_TOWER, candidate, candidate.embed, {CANDIDATE_ID: candidates}
-            )
+            _write_model(staged, CANDIDATE_TOWER, candidate, candidate.embed, candidates)
             if ranker is not None:
                 _write_ranker(staged, ranker if with_histories else ranker.without_users())
         (staged / FEATURES).write_text(towers.features.model_dump_json(indent=2) + "\n")
@@ -206,9 +204,9 @@ def _some_queries(towers: Towers, histories: list[np.ndarray]) -> np.ndarray:
     return encode_histories(histories[:_N_EXAMPLES], towers.features.max_history_length)
 
 
-def _some_candidates(towers: Towers) -> np.ndarray:
-    n_candidates = len(towers.vocabularies[CANDIDATE_ID])
-    return np.arange(1, min(n_candidates, _N_EXAMPLES) + 1, dtype=np.int32)[:, None]
+def _some_candidates(towers: Towers) -> dict[str, np.ndarray]:
+    names = (feature.name for feature in towers.features.candidate)
+    return {name: towers.corpus[name][:_N_EXAMPLES] for name in names}
 
 
 def _vocabulary_table(vocabularies: Mapping[str, Vocabulary]) -> pa.Table:

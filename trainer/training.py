@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 
 from trainer.datasets import Dataset
+from trainer.features import (
+    CANDIDATE_ID,
+    HISTORY,
+    Feature,
+    Features,
+    describe_column,
+    encode_candidates,
+)
 from trainer.keras import tf
 from trainer.towers import Towers, TowersConfig, TwoTowers
+from trainer.vocabulary import Vocabulary
 
 OnEpoch: TypeAlias = Callable[[int, dict[str, float]], None]
 
+_INPUT_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _MAX_COMPRESSED = 20_000
 """Of more users than this, some stand for all when the embeddings are compressed."""
 
@@ -48,7 +60,9 @@ def fit(
     """
     histories = collect_histories(dataset, train_rows, config.max_history_length)
     batches = training_batches(histories, config, seed)
-    model = TwoTowers(dataset.n_candidates, config, seed)
+    features, vocabularies = describe(dataset, config)
+    corpus = encode_candidates(features, vocabularies, dataset.candidates)
+    model = TwoTowers(features, corpus, config, seed)
     n_steps = config.epochs * int(batches.cardinality())
     learning_rate = tf.keras.optimizers.schedules.PolynomialDecay(
         config.learning_rate, n_steps, end_learning_rate=0.0
@@ -62,8 +76,45 @@ def fit(
         verbose=0,
     )
     known = [history for history in histories if len(history)]
-    model.compress(_ragged(known[:: 1 + len(known) // _MAX_COMPRESSED]) + 1)
-    return Towers(model, config, dataset.candidate_ids, histories)
+    model.finish(_ragged(known[:: 1 + len(known) // _MAX_COMPRESSED]) + 1)
+    return Towers(model, config, features, vocabularies, corpus, histories)
+
+
+def describe(dataset: Dataset, config: TowersConfig) -> tuple[Features, dict[str, Vocabulary]]:
+    """Describe what the towers read: histories, candidate ids and the candidates' metadata.
+
+    Returns:
+        The features, and the vocabularies of those that have any.
+
+    Raises:
+        TrainingError: if a metadata column is of a type that no tower can read, or has a name that
+            no input of a tower can have.
+    """
+    history = Feature(name=HISTORY, kind="history", length=config.max_history_length)
+    candidate = [Feature(name=CANDIDATE_ID, kind="id", n_tokens=dataset.n_candidates)]
+    vocabularies = {CANDIDATE_ID: dataset.candidate_ids}
+    columns = dataset.candidates.column_names if config.content else []
+    for name in columns:
+        if name == CANDIDATE_ID:
+            continue
+        feature, vocabulary = _describe_content(name, dataset.candidates[name])
+        if feature.kind in config.content:
+            candidate.append(feature)
+            if vocabulary is not None:
+                vocabularies[name] = vocabulary
+    return Features(query=(history,), candidate=tuple(candidate)), vocabularies
+
+
+def _describe_content(name: str, column: pa.ChunkedArray) -> tuple[Feature, Vocabulary | None]:
+    if not _INPUT_NAME.fullmatch(name):
+        raise TrainingError(
+            f"the candidates' column {name!r} cannot be an input of a tower: rename it so that "
+            "it begins with a letter and holds letters, digits and underscores only"
+        )
+    try:
+        return describe_column(name, column)
+    except ValueError as error:
+        raise TrainingError(f"the candidates' column {name!r}: {error}") from error
 
 
 def collect_histories(
@@ -119,7 +170,9 @@ def training_batches(histories: list[np.ndarray], config: TowersConfig, seed: in
             2 * seed, config.batch_size, partial(_hide, dropout=config.history_dropout)
         ),
         "sequence": stream(
-            2 * seed + 1, config.batch_size // 2, partial(_cut, decay=config.target_decay)
+            2 * seed + 1,
+            config.batch_size // 2,
+            partial(_cut, decay=config.target_decay),
         ),
     }
     return tf.data.Dataset.zip(batches).prefetch(2)

@@ -8,7 +8,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from pydantic import ValidationError
 
-from trainer.features import encode_histories
+from trainer.features import Feature, Features, encode_histories
 from trainer.keras import tf
 from trainer.towers import HEADS, Towers, TowersConfig, TwoTowers
 from trainer.vocabulary import Vocabulary
@@ -16,14 +16,27 @@ from trainer.vocabulary import Vocabulary
 CONFIG = TowersConfig(dim=5, width=4, max_history_length=4)
 UNCOMPRESSED = TowersConfig(dim=11, width=4, max_history_length=4)
 N_CANDIDATES = 7
+FEATURES = Features(
+    query=(Feature(name="history", kind="history", length=4),),
+    candidate=(
+        Feature(name="candidate_id", kind="id", n_tokens=N_CANDIDATES),
+        Feature(name="genres", kind="list", length=2, n_tokens=3),
+        Feature(name="year", kind="number"),
+    ),
+)
+CORPUS = {
+    "candidate_id": np.arange(1, N_CANDIDATES + 1, dtype=np.int32)[:, None],
+    "genres": np.array([[1, 2], [3, 0], [0, 0], [2, 0], [1, 3], [2, 3], [1, 0]], dtype=np.int32),
+    "year": np.linspace(-1, 1, N_CANDIDATES, dtype=np.float32)[:, None],
+}
 
 
 def untrained(config: TowersConfig) -> Towers:
-    model = TwoTowers(N_CANDIDATES, config, seed=0)
+    model = TwoTowers(FEATURES, CORPUS, config, seed=0)
     histories = [np.array(rows, dtype=np.int32) for rows in ([0, 1], [2], [6, 5, 4], [3, 1, 0, 2])]
-    model.compress(tf.ragged.constant([rows.tolist() for rows in histories], dtype=tf.int32) + 1)
-    ids = Vocabulary([f"c{row}" for row in range(N_CANDIDATES)])
-    return Towers(model, config, ids, histories)
+    model.finish(tf.ragged.constant([rows.tolist() for rows in histories], dtype=tf.int32) + 1)
+    vocabularies = {"candidate_id": Vocabulary([f"c{row}" for row in range(N_CANDIDATES)])}
+    return Towers(model, config, FEATURES, vocabularies, CORPUS, histories)
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +57,14 @@ def lite(module: Any, directory: Path) -> Any:
 def test_every_head_has_fixed_lengths_and_a_dimension_for_the_bias(
     towers: Towers, name: str
 ) -> None:
-    queries = towers.model.query_tower.heads[name](np.array([[3, 0, 0, 0], [1, 2, 3, 7]]))
-    np.testing.assert_allclose(
-        1 / CONFIG.temperature, np.linalg.norm(queries[:, :-1], axis=1), 1e-5
-    )
+    tower = towers.model.query_tower
+    queries = tower.head(name, np.array([[3, 0, 0, 0], [1, 2, 3, 7]]), tower.items)
+    lengths = np.linalg.norm(queries[:, :-1], axis=1)
+    np.testing.assert_allclose(1 / CONFIG.temperature, lengths, 1e-5)
     np.testing.assert_array_equal([1, 1], queries[:, -1])
-    candidates = towers.model.candidate_tower.heads[name](np.array([[1], [7]]))
+    candidates = towers.model.candidate_tower.heads(CORPUS)[name]
+    assert candidates.shape == (N_CANDIDATES, CONFIG.width + 1)
     np.testing.assert_allclose(1, np.linalg.norm(candidates[:, :-1], axis=1), 1e-5)
-    np.testing.assert_array_equal([0, 0], candidates[:, -1])
 
 
 def test_queries_end_in_a_one_and_candidates_in_their_bias(towers: Towers) -> None:
@@ -65,24 +78,22 @@ def test_queries_end_in_a_one_and_candidates_in_their_bias(towers: Towers) -> No
 
 def test_where_the_dimensions_suffice_compression_keeps_the_sum_of_both_heads() -> None:
     towers = untrained(UNCOMPRESSED)
+    tower = towers.model.query_tower
     history = encode_histories(towers.histories, UNCOMPRESSED.max_history_length)
-    tokens = np.arange(1, N_CANDIDATES + 1, dtype=np.int32)[:, None]
-    query_heads, candidate_heads = (
-        tower.heads for tower in (towers.model.query_tower, towers.model.candidate_tower)
-    )
     taste, sequence = (
-        query_heads[name](history) @ tf.transpose(candidate_heads[name](tokens)) for name in HEADS
+        tower.head(name, history, tower.items) @ tf.transpose(candidates)
+        for name, candidates in towers.model.candidate_tower.heads(CORPUS).items()
     )
-    actual = towers.embed_queries(towers.histories)
     np.testing.assert_allclose(
         taste + UNCOMPRESSED.sequence_weight * sequence,
-        actual @ towers.embed_candidates().T,
+        towers.embed_queries(towers.histories) @ towers.embed_candidates().T,
         atol=1e-4,
     )
 
 
 def test_an_empty_history_is_answered_by_the_biases_alone(towers: Towers) -> None:
-    taste = towers.model.query_tower.heads["taste"](np.zeros((1, 4), dtype=np.int32))
+    tower = towers.model.query_tower
+    taste = tower.head("taste", np.zeros((1, 4), dtype=np.int32), tower.items)
     np.testing.assert_array_equal([[0, 0, 0, 0, 1]], taste)
 
 
@@ -90,10 +101,10 @@ def test_a_newer_interaction_weighs_more_for_the_sequence_and_the_same_for_the_t
     towers: Towers,
 ) -> None:
     histories = np.array([[3, 2], [2, 3], [2, 0]], dtype=np.int32)
-    heads = towers.model.query_tower.heads
-    newest, older, only = heads["sequence"](histories)[:, :-1].numpy()
+    tower = towers.model.query_tower
+    newest, older, only = tower.head("sequence", histories, tower.items)[:, :-1].numpy()
     assert newest @ only > older @ only
-    same, again, _ = heads["taste"](histories).numpy()
+    same, again, _ = tower.head("taste", histories, tower.items).numpy()
     np.testing.assert_allclose(same, again, atol=1e-6)
 
 
@@ -121,10 +132,8 @@ def test_exported_query_tower_agrees_without_tensorflow_operations(
 def test_exported_candidate_tower_agrees_without_tensorflow_operations(
     towers: Towers, tmp_path: Path
 ) -> None:
-    tokens = np.arange(N_CANDIDATES + 1, dtype=np.int32)[:, None]
-    expected = towers.candidate_module.embed(tokens)["embedding"]
-    actual = lite(towers.candidate_module, tmp_path)(candidate_id=tokens)["embedding"]
-    np.testing.assert_allclose(expected, actual, atol=1e-5)
+    actual = lite(towers.candidate_module, tmp_path)(**CORPUS)["embedding"]
+    np.testing.assert_allclose(towers.embed_candidates(), actual, atol=1e-5)
 
 
 def test_an_unknown_option_is_refused() -> None:
