@@ -240,7 +240,8 @@ def _fit_ranker(data: Dataset, parts: Split, seed: int) -> Ranker | None:
 def _evaluate(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None) -> Evaluation:
     from trainer.evaluation import evaluate as evaluate_scores
 
-    return evaluate_scores(data, parts, _scorer(towers), _predictor(ranker))
+    predict = None if ranker is None else ranker.predict
+    return evaluate_scores(data, parts, _scorer(towers), predict)
 
 
 def _compare(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None) -> Comparison:
@@ -248,13 +249,22 @@ def _compare(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None)
 
     with stderr.status("Comparing") as status:
         return compare_models(
-            *(data, parts, _scorer(towers), _predictor(ranker)),
+            data,
+            parts,
+            _scorer(towers),
+            rating_models=_rating_models(ranker),
             on_model=lambda name: status.update(f"Comparing {name}"),
         )
 
 
-def _predictor(ranker: Ranker | None) -> PredictRatings | None:
-    return None if ranker is None else ranker.predict
+def _rating_models(ranker: Ranker | None) -> dict[str, PredictRatings]:
+    """Return what predicts ratings, by the name it has in tables."""
+    if ranker is None:
+        return {}
+    return {
+        "ranking model": ranker.predict,
+        "ranking model, by history alone": ranker.without_users().predict,
+    }
 
 
 def _scorer(towers: Towers) -> ScoreUsers:

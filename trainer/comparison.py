@@ -22,7 +22,6 @@ from trainer.metrics import Interval, paired_bootstrap
 from trainer.splits import Split, SplitKind
 
 TOWERS = "towers"
-RANKER = "ranking model"
 
 HEADLINES = (
     "heldout_recall@10",
@@ -67,7 +66,7 @@ class Comparison(BaseModel):
         n_users: How many users were scored.
         models: The towers first, then the baselines.
         left_out: By name, why a baseline could not be compared.
-        rmse: Of ratings, by the name of what predicts them: the ranking model first, then its
+        rmse: Of ratings, by the name of what predicts them: our models first, then their
             baselines; empty without ratings.
     """
 
@@ -86,8 +85,8 @@ def compare(
     dataset: Dataset,
     split: Split,
     score_users: ScoreUsers,
-    predict_ratings: PredictRatings | None = None,
     *,
+    rating_models: Mapping[str, PredictRatings] | None = None,
     baselines: Mapping[str, Fit] = BASELINES,
     rating_baselines: Mapping[str, FitRatings] = RATING_BASELINES,
     on_model: Callable[[str], None] = lambda _: None,
@@ -98,9 +97,9 @@ def compare(
         dataset: What was split.
         split: What the models learn from and are tested on.
         score_users: The towers, trained on ``split.train``.
-        predict_ratings: The ranking model, trained on the same; None if there are no ratings.
+        rating_models: What predicts ratings, trained on the same, by name; none without ratings.
         baselines: What to compare the towers with, by name.
-        rating_baselines: What to compare the ranking model with, by name.
+        rating_baselines: What to compare those with, by name.
         on_model: Called with the name of each model before its turn, to show progress.
 
     Raises:
@@ -136,21 +135,21 @@ def compare(
         n_users=len(rankings.user_rows),
         models=models,
         left_out=left_out,
-        rmse=_rating_errors(dataset, split, predict_ratings, rating_baselines, on_model),
+        rmse=_rating_errors(dataset, split, rating_models or {}, rating_baselines, on_model),
     )
 
 
 def _rating_errors(
     dataset: Dataset,
     split: Split,
-    predict_ratings: PredictRatings | None,
+    models: Mapping[str, PredictRatings],
     baselines: Mapping[str, FitRatings],
     on_model: Callable[[str], None],
 ) -> dict[str, float]:
-    """Return the RMSE of the ranking model and of its baselines, by name; none without ratings."""
-    if predict_ratings is None or dataset.ratings is None:
+    """Return the RMSE of rating models and of their baselines, by name; none without models."""
+    if not models or dataset.ratings is None:
         return {}
-    errors = {RANKER: rating_error(dataset, split, predict_ratings)}
+    errors = {name: rating_error(dataset, split, predict) for name, predict in models.items()}
     for name, fit in baselines.items():
         on_model(name)
         errors[name] = rating_error(

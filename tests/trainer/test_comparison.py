@@ -84,7 +84,10 @@ def test_ratings_are_compared_where_there_are_any(dataset, parts):
     ratings = dataset.ratings[parts.train]
     towers = popularity(dataset, parts.train)
     actual = compare(
-        *(dataset, parts, towers, constant(0)),
+        dataset,
+        parts,
+        towers,
+        rating_models={"nothing": constant(0)},
         baselines={},
         rating_baselines={"the mean": lambda *fitted_to: constant(fitted_to[2].mean())},
     )
@@ -92,7 +95,7 @@ def test_ratings_are_compared_where_there_are_any(dataset, parts):
 
     held_out = dataset.ratings[parts.test]
     assert {
-        "ranking model": pytest.approx(np.sqrt((held_out**2).mean())),
+        "nothing": pytest.approx(np.sqrt((held_out**2).mean())),
         "the mean": pytest.approx(np.sqrt(((held_out - ratings.mean()) ** 2).mean())),
     } == actual.rmse
     assert without.rmse == {}

@@ -25,6 +25,8 @@ def test_fit_evaluates_refits_on_everything_and_publishes(tmp_path: Path) -> Non
     assert bundle.manifest.evaluation["split"] == "leave-last-out"
     assert bundle.manifest.trained_on.rows == "all"
     assert bundle.manifest.dim == 8
+    assert bundle.manifest.has_ranker
+    assert 0.5 < bundle.manifest.evaluation["rmse"] < 1.5
 
 
 def test_fit_can_export_what_has_seen_the_train_part_only(tmp_path: Path) -> None:
@@ -44,7 +46,11 @@ def test_evaluate_prints_a_table_or_json() -> None:
     table = trainer("evaluate", *SMALL, "--split", "random")
     assert table.exit_code == 0, table.stderr
     assert "heldout_recall" in table.stdout
-    as_json = json.loads(trainer("evaluate", *SMALL, "--split", "random", "--json").stdout)
+    assert "ratings have an RMSE of" in table.stdout
+    assert "the best of 100 retrieved have an ndcg@10 of" in table.stdout
+    command = ("evaluate", *SMALL, "--split", "random", "--no-ranker", "--json")
+    as_json = json.loads(trainer(*command).stdout)
+    assert as_json["rmse"] is None
     assert as_json["split"] == "random"
     assert 0 < as_json["metrics"]["heldout_recall@100"] < 1
 
@@ -66,7 +72,9 @@ def test_own_files_go_the_same_way(tmp_path: Path) -> None:
     files = ("--interactions", interactions, "--candidates", candidates)
     done = trainer("fit", *files, "--epochs", 1, "--dim", 4, "--output", tmp_path / "towers")
     assert done.exit_code == 0, done.stderr
+    assert "has no ratings, so there is no ranking model" in done.stderr
     bundle = TowerBundle.open(tmp_path / "towers" / "current")
+    assert not bundle.manifest.has_ranker
     assert bundle.candidates.column_names == ["candidate_id", "title", "tags"]
 
 
