@@ -161,7 +161,7 @@ def serving_bundle(
             embed_candidates(towers),
             towers.tuning_queries,
             indexes,
-            BuildOptions(recall_target=0.95, k=100),
+            BuildOptions(recall_target=0.95, k=100, backends=("brute_force", "scann")),
             towers=towers,
             announce=on_step,
         )

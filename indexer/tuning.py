@@ -7,7 +7,6 @@ that were tried would be promised and not delivered.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,11 @@ TARGETS = (0.90, 0.95, 0.99)
 
 _MAX_QUERIES = 800  # a standard error of 0.0025 for each half where recalls deviate by 0.05
 _MAX_ANSWERS, _MIN_CHOOSING = 40_000, 100  # deep answers take long, and deviate less
-_EXHAUSTIVE_QUERIES = 20  # an exhaustive search is slow, and there is nothing to estimate
+_EXHAUSTIVE_QUERIES = 20  # an exhaustive search is slow, and there is nothing to estimate ...
+_EXHAUSTIVE_ROWS = 50_000_000  # ... so no more are made than cost as much as scanning these
+_MOST_SCANS, _ALWAYS_AFFORDABLE = 4, 1_000_000  # cost of params worth trying: scans, or rows
 _TIMED_SECONDS = 0.25
-_MIN_TIMED, _MAX_TIMED = 5, 500
+_MIN_TIMED, _MAX_TIMED = 3, 500
 _WORTH_TRYING = 1.5  # times the least cost known to suffice; the cost model is a rough one
 _FINALISTS = 3  # params that are timed for each target
 
@@ -97,9 +98,12 @@ class _Trials:
         self._recalls: dict[SearchParams, np.ndarray] = {}
 
     def best(self, target: float) -> OperatingPoint | None:
-        """Return the cheapest params that meet a target, measured; None if none do."""
+        """Return the cheapest params that meet a target, measured; None if none do.
+
+        What costs far more than exact search is not tried: nobody should search like that.
+        """
         enough: list[SearchParams] = []
-        limit = math.inf
+        limit: float = max(_MOST_SCANS * self._index.n_candidates, _ALWAYS_AFFORDABLE)
         # From the last: its rungs find most, so the first limit on the cost is found early.
         for ladder in reversed(self._ladders):
             affordable = [params for params in ladder if self._cost(params) <= limit]
@@ -140,8 +144,10 @@ class _Trials:
 
 def _exhaustive_point(index: AnyIndex, queries: TuningQueries, k: int) -> OperatingPoint:
     params = index.exhaustive_params()
-    found = index.search(queries.unseen[:_EXHAUSTIVE_QUERIES], k, params)
-    recalls = recall_at_k(found, _top(queries.exact_unseen, k, _EXHAUSTIVE_QUERIES))
+    affordable = max(1, int(_EXHAUSTIVE_ROWS / index.cost(k, params)))
+    n_queries = min(_EXHAUSTIVE_QUERIES, affordable)
+    found = index.search(queries.unseen[:n_queries], k, params)
+    recalls = recall_at_k(found, _top(queries.exact_unseen, k, n_queries))
     return _point(1.0, index, queries, k, params, recalls)
 
 
