@@ -7,7 +7,7 @@ backends whose libraries are installed, and remembered.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -34,9 +34,15 @@ class IndexChoice:
     plans: Mapping[tuple[SearchMethod, bool], SearchPlan]
     """How a search was made, by the method that was come to, and by whether it was by cosine."""
 
+    params_by_factor: dict[float, SearchParams] = field(default_factory=dict)
+    """What ``params_for`` returned before."""
+
     def params_for(self, factor: float) -> SearchParams:
         """Return the params that find ``factor`` times as many candidates at the same recall."""
-        return self.params if factor == 1 else _scaled(self.params, factor)
+        params = self.params_by_factor.get(factor)
+        if params is None:
+            params = self.params_by_factor[factor] = self.params.scaled(factor)
+        return params
 
 
 class Planner:
@@ -129,11 +135,6 @@ class Planner:
         return BackendUnknownError(
             f"unknown backend {backend!r}; this index has {known}", backend=backend, known=known
         )
-
-
-@lru_cache(maxsize=4096)
-def _scaled(params: SearchParams, factor: float) -> SearchParams:
-    return params.scaled(factor)
 
 
 def _is_exact(choice: SearchChoice, index: LocalIndex[Any, Any]) -> bool:

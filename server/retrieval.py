@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from indexer.backends import Neighbors
+from indexer.backends import SearchMethod as IndexSearchMethod
 from indexer.corpus import Corpus
 from server.domain import SearchMethod
 from server.planning import IndexChoice
@@ -23,6 +24,8 @@ _MAX_DROPPED = 1000
 _MAX_DROPPED_PER_RESULT = 0.5
 _SPARE_PER_DROPPED = 2
 _FETCH_STEP = 64  # so that many searches fetch as many, and can be made together
+
+_METHODS = {method: SearchMethod(method.value) for method in IndexSearchMethod}
 
 
 @dataclass(slots=True)
@@ -93,7 +96,7 @@ class Retriever:
         self, several: Sequence[Wanted], choice: IndexChoice, k: int, n_fetched: int
     ) -> list[Found]:
         """Return what ``search`` finds for each of several, all with the same ``n_fetched``."""
-        queries = np.stack([self._query(wanted) for wanted in several])
+        queries = np.array([self._query(wanted) for wanted in several])
         neighbors = choice.index.search(queries, n_fetched, choice.params_for(n_fetched / k))
         return [
             self._kept(_line(neighbors, i), wanted, choice, k) for i, wanted in enumerate(several)
@@ -122,11 +125,11 @@ class Retriever:
     def _kept(self, found: Found, wanted: Wanted, choice: IndexChoice, k: int) -> Found:
         """Drop what is excluded; search once more, with a mask, if an index found too few."""
         if len(wanted.excluded):
-            kept = self._not_excluded(found.rows, wanted.excluded)
+            kept = self._not_excluded(found.rows, wanted.excluded)[:k]
             method = found.method
             if method is SearchMethod.INDEX:
                 method = SearchMethod.OVER_FETCH
-            found = Found(found.rows[kept][:k], found.scores[kept][:k], method)
+            found = Found(found.rows.take(kept), found.scores.take(kept), method)
         if len(found.rows) < k and self.has_more_than(wanted, len(found.rows)):
             return self._search_eligible(wanted, choice, k)
         return found
@@ -136,13 +139,13 @@ class Retriever:
         return _line(choice.index.search(query, k, choice.params, self._eligible(wanted)), 0)
 
     def _not_excluded(self, rows: np.ndarray, excluded: np.ndarray) -> np.ndarray:
-        """Return which of ``rows`` are not excluded, (n,) bool."""
+        """Return where in ``rows`` there is no excluded one, (n,) int64 positions."""
         if not hasattr(self._local, "is_excluded"):
             self._local.is_excluded = np.zeros(self._n_candidates, dtype=bool)
         is_excluded: np.ndarray = self._local.is_excluded
         # Marked and unmarked again: an array of its own for each search would cost more.
         is_excluded[excluded] = True
-        kept: np.ndarray = ~is_excluded[rows]
+        kept: np.ndarray = np.logical_not(is_excluded.take(rows)).nonzero()[0]
         is_excluded[excluded] = False
         return kept
 
@@ -175,4 +178,4 @@ def _line(neighbors: Neighbors, i: int) -> Found:
     if rows[-1] < 0:
         n_found = int(np.count_nonzero(rows >= 0))
         rows, scores = rows[:n_found], scores[:n_found]
-    return Found(rows, scores, SearchMethod(neighbors.method.value))
+    return Found(rows, scores, _METHODS[neighbors.method])

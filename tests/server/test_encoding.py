@@ -7,11 +7,15 @@ from hypothesis import strategies as st
 from server.encoding import FoundEncoder
 from trainer.vocabulary import Vocabulary
 
-IDS = ["a", "ü" * 70, "\U0001f600", "x" * 300]
-ENCODER = FoundEncoder(Vocabulary(IDS))
+IDS = ["a", "ü" * 70, "\U0001f600", "x" * 300, "nil\0\0", *"bcdefghi"]
+ENCODER = FoundEncoder(Vocabulary(IDS))  # "x" * 300 is far longer than most
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.floats(width=32, allow_nan=False)), max_size=50))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(IDS) - 1), st.floats(width=32, allow_nan=False)), max_size=50
+    )
+)
 def test_a_response_has_the_ids_and_scores_it_was_given(found: list[tuple[int, float]]) -> None:
     rows = np.array([row for row, _ in found], dtype=np.int64)
     scores = np.array([score for _, score in found], dtype=np.float32)
