@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import status_pb2  # type: ignore[import-untyped]
 
 from indexer.bundle import BackendEntry, OperatingPoint
 from server.domain import Notice, SearchPlan, SearchResult
@@ -20,15 +21,19 @@ from trainer.vocabulary import Vocabulary
 _LENGTH_DELIMITED = 2
 _ID_TAG = bytes([pb.SearchCandidatesResponse.CANDIDATE_IDS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
 _SCORES_TAG = bytes([pb.SearchCandidatesResponse.SCORES_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
+_RESULT_TAG = bytes(
+    [pb.BatchSearchCandidatesResponse.RESULTS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED]
+)
+_RESPONSE_TAG = bytes([pb.BatchResult.RESPONSE_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
 
 _LONG = 4  # times the mean length: a longer id would make the array of all too wide
 
 
 class FoundEncoder:
-    """Puts rows and scores into responses as bytes, so that no message is built a field at a time.
+    """Writes rows and scores as fields of a serialised response, without building a message.
 
-    A serialised message is the concatenation of its fields, so the ids are kept as fields of a
-    response, ready to be joined; and packed floats are the bytes of their array. Fields lie in one
+    A serialised message is the concatenation of its fields, in any order, so the ids are kept as
+    fields, ready to be joined; and packed floats are the bytes of their array. Fields lie in one
     array of a fixed width, which is far cheaper to pick from than a text and offsets. NumPy pads
     them with zeros and strips those again, so each ends with the tag of the next one's instead of
     beginning with its own: a zero at the end of an id stays.
@@ -44,23 +49,28 @@ class FoundEncoder:
         self._long = {row: field for row, field in enumerate(fields) if len(field) > width}
         self._fields = np.array([field[:width] for field in fields], dtype=np.bytes_)
 
-    def response(self, rows: np.ndarray, scores: np.ndarray) -> pb.SearchCandidatesResponse:
-        """Return a response with the ids of ``rows`` and their scores, both (n,)."""
+    def encode(self, rows: np.ndarray, scores: np.ndarray) -> bytes:
+        """Return the fields of a response that hold the ids of ``rows`` and their scores, (n,)."""
         fields = self._fields.take(rows).tolist()
         if self._long:
             pairs = zip(rows.tolist(), fields, strict=True)
             fields = [self._long.get(row, field) for row, field in pairs]
         ids = b"".join([_ID_TAG, *fields])[: -len(_ID_TAG)]
         packed = scores.astype("<f4", copy=False).tobytes()
-        parts = [ids, _SCORES_TAG, _varint(len(packed)), packed]
-        return pb.SearchCandidatesResponse.FromString(b"".join(parts))
+        return ids + _field(_SCORES_TAG, packed)
 
 
-def response_message(
-    result: SearchResult, returned_fields: Sequence[str], engine: Engine, encoder: FoundEncoder
-) -> pb.SearchCandidatesResponse:
-    """Return what was found, without the plan."""
-    response = encoder.response(result.rows, result.scores)
+def plan_fields(plan: SearchPlan, index_version: str) -> bytes:
+    """Return the fields of a response that are the same for all searches of one plan."""
+    response = pb.SearchCandidatesResponse(plan=plan_message(plan), index_version=index_version)
+    return response.SerializeToString()
+
+
+def other_fields(
+    result: SearchResult, returned_fields: Sequence[str], engine: Engine, next_page_token: str
+) -> bytes:
+    """Return the fields of a response beside what was found and how."""
+    response = pb.SearchCandidatesResponse(next_page_token=next_page_token)
     if result.ranking_scores is not None:
         response.ranking_scores.extend(result.ranking_scores.tolist())
     for name in returned_fields:
@@ -68,7 +78,18 @@ def response_message(
         response.columns.append(column_message(name, engine.metadata.types[name], values))
     if result.notices:
         response.notices.extend(map(notice_message, result.notices))
-    return response
+    return response.SerializeToString()
+
+
+def batch_response(response: bytes) -> bytes:
+    """Return the field of a batch's response that holds the response to one of its searches."""
+    return _field(_RESULT_TAG, _field(_RESPONSE_TAG, response))
+
+
+def batch_status(status: status_pb2.Status) -> bytes:
+    """Return the field of a batch's response that holds the refusal of one of its searches."""
+    refused = pb.BatchSearchCandidatesResponse(results=[pb.BatchResult(status=status)])
+    return refused.SerializeToString()
 
 
 def column_message(name: str, kind: MetadataType, values: Sequence[Any]) -> pb.MetadataColumn:
@@ -196,6 +217,11 @@ def _operating_point(point: OperatingPoint) -> pb.OperatingPoint:
 
 def _string_list(values: Iterable[str]) -> pb.StringList:
     return pb.StringList(values=[value for value in values if value is not None])
+
+
+def _field(tag: bytes, content: bytes) -> bytes:
+    """Return a field whose content says how long it is."""
+    return b"".join([tag, _varint(len(content)), content])
 
 
 def _varint(number: int) -> bytes:

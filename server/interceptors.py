@@ -54,25 +54,21 @@ _MAX_METADATA_BYTES = 400
 _USABLE_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
 Request = TypeVar("Request", bound=Message)
-Response = TypeVar("Response", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def method_handler(
-    method: Callable[[Request], Awaitable[Response]],
-    request_type: type[Request],
-    response_type: type[Response],
-) -> grpc.RpcMethodHandler[Request, Response]:
+    method: Callable[[Request], Awaitable[bytes]], request_type: type[Request]
+) -> grpc.RpcMethodHandler[bytes, bytes]:
     """Return the handler of a unary method that answers every error as the wire promises.
 
     Args:
-        method: from request to response; what it raises becomes a status.
+        method: from request to serialised response; what it raises becomes a status.
         request_type: the message it takes.
-        response_type: the message it returns.
     """
     decode = request_type.FromString
 
-    async def handle(body: bytes, context: Context) -> Response:
+    async def handle(body: bytes, context: Context) -> bytes:
         try:
             return await method(decode(body))
         except errors.SearchError as error:
@@ -84,10 +80,7 @@ def method_handler(
             await _abort(context, error)
 
     # The body is decoded in here: gRPC would answer a bad one with INTERNAL.
-    handler: grpc.RpcMethodHandler[Request, Response] = grpc.unary_unary_rpc_method_handler(
-        handle,
-        response_serializer=response_type.SerializeToString,
-    )
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(handle)
     return handler
 
 

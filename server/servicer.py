@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import grpc
@@ -16,10 +16,12 @@ from server.decoding import RequestDecoder
 from server.domain import SearchRequest, SearchResult
 from server.encoding import (
     FoundEncoder,
+    batch_response,
+    batch_status,
     explanation_message,
     index_info_message,
-    plan_message,
-    response_message,
+    other_fields,
+    plan_fields,
 )
 from server.engine import Engine
 from server.errors import LimitExceededError, NotServingError, OverloadedError, SearchError
@@ -62,38 +64,28 @@ class CandidateSearchServicer:
         self.is_serving = False
         self._engine = engine
         self._settings = settings
-        self._index_version = engine.bundle.manifest.version
+        index_version = engine.bundle.manifest.version
         self._decoder = RequestDecoder(settings)
-        self._page_tokens = PageTokens(self._index_version, page_token_key)
-        self._index_info = index_info_message(engine, settings)
+        self._page_tokens = PageTokens(index_version, page_token_key)
+        self._index_info = index_info_message(engine, settings).SerializeToString()
         self._encoder = encoder
-        self._plan_message = lru_cache(maxsize=4096)(plan_message)
+        self._plan_fields = lru_cache(4096)(partial(plan_fields, index_version=index_version))
         self._threads = ThreadPoolExecutor(settings.long_search_threads, "long-search")
         self._n_long = 0
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what a gRPC server calls."""
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "SearchCandidates": method_handler(
-                self.search_candidates, pb.SearchCandidatesRequest, pb.SearchCandidatesResponse
-            ),
+            "SearchCandidates": method_handler(self.search_candidates, pb.SearchCandidatesRequest),
             "BatchSearchCandidates": method_handler(
-                self.batch_search_candidates,
-                pb.BatchSearchCandidatesRequest,
-                pb.BatchSearchCandidatesResponse,
+                self.batch_search_candidates, pb.BatchSearchCandidatesRequest
             ),
-            "ExplainSearch": method_handler(
-                self.explain_search, pb.ExplainSearchRequest, pb.ExplainSearchResponse
-            ),
-            "GetIndexInfo": method_handler(
-                self.get_index_info, pb.GetIndexInfoRequest, pb.GetIndexInfoResponse
-            ),
+            "ExplainSearch": method_handler(self.explain_search, pb.ExplainSearchRequest),
+            "GetIndexInfo": method_handler(self.get_index_info, pb.GetIndexInfoRequest),
         }
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
 
-    async def search_candidates(
-        self, request: pb.SearchCandidatesRequest
-    ) -> pb.SearchCandidatesResponse:
+    async def search_candidates(self, request: pb.SearchCandidatesRequest) -> bytes:
         """Search for one query."""
         call = self._begin(request)
         # A short search costs less than handing it to a thread.
@@ -102,9 +94,7 @@ class CandidateSearchServicer:
         )
         return self._end(call, result)
 
-    async def batch_search_candidates(
-        self, batch: pb.BatchSearchCandidatesRequest
-    ) -> pb.BatchSearchCandidatesResponse:
+    async def batch_search_candidates(self, batch: pb.BatchSearchCandidatesRequest) -> bytes:
         """Search for several queries, each with a response or a status."""
         n_requests, limit = len(batch.requests), self._settings.max_batch_size
         if not 1 <= n_requests <= limit:
@@ -114,13 +104,13 @@ class CandidateSearchServicer:
                 limit=limit,
                 found=n_requests,
             )
-        results: list[pb.BatchResult] = []
+        results: list[bytes] = []
         for start in range(0, n_requests, _SEARCHES_IN_A_ROW):
             results += await self._results(batch.requests[start : start + _SEARCHES_IN_A_ROW])
             await asyncio.sleep(0)
-        return pb.BatchSearchCandidatesResponse(results=results)
+        return b"".join(results)
 
-    async def explain_search(self, message: pb.ExplainSearchRequest) -> pb.ExplainSearchResponse:
+    async def explain_search(self, message: pb.ExplainSearchRequest) -> bytes:
         """Make one search in every way there is, and compare."""
         if message.request.page_token:
             raise LimitExceededError(
@@ -128,9 +118,9 @@ class CandidateSearchServicer:
             )
         request = self._decoder.decode(message.request)
         explanation = await self.run_beside(lambda: explain(self._engine, request))
-        return explanation_message(explanation, self._engine)
+        return explanation_message(explanation, self._engine).SerializeToString()
 
-    async def get_index_info(self, request: pb.GetIndexInfoRequest) -> pb.GetIndexInfoResponse:
+    async def get_index_info(self, request: pb.GetIndexInfoRequest) -> bytes:
         """Describe the index."""
         del request
         return self._index_info
@@ -165,24 +155,21 @@ class CandidateSearchServicer:
         search = self._decoder.decode(request, offset)
         return _Call(request, all_but_token, search, self._engine.is_long(search))
 
-    def _end(self, call: _Call, result: SearchResult) -> pb.SearchCandidatesResponse:
+    def _end(self, call: _Call, result: SearchResult) -> bytes:
         """Translate a result."""
-        response = response_message(
-            result, call.request.returned_fields, self._engine, self._encoder
-        )
-        response.plan.CopyFrom(self._plan_message(result.plan))
-        response.index_version = self._index_version
+        next_page_token = ""
         if result.has_more:
             offset = call.search.offset + len(result.rows)
-            response.next_page_token = self._page_tokens.sign(call.all_but_token, offset)
-        return response
+            next_page_token = self._page_tokens.sign(call.all_but_token, offset)
+        found = self._encoder.encode(result.rows, result.scores)
+        returned_fields = call.request.returned_fields
+        others = other_fields(result, returned_fields, self._engine, next_page_token)
+        return b"".join([found, self._plan_fields(result.plan), others])
 
     async def _search_beside(self, call: _Call) -> SearchResult:
         return await self.run_beside(lambda: self._engine.search(call.search))
 
-    async def _results(
-        self, requests: Sequence[pb.SearchCandidatesRequest]
-    ) -> list[pb.BatchResult]:
+    async def _results(self, requests: Sequence[pb.SearchCandidatesRequest]) -> list[bytes]:
         """Return some of a batch's results; a search that is refused is refused alone."""
         calls = [self._begin_or_error(request) for request in requests]
         short = [one.search for one in calls if isinstance(one, _Call) and not one.is_long]
@@ -190,10 +177,9 @@ class CandidateSearchServicer:
         results = []
         for call in calls:
             try:
-                response = await self._batch_response(call, answers)
-                results.append(pb.BatchResult(response=response))
+                results.append(batch_response(await self._response(call, answers)))
             except SearchError as error:
-                results.append(pb.BatchResult(status=status_of(error, new_request_id())))
+                results.append(batch_status(status_of(error, new_request_id())))
         return results
 
     def _begin_or_error(self, request: pb.SearchCandidatesRequest) -> _Call | SearchError:
@@ -202,9 +188,9 @@ class CandidateSearchServicer:
         except SearchError as error:
             return error
 
-    async def _batch_response(
+    async def _response(
         self, call: _Call | SearchError, answers: Iterator[SearchResult | SearchError]
-    ) -> pb.SearchCandidatesResponse:
+    ) -> bytes:
         """Return the response to one call of a batch; the short ones are answered already."""
         if isinstance(call, SearchError):
             raise call

@@ -1,6 +1,7 @@
 """Rows and scores put into a response as bytes read back as what they are."""
 
 import numpy as np
+from candidate_search.v1 import candidate_search_service_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,6 @@ ENCODER = FoundEncoder(Vocabulary(IDS))  # "x" * 300 is far longer than most
 def test_a_response_has_the_ids_and_scores_it_was_given(found: list[tuple[int, float]]) -> None:
     rows = np.array([row for row, _ in found], dtype=np.int64)
     scores = np.array([score for _, score in found], dtype=np.float32)
-    response = ENCODER.response(rows, scores)
+    response = pb.SearchCandidatesResponse.FromString(ENCODER.encode(rows, scores))
     assert list(response.candidate_ids) == [IDS[row] for row in rows]
     assert list(response.scores) == scores.tolist()
