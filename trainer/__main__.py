@@ -123,12 +123,11 @@ def fit(
         evaluation: Evaluation | None = None
         if split is not SplitKind.NONE:
             towers = _fit(data, parts, config, seed, f"Training on the {split} train part")
-            ranking_model = _fit_ranker(data, parts, seed) if ranker else None
-            evaluation = _evaluate(data, parts, towers, ranking_model)
+            evaluation = _evaluate(data, parts, towers, ranker=None)
         if refit or split is SplitKind.NONE:
             parts = split_dataset(data, SplitKind.NONE)
             towers = _fit(data, parts, config, seed, "Training on everything")
-            ranking_model = _fit_ranker(data, parts, seed) if ranker else None
+        ranking_model = _fit_ranker(data, parts, seed) if ranker else None
         report = None if evaluation is None else evaluation.model_dump(mode="json")
         directory = export(
             towers,

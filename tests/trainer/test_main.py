@@ -9,6 +9,7 @@ from trainer.__main__ import app
 from trainer.bundle import TowerBundle
 
 SMALL = ("--dataset", "sample", "--epochs", "1", "--dim", "8")
+QUICK = (*SMALL, "--no-ranker")
 
 
 def trainer(*arguments: object) -> Result:
@@ -26,18 +27,17 @@ def test_fit_evaluates_refits_on_everything_and_publishes(tmp_path: Path) -> Non
     assert bundle.manifest.trained_on.rows == "all"
     assert bundle.manifest.dim == 8
     assert bundle.manifest.has_ranker
-    assert 0.5 < bundle.manifest.evaluation["rmse"] < 1.5
 
 
 def test_fit_can_export_what_has_seen_the_train_part_only(tmp_path: Path) -> None:
-    done = trainer("fit", *SMALL, "--split", "temporal", "--no-refit", "--output", tmp_path)
+    done = trainer("fit", *QUICK, "--split", "temporal", "--no-refit", "--output", tmp_path)
     assert done.exit_code == 0, done.stderr
     assert "heldout_recall" in done.stdout
     assert TowerBundle.open(tmp_path / "current").manifest.trained_on.rows == "temporal train"
 
 
 def test_fit_without_a_split_measures_nothing(tmp_path: Path) -> None:
-    done = trainer("fit", *SMALL, "--split", "none", "--output", tmp_path)
+    done = trainer("fit", *QUICK, "--split", "none", "--output", tmp_path)
     assert done.exit_code == 0, done.stderr
     assert TowerBundle.open(tmp_path / "current").manifest.evaluation == {}
 
@@ -48,7 +48,7 @@ def test_evaluate_prints_a_table_or_json() -> None:
     assert "heldout_recall" in table.stdout
     assert "ratings have an RMSE of" in table.stdout
     assert "the best of 100 retrieved have an ndcg@10 of" in table.stdout
-    command = ("evaluate", *SMALL, "--split", "random", "--no-ranker", "--json")
+    command = ("evaluate", *QUICK, "--split", "random", "--json")
     as_json = json.loads(trainer(*command).stdout)
     assert as_json["rmse"] is None
     assert as_json["split"] == "random"
