@@ -1,14 +1,21 @@
 """What tests of several packages share."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from indexer.build import BuildOptions, build_bundle
 from indexer.embed import embed_candidates
 from trainer.bundle import TowerBundle
+
+# No deadlines: how long a test takes says nothing on a shared machine. What runs before landing
+# tries the same examples every time; elsewhere they are drawn afresh.
+settings.register_profile("everywhere", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("everywhere")
 
 
 @pytest.fixture(scope="session")
