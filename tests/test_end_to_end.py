@@ -24,7 +24,7 @@ from trainer.splits import split
 
 ROOT = Path(__file__).parents[1]
 DATASET = "movielens/100k" if "TFDS_DATA_DIR" in os.environ else "sample"
-EPOCHS = "10"
+EPOCHS = "4"
 
 
 def run_program(*arguments: object) -> str:
