@@ -71,7 +71,8 @@ class ItemEncoder(tf.keras.layers.Layer):  # type: ignore[misc]
     @staticmethod
     def _tokens(table: Any, tokens: Any) -> Any:
         known = tf.cast(tokens > 0, tf.float32)
-        summed = tf.reduce_sum(tf.gather(table, tokens) * tf.expand_dims(known, -1), axis=1)
+        # The product makes the gradient dense, which the optimiser applies several times faster.
+        summed = tf.reduce_sum(tf.gather(table * 1.0, tokens) * tf.expand_dims(known, -1), axis=1)
         counts = tf.reduce_sum(known, axis=1)
         return summed * tf.math.rsqrt(tf.maximum(counts, 1.0))[:, None]
 

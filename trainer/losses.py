@@ -57,12 +57,12 @@ class SoftmaxRetrieval(tf.keras.layers.Layer, tfrs.tasks.Task):  # type: ignore[
                 tf.gather(queries, targets.value_rowids()), tf.gather(candidates, targets.values)
             )
         scores = tf.matmul(queries, candidates, transpose_b=True)
-        target_scores = tf.gather_nd(scores, _cells(targets))
+        target_scores = tf.gather_nd(scores, cells(targets))
         unseen = tf.tensor_scatter_nd_update(
-            scores, _cells(seen), tf.fill(tf.shape(seen.values), scores.dtype.min)
+            scores, cells(seen), tf.fill(tf.shape(seen.values), scores.dtype.min)
         )
         # Who interacts twice has seen a target: it competes all the same.
-        competing = tf.tensor_scatter_nd_update(unseen, _cells(targets), target_scores)
+        competing = tf.tensor_scatter_nd_update(unseen, cells(targets), target_scores)
         normalizers = tf.gather(tf.reduce_logsumexp(competing, axis=1), targets.value_rowids())
         losses = targets.with_values((normalizers - target_scores) * target_weights.values)
         totals = tf.reduce_sum(target_weights, axis=1)
@@ -73,6 +73,6 @@ class SoftmaxRetrieval(tf.keras.layers.Layer, tfrs.tasks.Task):  # type: ignore[
         )
 
 
-def _cells(rows: Any) -> Any:
-    """Return where ragged candidate rows (n_queries, None) lie in a matrix of scores."""
+def cells(rows: Any) -> Any:
+    """Return where ragged candidate rows (n_queries, None) lie in a matrix with a line a query."""
     return tf.stack([tf.cast(rows.value_rowids(), rows.dtype), rows.values], axis=1)
