@@ -164,7 +164,8 @@ def test_prune_refuses_a_negative_count(tmp_path: Path) -> None:
         prune(tmp_path, keep=-1)
 
 
-def test_a_reader_never_sees_part_of_a_bundle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_kills", [5, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_reader_never_sees_part_of_a_bundle(tmp_path: Path, n_kills: int) -> None:
     """Whatever step a publisher is killed at, what is visible is complete."""
     script = (
         "import pathlib, sys; sys.path.insert(0, sys.argv[2])\n"
@@ -172,7 +173,7 @@ def test_a_reader_never_sees_part_of_a_bundle(tmp_path: Path) -> None:
         "for i in range(10_000): assert publish(pathlib.Path(sys.argv[1]), str(i))"
     )
     publish(tmp_path)
-    for _ in range(5):
+    for _ in range(n_kills):
         publisher = subprocess.Popen([sys.executable, "-c", script, tmp_path, Path.cwd()])
         try:
             before = len(versions(tmp_path))
