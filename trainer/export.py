@@ -277,5 +277,6 @@ Measured on held-out interactions by towers trained in the same way on the rest.
 ## Limits
 
 Recommendations follow past interactions and carry their biases: what was shown and popular is
-recommended more. A candidate nobody has interacted with is not told apart from others of its kind.
+recommended more. A candidate nobody has interacted with is placed by its
+content alone; how well has not been measured.
 """

@@ -57,6 +57,7 @@ def test_vectors_in_a_parquet_column(tmp_path: Path) -> None:
     ],
 )
 def test_vectors_that_are_refused(tmp_path: Path, vectors: Any, message: str) -> None:
+    # Pickled on purpose where the array holds objects: that is a file that must be refused.
     np.save(tmp_path / "v.npy", vectors, allow_pickle=True)
     with pytest.raises(CorpusError, match=message):
         read_vectors(tmp_path / "v.npy")
