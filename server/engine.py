@@ -99,7 +99,7 @@ class Engine:
             For each search its result, or the error that refuses it.
         """
         outcomes: list[_Prepared | SearchError] = []
-        groups: dict[tuple[IndexChoice, int, int], list[_Prepared]] = defaultdict(list)
+        groups: dict[tuple[IndexChoice, int], list[_Prepared]] = defaultdict(list)
         for request in requests:
             try:
                 prepared = self._prepare(request)
@@ -107,12 +107,12 @@ class Engine:
                 outcomes.append(error)
                 continue
             outcomes.append(prepared)
-            n_fetched = self._retriever.n_fetched(prepared.wanted, prepared.choice, request.count)
+            n_fetched = self._retriever.n_fetched(prepared.wanted, prepared.choice)
             if n_fetched is not None and request.diversity is None:
-                groups[prepared.choice, request.count, n_fetched].append(prepared)
-        for (choice, count, n_fetched), group in groups.items():
+                groups[prepared.choice, n_fetched].append(prepared)
+        for (choice, n_fetched), group in groups.items():
             wanted = [prepared.wanted for prepared in group]
-            found = self._retriever.search_together(wanted, choice, count, n_fetched)
+            found = self._retriever.search_together(wanted, choice, n_fetched)
             for prepared, one in zip(group, found, strict=True):
                 prepared.found = one
         return [one if isinstance(one, SearchError) else self._run(one) for one in outcomes]
@@ -243,7 +243,7 @@ class Engine:
         request = prepared.request
         found = prepared.found if k == request.count else None
         if found is None:
-            found = self._retriever.search(prepared.wanted, self.planner.choose(request, k), k)
+            found = self._retriever.search(prepared.wanted, self.planner.choose(request, k))
         if request.min_score is None:
             return found
         n_kept = int(np.count_nonzero(found.scores >= request.min_score))

@@ -25,7 +25,10 @@ class IndexChoice:
     """An index, and how hard it is searched."""
 
     index: LocalIndex[Any, Any]
+    k: int
+    """Candidates wanted of the index."""
     params: SearchParams
+    """Those that find ``k`` candidates."""
     exact: bool
     """Whether the search is exact whatever the method."""
     reason: str
@@ -34,14 +37,15 @@ class IndexChoice:
     plans: Mapping[tuple[SearchMethod, bool], SearchPlan]
     """How a search was made, by the method that was come to, and by whether it was by cosine."""
 
-    params_by_factor: dict[float, SearchParams] = field(default_factory=dict)
-    """What ``params_for`` returned before."""
+    params_by_depth: dict[int, SearchParams] = field(default_factory=dict)
+    """What ``params_at`` returned before."""
 
-    def params_for(self, factor: float) -> SearchParams:
-        """Return the params that find ``factor`` times as many candidates at the same recall."""
-        params = self.params_by_factor.get(factor)
+    def params_at(self, n: int) -> SearchParams:
+        """Return the params that find ``n`` candidates at the recall of ``params``."""
+        params = self.params_by_depth.get(n)
         if params is None:
-            params = self.params_by_factor[factor] = self.params.scaled(factor)
+            params = self.index.params_at(n, self.params, self.k)
+            self.params_by_depth[n] = params
         return params
 
 
@@ -105,6 +109,7 @@ class Planner:
         index = self.indexes[choice.backend]
         return IndexChoice(
             index=index,
+            k=k,
             params=choice.params,
             exact=_is_exact(choice, index),
             reason=reason,

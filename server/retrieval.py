@@ -17,11 +17,9 @@ from server.domain import SearchMethod
 from server.planning import IndexChoice
 from server.similarity import Directions
 
-# Up to these, fetching more and dropping the excluded beats a mask. An index that is not exact
-# misses most at the end of what it fetches, and the answer comes from there if the excluded are the
-# query's best, as a user's own history is; so it fetches some more, and deeper not at all.
-_MAX_DROPPED = 1000
-_MAX_DROPPED_PER_RESULT = 0.5
+_MAX_DROPPED = 1000  # up to these, fetching more and dropping the excluded beats a mask
+# An index that is not exact misses most at the end of what it fetches, and the answer comes from
+# there if the excluded are the query's best, as a user's own history is; so it fetches some more.
 _SPARE_PER_DROPPED = 2
 _FETCH_STEP = 64  # so that many searches fetch as many, and can be made together
 
@@ -67,18 +65,19 @@ class Retriever:
         self._directions = directions
         self._local = threading.local()
 
-    def search(self, wanted: Wanted, choice: IndexChoice, k: int) -> Found:
-        """Return the best k candidates, or all that are eligible if those are fewer."""
+    def search(self, wanted: Wanted, choice: IndexChoice) -> Found:
+        """Return the best ``choice.k`` candidates, or all that are eligible if those are fewer."""
+        k = choice.k
         if wanted.vector is None:
             return self._most_popular(wanted, k)
         if self.scans(wanted):
             return _line(self._directions.search(wanted.vector, k, self._eligible(wanted)), 0)
-        n_fetched = self.n_fetched(wanted, choice, k)
+        n_fetched = self.n_fetched(wanted, choice)
         if n_fetched is None:
-            return self._search_eligible(wanted, choice, k)
-        return self.search_together([wanted], choice, k, n_fetched)[0]
+            return self._search_eligible(wanted, choice)
+        return self.search_together([wanted], choice, n_fetched)[0]
 
-    def n_fetched(self, wanted: Wanted, choice: IndexChoice, k: int) -> int | None:
+    def n_fetched(self, wanted: Wanted, choice: IndexChoice) -> int | None:
         """Return how many to fetch so that the excluded can be dropped.
 
         None if that is no way to search for this. Searches of one choice that fetch as many can be
@@ -87,20 +86,18 @@ class Retriever:
         n_excluded = len(wanted.excluded)
         if wanted.vector is None or wanted.mask is not None or self.scans(wanted):
             return None
-        if n_excluded > (_MAX_DROPPED if choice.exact else _MAX_DROPPED_PER_RESULT * k):
+        if n_excluded > _MAX_DROPPED:
             return None
         n_spare = n_excluded if choice.exact else _SPARE_PER_DROPPED * n_excluded
-        return k + math.ceil(n_spare / _FETCH_STEP) * _FETCH_STEP
+        return choice.k + math.ceil(n_spare / _FETCH_STEP) * _FETCH_STEP
 
     def search_together(
-        self, several: Sequence[Wanted], choice: IndexChoice, k: int, n_fetched: int
+        self, several: Sequence[Wanted], choice: IndexChoice, n_fetched: int
     ) -> list[Found]:
         """Return what ``search`` finds for each of several, all with the same ``n_fetched``."""
         queries = np.array([self._query(wanted) for wanted in several])
-        neighbors = choice.index.search(queries, n_fetched, choice.params_for(n_fetched / k))
-        return [
-            self._kept(_line(neighbors, i), wanted, choice, k) for i, wanted in enumerate(several)
-        ]
+        neighbors = choice.index.search(queries, n_fetched, choice.params_at(n_fetched))
+        return [self._kept(_line(neighbors, i), wanted, choice) for i, wanted in enumerate(several)]
 
     def scans(self, wanted: Wanted) -> bool:
         """Whether the whole corpus is scanned whatever index was chosen."""
@@ -122,21 +119,22 @@ class Retriever:
         vector = np.asarray(wanted.vector, dtype=np.float32)
         return vector / np.float32(self._directions.common_norm) if wanted.by_cosine else vector
 
-    def _kept(self, found: Found, wanted: Wanted, choice: IndexChoice, k: int) -> Found:
+    def _kept(self, found: Found, wanted: Wanted, choice: IndexChoice) -> Found:
         """Drop what is excluded; search once more, with a mask, if an index found too few."""
         if len(wanted.excluded):
-            kept = self._not_excluded(found.rows, wanted.excluded)[:k]
+            kept = self._not_excluded(found.rows, wanted.excluded)[: choice.k]
             method = found.method
             if method is SearchMethod.INDEX:
                 method = SearchMethod.OVER_FETCH
             found = Found(found.rows.take(kept), found.scores.take(kept), method)
-        if len(found.rows) < k and self.has_more_than(wanted, len(found.rows)):
-            return self._search_eligible(wanted, choice, k)
+        if len(found.rows) < choice.k and self.has_more_than(wanted, len(found.rows)):
+            return self._search_eligible(wanted, choice)
         return found
 
-    def _search_eligible(self, wanted: Wanted, choice: IndexChoice, k: int) -> Found:
+    def _search_eligible(self, wanted: Wanted, choice: IndexChoice) -> Found:
         query = self._query(wanted)[None]
-        return _line(choice.index.search(query, k, choice.params, self._eligible(wanted)), 0)
+        eligible = self._eligible(wanted)
+        return _line(choice.index.search(query, choice.k, choice.params, eligible), 0)
 
     def _not_excluded(self, rows: np.ndarray, excluded: np.ndarray) -> np.ndarray:
         """Return where in ``rows`` there is no excluded one, (n,) int64 positions."""

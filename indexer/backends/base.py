@@ -47,10 +47,12 @@ class SearchParams(BaseModel):
     def towards(self, other: Self, share: float) -> Self:
         """Return params between these (share 0) and others (1), or beyond them (above 1).
 
-        Effort is interpolated geometrically, as it relates to the number of results.
+        Effort is interpolated geometrically, as it relates to the number of results, and never
+        falls: where an index was measured to need less for more results, a scan completed them.
         """
         others = other._numbers()
-        numbers = {n: v * (others.get(n, v) / v) ** share for n, v in self._numbers().items()}
+        growth = {name: max(1, others.get(name, n) / n) for name, n in self._numbers().items()}
+        numbers = {name: n * growth[name] ** share for name, n in self._numbers().items()}
         return self._with_numbers(numbers)
 
     def _numbers(self) -> dict[str, int]:

@@ -37,6 +37,10 @@ def test_effort_is_interpolated_geometrically() -> None:
     assert params(None, 200) == params(None, 100).towards(params(None, 400), 0.5)
 
 
+def test_effort_never_falls_with_more_results() -> None:
+    assert params(10, 200) == params(10, 100).towards(params(5, 400), 0.5)
+
+
 @pytest.fixture(scope="module")
 def index() -> AnnoyIndex:
     index = AnnoyIndex.build(np.eye(4, dtype=np.float32))
