@@ -46,7 +46,7 @@ _MAX_TOKENS_PER_LINE = 0.5  # of a feature; with more, most lines have one of th
 class RankerConfig(BaseModel):
     """How the ranking model is built and trained."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     dim: int = Field(8, ge=1)
     """Factors of each member."""
@@ -65,6 +65,7 @@ class RankerConfig(BaseModel):
     batch_size: int = Field(32, ge=1)
     """Users in a training step, each with all of their ratings."""
     epochs: int = Field(20, ge=1)
+    """Passes over the users."""
 
 
 class Part(tf.keras.layers.Layer):  # type: ignore[misc]

@@ -35,7 +35,7 @@ HEADS = ("taste", "sequence")
 class TowersConfig(BaseModel):
     """How the towers are built and trained."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     dim: int = Field(128, ge=2)
     """Dimension of the embeddings, the bias dimension included."""
@@ -66,6 +66,7 @@ class TowersConfig(BaseModel):
     batch_size: int = Field(128, ge=2)
     """Users in a training step, and half as many for the sequence head."""
     epochs: int = Field(50, ge=1)
+    """Passes over the users."""
 
 
 class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
