@@ -1,4 +1,5 @@
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,34 @@ def test_a_mistake_is_a_sentence(arguments: tuple[str, ...], sentence: str, tmp_
     assert done.exit_code == 1
     assert sentence in done.stderr
     assert "Traceback" not in done.output
+
+
+def test_a_config_file_is_taken_and_flags_override_it(tmp_path: Path) -> None:
+    config = tmp_path / "trainer.toml"
+    config.write_text(
+        'split = "none"\nwith_ranker = false\n[data]\ndataset = "sample"\n'
+        "[towers]\nepochs = 1\ndim = 8\n"
+    )
+    done = trainer("fit", "--config", config, "--dim", 6, "--output", tmp_path / "towers")
+    assert done.exit_code == 0, done.stderr
+    manifest = TowerBundle.open(tmp_path / "towers" / "current").manifest
+    assert (6, 1, {}) == (manifest.dim, manifest.config["epochs"], manifest.evaluation)
+
+
+def test_the_config_is_printed_as_toml(tmp_path: Path) -> None:
+    config = tmp_path / "trainer.toml"
+    config.write_text("seed = 5\n")
+    printed = trainer("config", "--config", config).stdout
+    assert tomllib.loads(printed)["seed"] == 5
+    assert "# Dimension of the embeddings, the bias dimension included.\ndim = 128\n" in printed
+
+
+def test_an_unknown_key_is_a_sentence(tmp_path: Path) -> None:
+    config = tmp_path / "trainer.toml"
+    config.write_text("[towers]\ndims = 5\n")
+    done = trainer("fit", "--config", config, "--output", tmp_path / "towers")
+    assert done.exit_code == 1
+    assert "dims: no such option; [towers] has dim," in done.stderr
 
 
 def test_candidates_alone_are_not_enough(tmp_path: Path) -> None:

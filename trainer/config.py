@@ -1,0 +1,161 @@
+"""The configuration of the commands: defaults, then a TOML file, then flags.
+
+    seed = 7
+
+    [data]
+    interactions = "interactions.parquet"
+
+    [towers]
+    epochs = 80
+
+``python -m trainer config`` prints every option with what it does; the sections of the models stand
+beside the models.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trainer.ranking import RankerConfig
+from trainer.splits import SplitKind
+from trainer.towers import TowersConfig
+
+_SOURCES = ("dataset", "interactions", "candidates")
+_COMMENT_WIDTH = 98
+
+
+class ConfigError(Exception):
+    """Why a configuration cannot be used, for the user."""
+
+
+class DataConfig(BaseModel):
+    """Where the interactions and candidates come from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    dataset: str = "movielens/100k"
+    """A dataset by its name: movielens/100k, 1m, 20m, 25m or latest-small, or sample."""
+    interactions: Path | None = None
+    """Your own interactions, CSV or Parquet, instead of a dataset: user_id, candidate_id, and
+    optionally rating and timestamp."""
+    candidates: Path | None = None
+    """Your own candidates, CSV or Parquet: candidate_id, optionally title, and any metadata."""
+    min_rating: float | None = None
+    """Take only interactions rated at least this high."""
+
+
+class Config(BaseModel):
+    """All that can be set of a training; ``[towers]`` and ``[ranker]`` are the models'."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    seed: int = Field(42, ge=0)
+    """Of the training; the same seed gives one result."""
+    split: SplitKind = SplitKind.LEAVE_LAST_OUT
+    """What is held out to measure quality: random, temporal, leave-last-out, or none."""
+    refit: bool = True
+    """Whether what is exported was trained again on everything, or has seen the train part of the
+    split only."""
+    with_histories: bool = True
+    """Whether the users' histories travel with the towers."""
+    with_ranker: bool = True
+    """Whether a ranking model is trained as well, if there are ratings."""
+    data: DataConfig = DataConfig()
+    """Where the interactions and candidates come from."""
+    towers: TowersConfig = TowersConfig()
+    """How the towers are built and trained."""
+    ranker: RankerConfig = RankerConfig()
+    """How the ranking model is built and trained."""
+
+
+def load_config(file: Path | None, flags: Mapping[str, Any]) -> Config:
+    """Return the configuration in force.
+
+    Args:
+        file: a TOML file, if there is one.
+        flags: what the command line says, in the structure of ``Config``; None is not said. Where
+            it names a source of data, it replaces all that the file says of sources.
+
+    Raises:
+        ConfigError: if the file cannot be read, or a key or value is not allowed.
+    """
+    content = {} if file is None else _read(file)
+    in_file = _validated(content, f"{file}: ").model_dump(exclude_unset=True)
+    given = _given(flags)
+    if not given.get("data", {}).keys().isdisjoint(_SOURCES):
+        for name in _SOURCES:
+            in_file.get("data", {}).pop(name, None)
+    return _validated(_merged(in_file, given), "")
+
+
+def as_toml(config: BaseModel) -> str:
+    """Return a configuration as a TOML file, each option under what it does."""
+    return "\n".join(_lines(config, ""))
+
+
+def _lines(config: BaseModel, path: str) -> list[str]:
+    lines, sections = [], []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        description = " ".join((field.description or "").replace("``", "`").split())
+        comment = [f"# {line}" for line in textwrap.wrap(description, _COMMENT_WIDTH)]
+        if isinstance(value, BaseModel):
+            sections += [*comment, f"[{path}{name}]", *_lines(value, f"{path}{name}.")]
+        else:
+            option = f"# {name} =" if value is None else f"{name} = {_literal(value)}"
+            lines += [*comment, option, ""]
+    return lines + sections
+
+
+def _literal(value: Any) -> str:
+    """Return a value as TOML; JSON's numbers, strings and arrays of them are TOML's too."""
+    return json.dumps(value, default=str)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from error
+
+
+def _validated(content: Mapping[str, Any], place: str) -> Config:
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        sentences = (place + _sentence(one) for one in error.errors())
+        raise ConfigError("\n".join(sentences)) from error
+
+
+def _sentence(error: Any) -> str:
+    *sections, name = map(str, error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{'.'.join([*sections, name])}: {error['msg']}, not {error['input']!r}"
+    schema: Any = Config
+    for section in sections:
+        schema = schema.model_fields[section].annotation
+    place = f"[{'.'.join(sections)}]" if sections else "the top level"
+    return f"{name}: no such option; {place} has {', '.join(schema.model_fields)}"
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is said, without what is not."""
+    nested = {k: _given(v) if isinstance(v, Mapping) else v for k, v in flags.items()}
+    return {name: value for name, value in nested.items() if value not in (None, {})}
+
+
+def _merged(weak: Mapping[str, Any], strong: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(weak)
+    for name, value in strong.items():
+        is_section = isinstance(value, Mapping)
+        both[name] = _merged(weak.get(name, {}), value) if is_section else value
+    return both

@@ -1,0 +1,67 @@
+"""How the commands speak: results on stdout, progress and mistakes on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+stderr = Console(stderr=True)
+
+
+def print_json(content: object) -> None:
+    """Print for scripts."""
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def say(sentence: str) -> None:
+    """Tell the user something that is no result."""
+    stderr.print(escape(sentence), soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def epoch_progress(what: str, n_epochs: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Draw a progress bar; yields what the training calls after every epoch."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs, loss {task.fields[loss]:.4f},"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=stderr) as progress:
+        task = progress.add_task(what, total=n_epochs, loss=float("nan"))
+        yield lambda epoch, logs: progress.update(task, completed=epoch, loss=logs["loss"])
+
+
+@contextmanager
+def sentences_for_errors() -> Iterator[None]:
+    """Turn what the user can mend into one sentence on stderr and exit code 1."""
+    from trainer.config import ConfigError  # noqa: PLC0415 - brings TensorFlow with it
+    from trainer.datasets import DatasetError  # noqa: PLC0415
+    from trainer.evaluation import EvaluationError  # noqa: PLC0415
+    from trainer.export import ExportError  # noqa: PLC0415
+    from trainer.publish import BundleError  # noqa: PLC0415
+    from trainer.training import TrainingError  # noqa: PLC0415
+
+    try:
+        yield
+    except (
+        *(BundleError, ConfigError, DatasetError),
+        *(EvaluationError, ExportError, TrainingError),
+    ) as error:
+        stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from error

@@ -1,0 +1,61 @@
+"""The flags that several commands share; one that is not given leaves the config as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.datasets import DATASET_NAMES
+from trainer.splits import SplitKind
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="A TOML file of options, which flags override; `config` prints all there are with "
+        "their defaults.",
+    ),
+]
+DatasetName = Annotated[
+    str | None,
+    typer.Option("--dataset", help=f"One of {', '.join(DATASET_NAMES)}.", metavar="NAME"),
+]
+InteractionsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--interactions",
+        help="Your own interactions, CSV or Parquet: user_id, candidate_id, and optionally rating "
+        "and timestamp. Replaces --dataset.",
+    ),
+]
+CandidatesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--candidates",
+        help="Your own candidates, CSV or Parquet: candidate_id, optionally title, and any "
+        "metadata; lists are split on |.",
+    ),
+]
+MinRating = Annotated[
+    float | None, typer.Option(help="Take only interactions rated at least this high.")
+]
+HeldOut = Annotated[
+    SplitKind | None,
+    typer.Option("--split", help="What is held out to measure quality; none skips it."),
+]
+Seed = Annotated[
+    int | None, typer.Option(help="Seed of the training; the same seed gives one result.")
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the users.")]
+Dim = Annotated[
+    int | None, typer.Option(min=2, help="Dimension of the embeddings, the bias included.")
+]
+WithRanker = Annotated[
+    bool | None,
+    typer.Option(
+        "--ranker/--no-ranker", help="Train a ranking model as well, if there are ratings, or not."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]

@@ -1,0 +1,76 @@
+"""Results as tables."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from trainer.comparison import BOOTSTRAPPED, HEADLINES, Comparison
+from trainer.evaluation import Evaluation
+from trainer.metrics import Interval
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print the metrics by their cutoffs, and what the ranking model adds."""
+    table = Table(
+        title=f"{evaluation.dataset}, {evaluation.split} split, {evaluation.n_users:,} users"
+    )
+    names = sorted({name.partition("@")[0] for name in evaluation.metrics})
+    cutoffs = sorted({int(name.partition("@")[2]) for name in evaluation.metrics})
+    table.add_column("metric")
+    for k in cutoffs:
+        table.add_column(f"@{k}", justify="right")
+    for name in names:
+        values = (evaluation.metrics.get(f"{name}@{k}") for k in cutoffs)
+        table.add_row(name, *("" if value is None else f"{value:.4f}" for value in values))
+    Console().print(table)
+    if evaluation.rmse is not None:
+        Console().print(f"The ranking model's ratings have an RMSE of {evaluation.rmse:.4f}")
+    for order in evaluation.ranked:
+        Console().print(
+            f"In its order, the best of {order.n_retrieved} retrieved have an ndcg@10 of "
+            f"{order.ndcg:.4f}: {shown_interval(order.lead)} against the order of retrieval",
+            soft_wrap=True,
+        )
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print a line for every model, and the towers' leads with their intervals."""
+    shown = [name for name in HEADLINES if name in comparison.models[0].metrics]
+    table = Table(
+        title=f"{comparison.dataset}, {comparison.split} split, {comparison.n_users:,} users",
+        box=SIMPLE,
+        padding=0,
+    )
+    table.add_column("model")
+    for name in shown:
+        table.add_column(name.replace("@", "\n@"), justify="right")
+    for model in comparison.models:
+        table.add_row(model.name, *(f"{model.metrics[name]:.4f}" for name in shown))
+    leads = Table(title="The towers' lead, with its 95% interval", box=SIMPLE, padding=0)
+    leads.add_column("over")
+    for name in BOOTSTRAPPED:
+        leads.add_column(name, justify="right")
+    for model in comparison.models[1:]:
+        intervals = (model.towers_lead[name] for name in BOOTSTRAPPED)
+        leads.add_row(
+            model.name,
+            *map(shown_interval, intervals),
+        )
+    console = Console()
+    console.print(table)
+    console.print(leads)
+    if comparison.rmse:
+        ratings = Table("model", title="Predicted ratings", box=SIMPLE, padding=0)
+        ratings.add_column("rmse", justify="right")
+        for name, rmse in comparison.rmse.items():
+            ratings.add_row(name, f"{rmse:.4f}")
+        console.print(ratings)
+    for name, why in comparison.left_out.items():
+        console.print(f"{name} was left out: {why}", soft_wrap=True)
+
+
+def shown_interval(interval: Interval) -> str:
+    """Return a difference and its bounds in words."""
+    return f"{interval.mean:+.4f} ({interval.low:+.4f} to {interval.high:+.4f})"
