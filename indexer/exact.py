@@ -236,7 +236,12 @@ def _best_of_distinct(rows: np.ndarray, scores: np.ndarray, k: int) -> Neighbors
 
     A search for one query spends its time on calls of NumPy, and keys take twice as many.
     """
-    order = (-scores).argsort()
+    turned = -scores
+    if len(scores) > k:
+        nearest = turned.argpartition(k)[: k + 1]  # one more, to see whether it is equal
+        order = nearest.take(turned.take(nearest).argsort())
+    else:
+        order = turned.argsort()
     scores = scores.take(order)
     if np.count_nonzero(scores[1:] == scores[:-1]) or np.count_nonzero(rows < 0) or len(rows) < k:
         return None

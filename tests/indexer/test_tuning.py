@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from indexer.backends import BACKENDS, LocalIndex
-from indexer.backends.annoy import AnnoyBuildParams
+from indexer.backends import BACKENDS, LocalIndex, SearchMethod
+from indexer.backends.annoy import AnnoyBuildParams, AnnoySearchParams
 from indexer.tuning import TuningQueries, tune
 
 
@@ -55,6 +55,16 @@ def test_the_cheapest_params_are_chosen(annoy: LocalIndex, queries: TuningQuerie
         for rows, exact in zip(found.rows, queries.exact_choosing.rows, strict=True)
     ]
     assert np.mean(shares) - np.std(shares, ddof=1) / np.sqrt(len(shares)) < 0.8
+
+
+def test_params_that_leave_answers_to_a_scan_are_not_chosen(
+    annoy: LocalIndex, queries: TuningQueries
+) -> None:
+    lowest = annoy.effort_ladders(20)[0][0]
+    assert annoy.search(queries.choosing, 20, lowest).method is SearchMethod.MASKED_SCAN
+    (point, _) = tune(annoy, queries, 20, targets=(0.01,))
+    params = AnnoySearchParams(**point.search_params)
+    assert annoy.search(queries.choosing, 20, params).method is SearchMethod.INDEX
 
 
 def test_a_recall_out_of_reach_has_no_point(
