@@ -133,7 +133,7 @@ class _Trials:
         if params not in self._recalls:
             found = self._index.search(self._choosing, self._k, params)
             recalls = recall_at_k(found, self._exact)
-            # Where an index proposes too few, a scan completes the answer: right, but slow.
+            # Where an index proposes too few, the answer is completed: rightly, but slowly.
             is_complete = found.method is SearchMethod.INDEX
             self._recalls[params] = recalls if is_complete else np.zeros_like(recalls)
         recalls = self._recalls[params]
