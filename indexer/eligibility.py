@@ -6,9 +6,9 @@ not eligible. How many more depends on what the mask has to do with the query.
 - Nothing: then one in ``n_candidates / n_eligible`` is wanted, and as many of the proposals are
   eligible as of all candidates.
 - It hides the query's best candidates (a user's own history, say): then fewer of the proposals
-  are eligible, and those come from the end of what the index looked at, where it misses most. At
-  worst all hidden candidates come before the k-th eligible one. One asks for more than that, if
-  it can be afforded.
+  are eligible, and those come from the end of what the index looked at, where it misses most. How
+  many fewer tells how many are hidden, so one asks again for as many more, if it can be afforded;
+  at worst all hidden candidates come before the k-th eligible one.
 
 Where neither will do, the eligible rows are scored exactly. So k are found whenever k are
 eligible, also where everything is and an index has looked at too few candidates to find k.
@@ -33,9 +33,9 @@ Cost = Callable[[int], float]
 
 _GATHER_COST = 4.0  # scoring a row that has to be fetched, against the next in memory; measured
 _AFFORDABLE = 0.25  # of the cost of a scan, which may yet have to follow
-_SPARE_DEVIATIONS = 3.0  # of the number of eligible rows among those fetched, if chance decides
-_LEAST_SHARE = 0.8  # of the eligible proposals to expect by chance; fewer are no chance
-_CLEAR_OF_THE_END = 2  # times the proposals needed, as an index misses most at the end
+_DEVIATIONS = 3.0  # from what is to be expected that chance still explains
+_LEAST_SHARE = 0.5  # of the eligible proposals to expect; fewer do not tell how many are hidden
+_CLEAR_OF_THE_END = 2  # times the hidden to fetch past, as an index misses most at the end
 
 
 class EligibleSearch:
@@ -83,13 +83,18 @@ class EligibleSearch:
             unanswered: (n,) int64, the lines without an answer.
         """
         scan_cost = min(_GATHER_COST * self._n_eligible, self._n_candidates)
-        for n_fetched in (self._by_chance, self._at_worst):
-            # An index costs a row or more for each proposal, and asking it what it costs, some.
-            limit = _AFFORDABLE * scan_cost
-            if len(unanswered) and n_fetched <= limit and self._cost(n_fetched) <= limit:
-                found, is_answer = self._over_fetch(queries[unanswered], n_fetched)
-                neighbors = _fill(neighbors, unanswered, found)
-                unanswered = unanswered[~is_answer]
+        budget = _AFFORDABLE * scan_cost
+        n_fetched = self._depth(0)
+        # An index costs a row or more for each proposal, and asking it what it costs, some.
+        while len(unanswered) and n_fetched <= budget and (cost := self._cost(n_fetched)) <= budget:
+            budget -= cost
+            found, n_hidden = self._over_fetch(queries[unanswered], n_fetched)
+            neighbors = _fill(neighbors, unanswered, found)
+            is_full = found.rows[:, min(self._k, self._n_eligible) - 1] >= 0
+            is_deep = self._share * n_fetched >= self._k + _CLEAR_OF_THE_END * n_hidden
+            is_answer = is_full & is_deep
+            unanswered, n_hidden = unanswered[~is_answer], n_hidden[~is_answer]
+            n_fetched = max(2 * n_fetched, self._depth(n_hidden.min(initial=self._n_candidates)))
         if len(unanswered):
             found = self._exact.search(queries[unanswered], self._k, self._rows)
             found = replace(found, method=SearchMethod.MASKED_SCAN)
@@ -101,34 +106,33 @@ class EligibleSearch:
         """(n_eligible,) int64; None if all are eligible."""
         return None if self._eligible is None else np.flatnonzero(self._eligible)
 
-    @cached_property
-    def _by_chance(self) -> int:
-        """How many to fetch if the mask has nothing to do with the query."""
-        if self._n_eligible == self._n_candidates:
-            return min(self._k, self._n_candidates)
-        wanted = self._k + _SPARE_DEVIATIONS * math.sqrt(self._k)
-        return min(math.ceil(wanted * self._n_candidates / self._n_eligible), self._n_candidates)
+    @property
+    def _share(self) -> float:
+        """The share of the candidates that are eligible."""
+        return self._n_eligible / self._n_candidates
 
-    @cached_property
-    def _at_worst(self) -> int:
-        """How many to fetch if the mask hides the query's best candidates."""
-        n_hidden = self._n_candidates - self._n_eligible
-        return min(_CLEAR_OF_THE_END * (self._k + n_hidden), self._n_candidates)
+    def _depth(self, n_hidden: float) -> int:
+        """Return how many to fetch if so many of a query's best candidates are hidden."""
+        spare = _DEVIATIONS * math.sqrt(self._k * (1 - self._share))
+        wanted = self._k + spare + _CLEAR_OF_THE_END * n_hidden
+        return min(math.ceil(wanted / self._share), self._n_candidates)
 
     def _over_fetch(self, queries: np.ndarray, n_fetched: int) -> tuple[Neighbors, np.ndarray]:
-        """Return the best eligible proposals, and for which queries (n_queries,) they will do."""
+        """Return the best eligible proposals, and how many (n_queries,) the mask seems to hide."""
         proposed = self._propose(queries, n_fetched)
         kept = proposed >= 0
         n_proposed = np.count_nonzero(kept, axis=1)
         if self._eligible is not None:
-            kept &= self._eligible[proposed]
+            kept &= self._eligible.take(proposed, mode="clip")
         n_kept = np.count_nonzero(kept, axis=1)
         eligible_rows = padded([line[keep] for line, keep in zip(proposed, kept, strict=True)])
         found = self._exact.rescore(queries, eligible_rows, self._k)
-        expected = n_proposed * (self._n_eligible / self._n_candidates)
-        is_representative = (n_kept >= _LEAST_SHARE * expected) | (n_proposed >= self._at_worst)
-        is_full = found.rows[:, min(self._k, self._n_eligible) - 1] >= 0
-        return replace(found, method=SearchMethod.OVER_FETCH), is_full & is_representative
+        expected = self._share * n_proposed
+        by_chance = _DEVIATIONS * np.sqrt(expected * (1 - self._share))
+        n_hidden = np.maximum(expected - n_kept - by_chance, 0)
+        # If most are hidden, those that are not proposed may be, too.
+        n_hidden[n_kept < _LEAST_SHARE * expected] = self._n_candidates - self._n_eligible
+        return replace(found, method=SearchMethod.OVER_FETCH), n_hidden
 
 
 def _fill(neighbors: Neighbors, lines: np.ndarray, found: Neighbors) -> Neighbors:

@@ -12,6 +12,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeAlias, TypeVar
 
@@ -146,6 +147,7 @@ class LocalIndex(Index[S], Generic[B, S]):
         self.build_params = build_params
         self._exact = ExactScorer(embeddings)
         self._series: dict[S, Series[S]] = {}
+        self._params_at = lru_cache(maxsize=1024)(self._look_up_params)
 
     @classmethod
     def build(cls, embeddings: np.ndarray, params: B | None = None) -> Self:
@@ -191,12 +193,16 @@ class LocalIndex(Index[S], Generic[B, S]):
             series: for each recall, from low to high, the params for rising numbers of results.
         """
         self._series = {params: one for one in series for _, params in one}
+        self._params_at.cache_clear()
 
     def params_at(self, n: int, params: S, k: int) -> S:
         """Return the params that find n results at the recall at which ``params`` finds k.
 
         An index that was never calibrated takes the effort to grow as the number of results.
         """
+        return self._params_at(n, params, k)
+
+    def _look_up_params(self, n: int, params: S, k: int) -> S:
         series = self._series.get(params, ((k, params),))
         depth = max(k, *(depth for depth, known in series if known == params))
         if n <= depth:
