@@ -33,7 +33,7 @@ Cost = Callable[[int], float]
 
 _GATHER_COST = 4.0  # scoring a row that has to be fetched, against the next in memory; measured
 _AFFORDABLE = 0.25  # of the cost of a scan, which may yet have to follow
-_DEVIATIONS = 3.0  # from what is to be expected that chance still explains
+_DEVIATIONS = 2.0  # from what is to be expected that chance still explains
 _LEAST_SHARE = 0.5  # of the eligible proposals to expect; fewer do not tell how many are hidden
 _CLEAR_OF_THE_END = 2  # times the hidden to fetch past, as an index misses most at the end
 
