@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
 
+from server import admin_commands
 from server.client import (
     Candidate,
     Examples,
@@ -34,6 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(admin_commands.app, name="admin")
 
 
 def _with_a_flag_per_setting(command: Callable[..., None]) -> Callable[..., None]:
@@ -96,17 +98,19 @@ def _serve(settings: Settings) -> None:
     for library in ("OPENBLAS", "OMP", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     from indexer.backends import BackendUnavailableError
-    from server.serve import PortTakenError, load, run_event_loop
-    from server.serve import serve as serve_alone
+    from server.loading import load, settle_memory, with_page_token_key
+    from server.serve import PortTakenError, run_event_loop, serve_alone
     from server.workers import WorkerError, serve_with_workers
     from trainer.publish import BundleError
 
+    settings = with_page_token_key(settings)
     try:
-        loaded = load(settings)
+        active = load(settings)
+        settle_memory()
         if settings.workers > 1:
-            serve_with_workers(loaded, _announce)
+            serve_with_workers(settings, active, _announce)
         else:
-            run_event_loop(serve_alone(loaded, settings.port, _announce))
+            run_event_loop(serve_alone(settings, active, _announce))
     except (BackendUnavailableError, BundleError, PortTakenError, WorkerError) as error:
         raise _fail(error) from error
 

@@ -121,6 +121,24 @@ class NotServingError(SearchError):
     reason = "NOT_SERVING"
 
 
+class VersionUnknownError(SearchError):
+    """There is no such index version beside the one that answers."""
+
+    reason = "VERSION_UNKNOWN"
+
+
+class VersionRefusedError(SearchError):
+    """An index version is damaged, or does not deliver what it promises."""
+
+    reason = "VERSION_REFUSED"
+
+
+class NoPreviousVersionError(SearchError):
+    """There is no version to roll back to."""
+
+    reason = "NO_PREVIOUS_VERSION"
+
+
 class UnauthenticatedError(SearchError):
     """The call carries no valid credentials."""
 

@@ -3,71 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import secrets
+import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-import numpy as np
 import structlog
+from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from indexer.bundle import IndexBundle
-from server.domain import CandidateQuery, EmbeddingQuery, Query, SearchRequest, UserQuery
-from server.encoding import FoundEncoder
-from server.engine import Engine
+from server import admin
+from server.admin import AdminServicer
+from server.loading import IndexVersion
 from server.servicer import SERVICE_NAME, CandidateSearchServicer
 from server.settings import Settings
+from server.versions import Served, Versions
 
 _log = structlog.get_logger(__name__)
-_WARM_UP_ROUNDS = 3
+LOOK_SECONDS = 1.0  # between looks at what no event tells
 CHOOSE_ANOTHER = "choose another address with --host and --port, or --port 0 for any that is free"
+
+
+OnReady = Callable[[str], None]
 
 
 class PortTakenError(Exception):
     """The address cannot be listened on; the message is meant for the user."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What a server has in memory, and what workers that are forked share."""
-
-    settings: Settings
-    engine: Engine
-    encoder: FoundEncoder
-    page_token_key: bytes
-
-
-def load(settings: Settings) -> Loaded:
-    """Verify and open the index bundle that the settings name.
-
-    Raises:
-        BundleError: if there is no bundle, or it is damaged.
-        BackendUnavailableError: if its default backend's library is not installed.
-    """
-    engine = Engine(
-        IndexBundle.open(settings.index),
-        max_page_depth=settings.max_page_depth,
-        filter_cache_bytes=settings.filter_cache_bytes,
-        long_search_floats=settings.long_search_floats,
-    )
-    key = settings.page_token_key
-    loaded = Loaded(
-        settings=settings,
-        engine=engine,
-        encoder=FoundEncoder(engine.bundle.corpus.candidate_ids),
-        page_token_key=secrets.token_bytes(32) if key is None else key.get_secret_value().encode(),
-    )
-    # What exists now lives as long as the process: the garbage collector need not look at it, which
-    # takes milliseconds, and writes to pages that forked workers then no longer share.
-    gc.collect()
-    gc.freeze()
-    return loaded
 
 
 def address(host: str, port: int) -> str:
@@ -89,24 +54,32 @@ class Worker:
     """One gRPC server.
 
     Args:
-        loaded: what it serves.
+        served: the versions that answer.
+        settings: where it listens, and the limits.
+        execute: what carries out commands of the admin service, if it is answered.
         shares_port: whether other workers listen on the same port.
     """
 
-    def __init__(self, loaded: Loaded, *, shares_port: bool = False) -> None:
-        settings = loaded.settings
-        self._engine = loaded.engine
+    def __init__(
+        self,
+        served: Served,
+        settings: Settings,
+        *,
+        execute: admin.Execute | None = None,
+        shares_port: bool = False,
+    ) -> None:
         self._settings = settings
-        self.servicer = CandidateSearchServicer(
-            loaded.engine, loaded.encoder, settings, loaded.page_token_key
-        )
+        self.servicer = CandidateSearchServicer(served, settings)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=_options(settings, shares_port=shares_port))
         self._server.add_generic_rpc_handlers((self.servicer.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = [SERVICE_NAME, health.SERVICE_NAME]
+        if settings.admin and execute is not None:
+            self._server.add_generic_rpc_handlers((AdminServicer(execute).handler(),))
+            names.append(admin.SERVICE_NAME)
         if settings.reflection:
-            names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
 
     async def start(self, port: int) -> int:
         """Listen, warm up, and report SERVING.
@@ -126,7 +99,7 @@ class Worker:
                 f"cannot listen on {where}: {_why_not(self._settings.host, port)}"
             ) from error
         await self._server.start()
-        self._warm_up()
+        self.servicer.served.active.warm_up()
         self.servicer.is_serving = True
         await self._report(health_pb2.HealthCheckResponse.SERVING)
         return bound_port
@@ -137,37 +110,84 @@ class Worker:
         await self._server.stop(self._settings.drain_seconds)
         self.servicer.close()
 
+    async def take_over(self, served: Served) -> None:
+        """Have these versions answer instead of those before; calls in flight end on theirs."""
+        for version in filter(None, (served.active, served.canary)):
+            version.warm_up()
+        self.servicer.served = served
+
     async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in (health.OVERALL_HEALTH, SERVICE_NAME):
             await self._health.set(service, status)
 
-    def _warm_up(self) -> None:
-        """Make searches of every kind that the index can answer, so that no caller waits for it."""
-        for query in _warm_up_queries(self._engine.bundle):
-            for _ in range(_WARM_UP_ROUNDS):
-                self._engine.search(SearchRequest(query, rank=self._engine.has_ranker))
 
-
-async def serve(
-    loaded: Loaded, port: int, on_ready: Callable[[str], None], *, shares_port: bool = False
-) -> None:
+async def serve(worker: Worker, settings: Settings, port: int, on_ready: OnReady) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
     Args:
-        loaded: what is served.
+        worker: what serves.
+        settings: where it listens.
         port: the port; 0 for any that is free.
         on_ready: called with the address once searches are answered.
-        shares_port: whether other workers listen on the same port.
 
     Raises:
         PortTakenError: if the address cannot be listened on.
     """
-    worker = Worker(loaded, shares_port=shares_port)
     bound_port = await worker.start(port)
-    on_ready(address(loaded.settings.host, bound_port))
+    on_ready(address(settings.host, bound_port))
     await wait_for_stop_signal()
-    _log.info("draining", seconds=loaded.settings.drain_seconds)
+    _log.info("draining", seconds=settings.drain_seconds)
     await worker.stop()
+
+
+async def serve_alone(settings: Settings, active: IndexVersion, on_ready: OnReady) -> None:
+    """Serve from this process, which changes versions as well, until SIGTERM or SIGINT.
+
+    Args:
+        settings: where it listens, and the limits.
+        active: the version that answers first.
+        on_ready: called with the address once searches are answered.
+
+    Raises:
+        PortTakenError: if the address cannot be listened on.
+    """
+    loop = asyncio.get_running_loop()
+    # Versions are loaded on one thread, beside the event loop.
+    thread = ThreadPoolExecutor(1, "versions")
+
+    async def execute(name: str, request: Message) -> bytes:
+        return await loop.run_in_executor(thread, admin.execute, versions, name, request)
+
+    async def follow_link() -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await loop.run_in_executor(thread, versions.follow_link)
+
+    worker = Worker(Served(active), settings, execute=execute)
+    versions = Versions(settings, active, _Alone(worker, loop))
+    del active  # or it would stay in memory after others have taken over
+    following = loop.create_task(follow_link())
+    try:
+        await serve(worker, settings, settings.port, on_ready)
+    finally:
+        following.cancel()
+        thread.shutdown(wait=False, cancel_futures=True)
+
+
+class _Alone:
+    """The crew of one process: versions take over on its event loop."""
+
+    def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
+        self._worker = worker
+        self._loop = loop
+
+    def take_over(self, served: Served) -> None:
+        """Have these versions answer; called on another thread than the loop's."""
+        asyncio.run_coroutine_threadsafe(self._worker.take_over(served), self._loop).result()
+
+    def process_ids(self) -> Sequence[int]:
+        """Return the id of this process."""
+        return [os.getpid()]
 
 
 async def wait_for_stop_signal() -> None:
@@ -189,18 +209,6 @@ def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
         # A connection stays on one worker: new ones are what spreads the load.
         options.append(("grpc.max_connection_age_ms", settings.max_connection_age_seconds * 1000))
     return options
-
-
-def _warm_up_queries(bundle: IndexBundle) -> Iterator[Query]:
-    corpus, assets = bundle.corpus, bundle.query
-    some_ids = corpus.candidate_ids.tokens(np.arange(min(3, corpus.n_candidates)))
-    yield CandidateQuery(some_ids[0])
-    yield EmbeddingQuery(np.array(corpus.embeddings[0]))
-    if assets is not None:
-        yield UserQuery(history=some_ids)
-        yield UserQuery()
-        if assets.user_ids is not None:
-            yield UserQuery(assets.user_ids.token(0))
 
 
 def _why_not(host: str, port: int) -> str:

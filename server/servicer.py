@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import grpc
@@ -14,21 +14,13 @@ from candidate_search.v1 import candidate_search_service_pb2 as pb
 
 from server.decoding import RequestDecoder
 from server.domain import SearchRequest, SearchResult
-from server.encoding import (
-    FoundEncoder,
-    batch_response,
-    batch_status,
-    explanation_message,
-    index_info_message,
-    other_fields,
-    plan_fields,
-)
-from server.engine import Engine
+from server.encoding import batch_response, batch_status, explanation_message, other_fields
 from server.errors import LimitExceededError, NotServingError, OverloadedError, SearchError
 from server.explaining import explain
 from server.interceptors import method_handler, new_request_id, status_of
-from server.paging import PageTokens
+from server.loading import IndexVersion
 from server.settings import Settings
+from server.versions import Served
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CandidateSearchService"].full_name
 
@@ -41,6 +33,8 @@ T = TypeVar("T")
 class _Call:
     """A search that a caller asked for."""
 
+    version: IndexVersion
+    """What answers it, whatever takes over meanwhile."""
     request: pb.SearchCandidatesRequest
     all_but_token: bytes
     """The request without its page token: the same for all pages."""
@@ -48,28 +42,22 @@ class _Call:
     is_long: bool
 
 
+_Answers = Mapping[IndexVersion, Iterator[SearchResult | SearchError]]
+
+
 class CandidateSearchServicer:
-    """Answers the calls of ``CandidateSearchService`` from one engine.
+    """Answers the calls of ``CandidateSearchService``.
 
     Args:
-        engine: what searches.
-        encoder: what puts into responses what was found.
+        served: the versions that answer; others may be put in their place at any time.
         settings: the limits.
-        page_token_key: what signs page tokens; workers that share a port share it.
     """
 
-    def __init__(
-        self, engine: Engine, encoder: FoundEncoder, settings: Settings, page_token_key: bytes
-    ) -> None:
+    def __init__(self, served: Served, settings: Settings) -> None:
         self.is_serving = False
-        self._engine = engine
+        self.served = served
         self._settings = settings
-        index_version = engine.bundle.manifest.version
         self._decoder = RequestDecoder(settings)
-        self._page_tokens = PageTokens(index_version, page_token_key)
-        self._index_info = index_info_message(engine, settings).SerializeToString()
-        self._encoder = encoder
-        self._plan_fields = lru_cache(4096)(partial(plan_fields, index_version=index_version))
         self._threads = ThreadPoolExecutor(settings.long_search_threads, "long-search")
         self._n_long = 0
 
@@ -90,7 +78,9 @@ class CandidateSearchServicer:
         call = self._begin(request)
         # A short search costs less than handing it to a thread.
         result = (
-            await self._search_beside(call) if call.is_long else self._engine.search(call.search)
+            await self._search_beside(call)
+            if call.is_long
+            else call.version.engine.search(call.search)
         )
         return self._end(call, result)
 
@@ -116,14 +106,17 @@ class CandidateSearchServicer:
             raise LimitExceededError(
                 "only a first page can be explained; leave page_token empty", field="page_token"
             )
+        engine = self.served.version_for(
+            message.request.SerializeToString(deterministic=True)
+        ).engine
         request = self._decoder.decode(message.request)
-        explanation = await self.run_beside(lambda: explain(self._engine, request))
-        return explanation_message(explanation, self._engine).SerializeToString()
+        explanation = await self.run_beside(lambda: explain(engine, request))
+        return explanation_message(explanation, engine).SerializeToString()
 
     async def get_index_info(self, request: pb.GetIndexInfoRequest) -> bytes:
         """Describe the index."""
         del request
-        return self._index_info
+        return self.served.active.index_info
 
     async def run_beside(self, work: Callable[[], T]) -> T:
         """Do long work beside the event loop, or refuse it if much is waiting already."""
@@ -151,29 +144,29 @@ class CandidateSearchServicer:
         page_token = request.page_token
         request.ClearField("page_token")
         all_but_token = request.SerializeToString(deterministic=True)
-        offset = self._page_tokens.offset(page_token, all_but_token) if page_token else 0
+        version = self.served.version_for(all_but_token)
+        offset = version.page_tokens.offset(page_token, all_but_token) if page_token else 0
         search = self._decoder.decode(request, offset)
-        return _Call(request, all_but_token, search, self._engine.is_long(search))
+        return _Call(version, request, all_but_token, search, version.engine.is_long(search))
 
     def _end(self, call: _Call, result: SearchResult) -> bytes:
         """Translate a result."""
-        next_page_token = ""
+        version, next_page_token = call.version, ""
         if result.has_more:
             offset = call.search.offset + len(result.rows)
-            next_page_token = self._page_tokens.sign(call.all_but_token, offset)
-        found = self._encoder.encode(result.rows, result.scores)
+            next_page_token = version.page_tokens.sign(call.all_but_token, offset)
+        found = version.encoder.encode(result.rows, result.scores)
         returned_fields = call.request.returned_fields
-        others = other_fields(result, returned_fields, self._engine, next_page_token)
-        return b"".join([found, self._plan_fields(result.plan), others])
+        others = other_fields(result, returned_fields, version.engine, next_page_token)
+        return b"".join([found, version.plan_fields(result.plan), others])
 
     async def _search_beside(self, call: _Call) -> SearchResult:
-        return await self.run_beside(lambda: self._engine.search(call.search))
+        return await self.run_beside(lambda: call.version.engine.search(call.search))
 
     async def _results(self, requests: Sequence[pb.SearchCandidatesRequest]) -> list[bytes]:
         """Return some of a batch's results; a search that is refused is refused alone."""
         calls = [self._begin_or_error(request) for request in requests]
-        short = [one.search for one in calls if isinstance(one, _Call) and not one.is_long]
-        answers = iter(self._engine.search_together(short))
+        answers = _answers_together(calls)
         results = []
         for call in calls:
             try:
@@ -188,15 +181,24 @@ class CandidateSearchServicer:
         except SearchError as error:
             return error
 
-    async def _response(
-        self, call: _Call | SearchError, answers: Iterator[SearchResult | SearchError]
-    ) -> bytes:
+    async def _response(self, call: _Call | SearchError, answers: _Answers) -> bytes:
         """Return the response to one call of a batch; the short ones are answered already."""
         if isinstance(call, SearchError):
             raise call
         if call.is_long:
             return self._end(call, await self._search_beside(call))
-        answer = next(answers)
+        answer = next(answers[call.version])
         if isinstance(answer, SearchError):
             raise answer
         return self._end(call, answer)
+
+
+def _answers_together(calls: Sequence[_Call | SearchError]) -> _Answers:
+    """Return the answers to the short searches of a batch, in order, by what answers them."""
+    searches: dict[IndexVersion, list[SearchRequest]] = defaultdict(list)
+    for call in calls:
+        if isinstance(call, _Call) and not call.is_long:
+            searches[call.version].append(call.search)
+    return {
+        version: iter(version.engine.search_together(some)) for version, some in searches.items()
+    }

@@ -54,6 +54,11 @@ class Settings(BaseSettings):
     reflection: bool = Field(
         default=False, description="Whether clients may ask for the service's description."
     )
+    admin: bool = Field(
+        default=False,
+        description="Whether AdminService is answered: which index versions there are, and which "
+        "of them answers.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least important message that is logged."
     )

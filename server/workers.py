@@ -1,13 +1,18 @@
 """The parent of several workers: it loads, forks, watches and replaces them, and never serves.
 
-The index is loaded once, before the fork, so that its memory is shared. gRPC does not survive a
+An index is loaded once, before the fork, so that its memory is shared. gRPC does not survive a
 fork, so the parent makes no gRPC object; each worker listens on the same port, and the kernel deals
 connections out among them. A connection stays with its worker; so a worker closes connections that
 have grown old (``max_connection_age_seconds``), and the client's next one may reach another.
+
+When another version takes over, new workers are forked from it beside the old ones, which drain as
+soon as the new ones serve. Commands of the admin service reach the parent through a pipe from the
+worker that was called.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import select
@@ -15,23 +20,36 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import NoReturn, Self
 
 import structlog
+from google.protobuf.message import Message
 
+from server import admin
+from server.backoff import Backoff
+from server.errors import NotServingError
+from server.loading import IndexVersion, settle_memory
 from server.serve import (
     CHOOSE_ANOTHER,
-    Loaded,
+    LOOK_SECONDS,
+    OnReady,
     PortTakenError,
+    Worker,
     address,
     probe_port,
     run_event_loop,
     serve,
 )
+from server.settings import Settings
+from server.versions import Served, Versions
+from trainer.publish import BundleError
 
 _log = structlog.get_logger(__name__)
 
@@ -40,7 +58,7 @@ _WATCHED = _STOP | {signal.SIGCHLD}
 _READY = b"."
 _MANY_BYTES = 4096
 _KILL_AFTER_SECONDS = 5.0  # beyond the drain, for a worker that does not end by itself
-_LOOK_SECONDS = 1.0
+_START_SECONDS = 60.0  # for a worker to serve, before what it was started for is given up
 _SHORT_LIFE_SECONDS = 5.0  # a worker that ends sooner is replaced a little later each time
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
 _PR_SET_PDEATHSIG = 1
@@ -50,34 +68,47 @@ class WorkerError(Exception):
     """The workers cannot serve; the message is meant for the user."""
 
 
-def serve_with_workers(loaded: Loaded, on_ready: Callable[[str], None]) -> None:
+def serve_with_workers(settings: Settings, active: IndexVersion, on_ready: OnReady) -> None:
     """Serve with several processes until SIGTERM or SIGINT, then drain.
 
     Args:
-        loaded: what is served, and how many processes serve it.
+        settings: where they listen, the limits, and how many processes serve.
+        active: the version that answers first.
         on_ready: called with the address once all workers answer searches.
 
     Raises:
         PortTakenError: if the address cannot be listened on.
         WorkerError: if a worker ends before it has served.
     """
-    settings = loaded.settings
     with _held_port(settings.host, settings.port) as port, Signals() as signals:
-        workers = Workers(loaded, port, signals)
+        workers = Workers(settings, port, signals)
         try:
-            workers.start()
+            workers.start(Served(active))
             on_ready(address(settings.host, port))
-            workers.watch()
+            versions = Versions(settings, active, workers)
+            del active  # or it would stay in memory after others have taken over
+            workers.watch(versions)
         finally:
             workers.stop()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Process:
     """A worker's process."""
 
     process_id: int
+    generation: int
+    """How often versions had taken over when it was started."""
     started_at: float
+    ready: Connection
+    """Tells once that the process serves."""
+    commands: Connection
+    """What the process is asked by the admin service, and the replies."""
+
+    def close(self) -> None:
+        """Close this process's ends of the pipes."""
+        self.ready.close()
+        self.commands.close()
 
 
 class Signals:
@@ -96,6 +127,10 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         self.forget()
+
+    def fileno(self) -> int:
+        """Return what can be read from when a signal has arrived."""
+        return self._arrived
 
     def wait(self, timeout_seconds: float) -> frozenset[int]:
         """Return the signals that arrived; none if there were none in time."""
@@ -116,45 +151,93 @@ class Workers:
     """The processes that serve one port.
 
     Args:
-        loaded: what they serve.
+        settings: the limits, and how many processes serve.
         port: the port that they share.
         signals: what arrives at this process.
     """
 
-    def __init__(self, loaded: Loaded, port: int, signals: Signals) -> None:
-        self._loaded = loaded
+    def __init__(self, settings: Settings, port: int, signals: Signals) -> None:
+        self._settings = settings
         self._port = port
         self._signals = signals
         self._processes: list[_Process] = []
-        self._pause_seconds = _FIRST_PAUSE_SECONDS
+        self._served: Served | None = None
+        self._generation = 0
+        self._backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
 
-    def start(self) -> None:
+    def start(self, served: Served) -> None:
         """Fork the workers, and return when each of them answers searches.
 
         Raises:
-            WorkerError: if one of them ends before it has served.
+            WorkerError: if one of them does not come to serve.
         """
-        pipes = [self._fork() for _ in range(self._loaded.settings.workers)]
-        are_ready = [_wait_until_ready(pipe) for pipe in pipes]
-        if not all(are_ready):
+        self._served = served
+        if not self._all_serve(served, self._generation):
             raise WorkerError("a worker ended before it could serve; its message is above")
 
-    def watch(self) -> None:
-        """Replace workers that end, until this process is asked to stop."""
-        # Looked at now and then as well: a pause below may swallow what another worker's end sends.
-        while not _STOP & self._signals.wait(_LOOK_SECONDS):
+    def take_over(self, served: Served) -> None:
+        """Fork workers that answer from other versions; drain those before when they serve.
+
+        Raises:
+            BundleError: if one of the new ones does not come to serve; those before go on.
+        """
+        settle_memory()
+        if not self._all_serve(served, self._generation + 1):
+            self._end([one for one in self._processes if one.generation > self._generation])
+            raise BundleError("a worker that was to serve it ended before it could")
+        for process in self._current():
+            _ask_to_drain(process)
+        self._served = served
+        self._generation += 1
+
+    def process_ids(self) -> Sequence[int]:
+        """Return the ids of the workers that answer from what is served now."""
+        return [process.process_id for process in self._current()]
+
+    def watch(self, versions: Versions) -> None:
+        """Replace workers that end, and versions, until this process is asked to stop."""
+        while not _STOP & self._arrived(versions):
             for process in [one for one in self._processes if _has_ended(one)]:
                 self._processes.remove(process)
+                if process.generation < self._generation:
+                    continue
                 if _STOP & self._signals.wait(self._pause_before_replacing(process)):
                     return
-                os.close(self._fork())
+                self._replace()
+            versions.follow_link()
 
     def stop(self) -> None:
         """Ask all workers to drain, and wait until they have ended."""
-        for process in self._processes:
-            os.kill(process.process_id, signal.SIGTERM)
-        deadline = time.monotonic() + self._loaded.settings.drain_seconds + _KILL_AFTER_SECONDS
-        for process in self._processes:
+        self._end(list(self._processes))
+
+    def _current(self) -> list[_Process]:
+        return [one for one in self._processes if one.generation == self._generation]
+
+    def _all_serve(self, served: Served, generation: int) -> bool:
+        """Fork workers; return whether all come to serve, which they do not if they end before."""
+        started = [self._fork(served, generation) for _ in range(self._settings.workers)]
+        deadline = time.monotonic() + _START_SECONDS
+        return all(_comes_to_serve(process, deadline) for process in started)
+
+    def _arrived(self, versions: Versions) -> frozenset[int]:
+        """Return the signals that arrive within a while, and carry out commands meanwhile."""
+        pipes = [process.commands for process in self._processes]
+        for readable in wait([self._signals.fileno(), *pipes], LOOK_SECONDS):
+            if isinstance(readable, Connection):
+                _obey(readable, versions)
+        return self._signals.wait(0)
+
+    def _replace(self) -> None:
+        """Start a worker in the place of one that ended."""
+        if self._served is not None:
+            self._fork(self._served, self._generation)
+
+    def _end(self, processes: Sequence[_Process]) -> None:
+        """Ask workers to drain, wait until they have ended, and kill those that do not."""
+        for process in processes:
+            _ask_to_drain(process)
+        deadline = time.monotonic() + self._settings.drain_seconds + _KILL_AFTER_SECONDS
+        for process in processes:
             while not _has_ended(process):
                 seconds_left = deadline - time.monotonic()
                 if seconds_left <= 0:
@@ -162,48 +245,74 @@ class Workers:
                     os.waitpid(process.process_id, 0)
                     break
                 self._signals.wait(seconds_left)
+            self._processes.remove(process)
 
-    def _fork(self) -> int:
-        """Start a worker; return the end of a pipe from which it can be read that it serves."""
-        readable, writable = os.pipe()
+    def _fork(self, served: Served, generation: int) -> _Process:
+        """Start a worker."""
+        ready, tell_ready = Pipe(duplex=False)
+        commands, parent = Pipe()
         process_id = os.fork()
         if process_id == 0:
-            os.close(readable)
-            self._work(writable)
-        os.close(writable)
-        self._processes.append(_Process(process_id, time.monotonic()))
-        return readable
+            ready.close()
+            commands.close()
+            self._work(served, tell_ready, parent)
+        tell_ready.close()
+        parent.close()
+        process = _Process(process_id, generation, time.monotonic(), ready, commands)
+        self._processes.append(process)
+        return process
 
-    def _work(self, ready_pipe: int) -> NoReturn:
+    def _work(self, served: Served, tell_ready: Connection, parent: Connection) -> NoReturn:
         """Be a worker, and end with the process."""
         status = 1
         try:
             _end_with_parent()
             self._signals.forget()
-            run_event_loop(
-                serve(
-                    self._loaded,
-                    self._port,
-                    lambda _: _tell_ready(ready_pipe),
-                    shares_port=True,
-                )
-            )
+            for sibling in self._processes:
+                sibling.close()
+            run_event_loop(self._serve(served, tell_ready, parent))
             status = 0
         except BaseException as error:  # noqa: BLE001 - nothing above may run a second time
             _log.error("worker failed", exc_info=error)
         finally:
             os._exit(status)
 
+    async def _serve(self, served: Served, tell_ready: Connection, parent: Connection) -> None:
+        def on_ready(_: str) -> None:
+            with suppress(BrokenPipeError):  # nobody waits for a worker that replaces another
+                tell_ready.send_bytes(_READY)
+            tell_ready.close()
+
+        worker = Worker(served, self._settings, execute=_asking(parent), shares_port=True)
+        await serve(worker, self._settings, self._port, on_ready)
+
     def _pause_before_replacing(self, process: _Process) -> float:
         """Return for how many seconds to wait before a worker is replaced."""
         lived_seconds = time.monotonic() - process.started_at
         _log.error("worker ended", process_id=process.process_id, lived_seconds=lived_seconds)
         if lived_seconds > _SHORT_LIFE_SECONDS:
-            self._pause_seconds = _FIRST_PAUSE_SECONDS
+            self._backoff.reset()
             return 0.0
-        pause_seconds = self._pause_seconds
-        self._pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
-        return pause_seconds
+        return self._backoff.pause_seconds()
+
+
+def _asking(parent: Connection) -> admin.Execute:
+    """Return what has the parent carry out commands, one after the other."""
+    thread = ThreadPoolExecutor(1, "admin")
+
+    def ask(command: bytes) -> bytes:
+        parent.send_bytes(command)
+        return parent.recv_bytes()
+
+    async def execute(name: str, request: Message) -> bytes:
+        command = admin.write_command(name, request)
+        try:
+            reply = await asyncio.get_running_loop().run_in_executor(thread, ask, command)
+        except (EOFError, OSError) as error:
+            raise NotServingError("the server is stopping") from error
+        return admin.read_reply(reply)
+
+    return execute
 
 
 def _let_arrive(number: int, frame: FrameType | None) -> None:
@@ -231,23 +340,30 @@ def _held_port(host: str, port: int) -> Iterator[int]:
         ) from error
 
 
-def _tell_ready(pipe: int) -> None:
-    with suppress(BrokenPipeError):  # nobody waits for a worker that replaces another
-        os.write(pipe, _READY)
-    os.close(pipe)
+def _obey(commands: Connection, versions: Versions) -> None:
+    """Carry out a command that a worker was given by its caller."""
+    with suppress(EOFError, OSError):  # the worker has ended, which is noticed elsewhere
+        commands.send_bytes(admin.reply_to(versions, commands.recv_bytes()))
 
 
-def _wait_until_ready(pipe: int) -> bool:
-    """Return whether a worker came to serve; it did not if its end of the pipe just closed."""
-    try:
-        return os.read(pipe, len(_READY)) == _READY
-    finally:
-        os.close(pipe)
+def _comes_to_serve(process: _Process, deadline: float) -> bool:
+    with suppress(EOFError):
+        if process.ready.poll(max(0.0, deadline - time.monotonic())):
+            return process.ready.recv_bytes() == _READY
+    return False
+
+
+def _ask_to_drain(process: _Process) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process.process_id, signal.SIGTERM)
 
 
 def _has_ended(process: _Process) -> bool:
     ended_id, _ = os.waitpid(process.process_id, os.WNOHANG)
-    return ended_id != 0
+    if ended_id == 0:
+        return False
+    process.close()
+    return True
 
 
 def _end_with_parent() -> None:

@@ -17,8 +17,10 @@ from indexer.bundle import IndexBundle
 from indexer.corpus import Corpus
 from server.client import SearchClient
 from server.engine import Engine
-from server.serve import Worker, load
+from server.loading import load, with_page_token_key
+from server.serve import Worker
 from server.settings import Settings
+from server.versions import Served
 from trainer.vocabulary import Vocabulary
 
 TINY_TITLES = ["Alpha", "Beta", "Gamma", None, "Epsilon", "Alphabet"]
@@ -28,8 +30,9 @@ class RunningServer:
     """A worker on a free loopback port, on an event loop of its own."""
 
     def __init__(self, settings: Settings) -> None:
-        self._loaded = load(settings)
-        self.engine: Engine = self._loaded.engine
+        self._settings = with_page_token_key(settings)
+        self._served = Served(load(self._settings))
+        self.engine: Engine = self._served.active.engine
         self.port = 0
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
@@ -46,7 +49,7 @@ class RunningServer:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self.worker = Worker(self._loaded)
+        self.worker = Worker(self._served, self._settings)
         try:
             self.port = await self.worker.start(0)
         finally:

@@ -1,4 +1,4 @@
-"""The ``.proto`` file: stubs that are current, names by the rules, a comment on everything."""
+"""The ``.proto`` files: stubs that are current, names by the rules, a comment on everything."""
 
 import subprocess
 import sys
@@ -10,16 +10,25 @@ from google.protobuf import descriptor_pb2
 from google.rpc import status_pb2  # type: ignore[import-untyped]
 
 PROTOS = Path(__file__).parents[2] / "protos"
-PROTO = "candidate_search/v1/candidate_search_service.proto"
+PROTO_FILES = ("candidate_search_service.proto", "admin_service.proto")
 
 
-@pytest.fixture(scope="module")
-def description(tmp_path_factory: pytest.TempPathFactory) -> descriptor_pb2.FileDescriptorProto:
+@pytest.fixture(scope="module", params=PROTO_FILES)
+def description(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> descriptor_pb2.FileDescriptorProto:
     target = tmp_path_factory.mktemp("protos") / "set.bin"
     include = [f"-I{one}" for one in (PROTOS, Path(status_pb2.__file__).parents[2])]
     output = ["--include_source_info", f"--descriptor_set_out={target}"]
     # In a process of its own: the compiler's native library does not bear TensorFlow's beside it.
-    command = [sys.executable, "-m", "grpc_tools.protoc", *include, *output, PROTO]
+    command = [
+        sys.executable,
+        "-m",
+        "grpc_tools.protoc",
+        *include,
+        *output,
+        f"candidate_search/v1/{request.param}",
+    ]
     subprocess.run(command, check=True)
     return descriptor_pb2.FileDescriptorSet.FromString(target.read_bytes()).file[0]
 

@@ -1,0 +1,128 @@
+"""The admin service: which index versions there are, and which of them answers.
+
+Commands are carried out where the versions are, which with several workers is their parent, where
+gRPC cannot run. So a command and its reply can be written down as bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import grpc
+from candidate_search.v1 import admin_service_pb2 as pb
+from google.protobuf.message import Message
+
+from server.errors import SearchError
+from server.interceptors import method_handler
+from server.versions import Versions, VersionSummary
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["AdminService"].full_name
+
+Execute = Callable[[str, Message], Awaitable[bytes]]
+"""Carries out a method, given its name and request; returns the serialised response."""
+
+_REQUEST_TYPES: dict[str, type[Message]] = {
+    "ListVersions": pb.ListVersionsRequest,
+    "VerifyVersion": pb.VerifyVersionRequest,
+    "ActivateVersion": pb.ActivateVersionRequest,
+    "RollBack": pb.RollBackRequest,
+    "GetStatus": pb.GetStatusRequest,
+}
+_DONE, _REFUSED = b"+", b"-"
+
+
+class AdminServicer:
+    """Answers the calls of ``AdminService``.
+
+    Args:
+        execute: what carries them out, one after the other.
+    """
+
+    def __init__(self, execute: Execute) -> None:
+        self._execute = execute
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Return what a gRPC server calls."""
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            name: method_handler(partial(self._execute, name), request_type)
+            for name, request_type in _REQUEST_TYPES.items()
+        }
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+
+
+def execute(versions: Versions, name: str, request: Any) -> bytes:
+    """Carry out a method of the admin service.
+
+    Raises:
+        SearchError: if it is refused; the class says why.
+    """
+    response: Message
+    match name:
+        case "ListVersions":
+            response = pb.ListVersionsResponse(versions=map(_version, versions.catalogue()))
+        case "VerifyVersion":
+            versions.verify(request.version)
+            response = pb.VerifyVersionResponse()
+        case "ActivateVersion":
+            share = request.traffic_share if request.HasField("traffic_share") else 1.0
+            versions.activate(request.version, share)
+            response = pb.ActivateVersionResponse(status=_status(versions))
+        case "RollBack":
+            versions.roll_back()
+            response = pb.RollBackResponse(status=_status(versions))
+        case _:
+            response = pb.GetStatusResponse(status=_status(versions))
+    return response.SerializeToString()
+
+
+def write_command(name: str, request: Message) -> bytes:
+    """Return a method's name and its request as bytes."""
+    return name.encode() + b"\n" + request.SerializeToString()
+
+
+def reply_to(versions: Versions, command: bytes) -> bytes:
+    """Carry out a command that was written down, and write down what became of it."""
+    name, _, body = command.partition(b"\n")
+    request_type = _REQUEST_TYPES[name.decode()]
+    try:
+        return _DONE + execute(versions, name.decode(), request_type.FromString(body))
+    except SearchError as error:
+        refusal = {"reason": error.reason, "message": str(error), "metadata": error.metadata}
+        return _REFUSED + json.dumps(refusal).encode()
+
+
+def read_reply(reply: bytes) -> bytes:
+    """Return the serialised response that a reply holds.
+
+    Raises:
+        SearchError: if it holds a refusal.
+    """
+    kind, content = reply[:1], reply[1:]
+    if kind == _DONE:
+        return content
+    refusal = json.loads(content)
+    (error,) = (one for one in SearchError.__subclasses__() if one.reason == refusal["reason"])
+    raise error(refusal["message"], **refusal["metadata"])
+
+
+def _version(summary: VersionSummary) -> pb.IndexVersion:
+    return pb.IndexVersion(
+        name=summary.name,
+        state=pb.IndexVersionState.Value(f"INDEX_VERSION_STATE_{summary.state.name}"),
+        refusal=summary.refusal,
+    )
+
+
+def _status(versions: Versions) -> pb.ServingStatus:
+    served = versions.served
+    return pb.ServingStatus(
+        active_version=served.active.name,
+        canary_version=served.canary.name if served.canary else "",
+        canary_traffic_share=served.canary_share,
+        previous_version=versions.previous or "",
+        linked_version=versions.linked() or "",
+        process_ids=versions.process_ids(),
+    )

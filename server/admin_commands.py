@@ -1,0 +1,103 @@
+"""The command line of those who run a server: ``python -m server admin``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from candidate_search.v1 import admin_service_pb2 as pb
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.table import Table
+
+from server.admin_client import AdminClient
+from server.client import SearchFailedError
+
+app = typer.Typer(
+    help="See which index versions a running server has, and choose which of them answers. The "
+    "server must have been started with --admin.",
+    no_args_is_help=True,
+)
+
+Address = Annotated[str, typer.Option(help="Where the server listens.")]
+Version = Annotated[str, typer.Argument(help="The version's name, as `admin versions` shows it.")]
+LOCAL = "localhost:50051"
+
+
+@app.command()
+def versions(address: Address = LOCAL) -> None:
+    """List the versions on disk.
+
+    Example: python -m server admin versions
+    """
+    with _connected(address) as client:
+        table = Table("version", "state", "why it was refused")
+        for one in client.versions():
+            state = pb.IndexVersionState.Name(one.state).removeprefix("INDEX_VERSION_STATE_")
+            table.add_row(one.name, state.lower(), one.refusal)
+    Console().print(table)
+
+
+@app.command()
+def status(address: Address = LOCAL) -> None:
+    """Show what answers now, as JSON.
+
+    Example: python -m server admin status
+    """
+    with _connected(address) as client:
+        _print(client.status())
+
+
+@app.command()
+def verify(version: Version, address: Address = LOCAL) -> None:
+    """Have a version hashed and tried; nothing changes.
+
+    Example: python -m server admin verify 20261122T101953Z-5a4b8e5f
+    """
+    with _connected(address) as client:
+        client.verify(version)
+    typer.echo(f"{version} is sound")
+
+
+@app.command()
+def activate(
+    version: Version,
+    traffic_share: Annotated[
+        float, typer.Option(help="The share of searches that it answers; below 1, as a canary.")
+    ] = 1.0,
+    address: Address = LOCAL,
+) -> None:
+    """Have a version answer, until the watched link names another or the server ends.
+
+    Example: python -m server admin activate 20261122T101953Z-5a4b8e5f --traffic-share 0.05
+    """
+    with _connected(address) as client:
+        _print(client.activate(version, traffic_share))
+
+
+@app.command()
+def roll_back(address: Address = LOCAL) -> None:
+    """End the canary's trial; without one, return to the version that answered before.
+
+    Example: python -m server admin roll-back
+    """
+    with _connected(address) as client:
+        _print(client.roll_back())
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[AdminClient]:
+    """Yield a client, and say in a sentence what it is refused."""
+    try:
+        with AdminClient(address) as client:
+            yield client
+    except SearchFailedError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _print(status: pb.ServingStatus) -> None:
+    typer.echo(json.dumps(MessageToDict(status, preserving_proto_field_name=True), indent=2))

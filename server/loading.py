@@ -1,0 +1,184 @@
+"""One index version in memory: opened, verified, and tried before it answers anybody."""
+
+from __future__ import annotations
+
+import gc
+import secrets
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import structlog
+from pydantic import SecretStr
+
+from indexer.bundle import IndexBundle, OperatingPoint
+from indexer.exact import ExactScorer, Neighbors
+from indexer.recall import mean_interval, recall_at_k
+from server.domain import CandidateQuery, EmbeddingQuery, Query, SearchRequest, UserQuery
+from server.encoding import FoundEncoder, index_info_message, plan_fields
+from server.engine import Engine
+from server.errors import SearchError
+from server.paging import PageTokens
+from server.settings import Settings
+from trainer.publish import BundleError
+
+_log = structlog.get_logger(__name__)
+_WARM_UP_ROUNDS = 3
+# Exact search is what a self-test costs: as many queries as a scan of so many rows allows.
+_SELF_TEST_ROWS = 20_000_000
+_MIN_SELF_TEST_QUERIES, _MAX_SELF_TEST_QUERIES = 20, 200
+_SELF_TEST_SLACK = 0.02  # of recall: an interval around exactly 1 has no width
+
+
+class IndexVersion:
+    """What answers from one index version; workers that are forked share it.
+
+    Args:
+        bundle: the index bundle, verified.
+        settings: the limits, and the key that signs page tokens.
+
+    Raises:
+        BackendUnavailableError: if the default backend's library is not installed.
+        BundleError: if the bundle's parts do not fit each other.
+    """
+
+    def __init__(self, bundle: IndexBundle, settings: Settings) -> None:
+        self.name = bundle.manifest.version
+        self.engine = Engine(
+            bundle,
+            max_page_depth=settings.max_page_depth,
+            filter_cache_bytes=settings.filter_cache_bytes,
+            long_search_floats=settings.long_search_floats,
+        )
+        self.encoder = FoundEncoder(bundle.corpus.candidate_ids)
+        self.page_tokens = PageTokens(self.name, page_token_key(settings))
+        self.index_info = index_info_message(self.engine, settings).SerializeToString()
+        self.plan_fields = lru_cache(4096)(partial(plan_fields, index_version=self.name))
+
+    def warm_up(self) -> None:
+        """Make searches of every kind on this thread, so that no caller waits for the first."""
+        for query in _trial_queries(self.engine.bundle):
+            for _ in range(_WARM_UP_ROUNDS):
+                self.engine.search(SearchRequest(query, rank=self.engine.has_ranker))
+
+
+def load(settings: Settings, directory: Path | None = None) -> IndexVersion:
+    """Verify and open an index bundle, and try whether it delivers what it promises.
+
+    Args:
+        settings: which bundle, and the limits.
+        directory: the bundle's directory, if it is another than the settings name.
+
+    Raises:
+        BundleError: if there is no bundle, it is damaged, its parts do not belong together, or a
+            backend finds less than its operating point promises.
+        BackendUnavailableError: if its default backend's library is not installed.
+    """
+    bundle = IndexBundle.open(directory or settings.index)
+    bundle.check()
+    version = IndexVersion(bundle, settings)
+    _check_parts(version)
+    _self_test(version)
+    return version
+
+
+def with_page_token_key(settings: Settings) -> Settings:
+    """Return settings that have a key for page tokens, a new one if none was given."""
+    if settings.page_token_key is not None:
+        return settings
+    return settings.model_copy(update={"page_token_key": SecretStr(secrets.token_hex(32))})
+
+
+def page_token_key(settings: Settings) -> bytes:
+    """Return the key that signs page tokens.
+
+    Raises:
+        ValueError: if the settings have none; ``with_page_token_key`` gives them one.
+    """
+    if settings.page_token_key is None:
+        raise ValueError("the settings have no page_token_key")
+    return settings.page_token_key.get_secret_value().encode()
+
+
+def settle_memory() -> None:
+    """Hide what exists now from the garbage collector, after what is no longer used is gone.
+
+    A loaded version lives long: looking at it takes milliseconds each time, and writes to pages
+    that forked workers then no longer share.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+def _check_parts(version: IndexVersion) -> None:
+    """Search for every kind of query: parts of different bundles fail here.
+
+    Raises:
+        BundleError: if a search fails.
+    """
+    directory = version.engine.bundle.directory
+    for query in _trial_queries(version.engine.bundle):
+        try:
+            version.engine.search(SearchRequest(query, rank=version.engine.has_ranker))
+        except (SearchError, ValueError, LookupError, RuntimeError) as error:
+            raise BundleError(
+                f"{directory}: its parts do not belong together: {type(query).__name__} fails: "
+                f"{error}"
+            ) from error
+
+
+def _self_test(version: IndexVersion) -> None:
+    """Search the stored queries, and compare the recall with what the bundle promises.
+
+    Raises:
+        BundleError: if a backend surely finds less than its operating point says.
+    """
+    bundle = version.engine.bundle
+    n_queries = int(
+        np.clip(
+            _SELF_TEST_ROWS / bundle.manifest.n_candidates,
+            _MIN_SELF_TEST_QUERIES,
+            _MAX_SELF_TEST_QUERIES,
+        )
+    )
+    queries = np.ascontiguousarray(bundle.tuning_queries[:n_queries])
+    points = {name: _promise(bundle, name) for name in version.engine.planner.indexes}
+    exact = ExactScorer(bundle.corpus.embeddings).search(
+        queries, max(point.k for point in points.values())
+    )
+    for name, index in version.engine.planner.indexes.items():
+        point = points[name]
+        params = bundle.choose(point.k, backend=name).params
+        expected = Neighbors(exact.rows[:, : point.k], exact.scores[:, : point.k])
+        recalls = recall_at_k(index.search(queries, point.k, params), expected)
+        mean, _, high = mean_interval(recalls)
+        _log.debug("self-test", index_version=version.name, backend=name, recall=mean)
+        # Both are estimates: only where the intervals lie apart is the promise surely broken.
+        if high + _SELF_TEST_SLACK < point.recall_low:
+            raise BundleError(
+                f"{bundle.directory}: {name} promises a recall@{point.k} of {point.recall:.3f} "
+                f"and delivers {mean:.3f} on {len(queries)} stored queries"
+            )
+
+
+def _promise(bundle: IndexBundle, backend: str) -> OperatingPoint:
+    """Return the operating point that answers a backend's ordinary requests."""
+    depths = (point.k for point in bundle.manifest.backends[backend].operating_points)
+    return bundle.choose(min(depths), backend=backend).point
+
+
+def _trial_queries(bundle: IndexBundle) -> Iterator[Query]:
+    """Yield a query of every kind that the index can answer, over its first and last rows."""
+    corpus, assets = bundle.corpus, bundle.query
+    ends = np.unique([0, corpus.n_candidates // 2, corpus.n_candidates - 1])
+    some_ids = corpus.candidate_ids.tokens(ends)
+    yield CandidateQuery(some_ids[0])
+    yield EmbeddingQuery(np.array(corpus.embeddings[0]))
+    if assets is not None:
+        yield UserQuery(history=some_ids)
+        yield UserQuery()
+        if assets.user_ids is not None:
+            yield UserQuery(assets.user_ids.token(0))
+            yield UserQuery(assets.user_ids.token(len(assets.user_ids) - 1))

@@ -1,0 +1,267 @@
+"""Which index versions there are, which of them answer, and how another one takes over.
+
+A version is loaded and tried beside the one that answers, and takes over in one step. One that is
+refused changes nothing: the reason is kept, and told to whoever asks.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import structlog
+
+from indexer.backends import BackendUnavailableError
+from server.backoff import Backoff
+from server.errors import (
+    LimitExceededError,
+    NoPreviousVersionError,
+    SearchError,
+    VersionRefusedError,
+    VersionUnknownError,
+)
+from server.loading import IndexVersion, load, settle_memory
+from server.settings import Settings
+from trainer.publish import BundleError, versions
+
+_log = structlog.get_logger(__name__)
+_FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 1.0, 300.0
+_N_CHECKSUMS = 1 << 32
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """The versions that answer: one, and perhaps another on trial with a share of the searches.
+
+    Attributes:
+        active: what answers.
+        canary: the version on trial.
+        canary_share: the share of searches that the canary answers, in (0, 1).
+    """
+
+    active: IndexVersion
+    canary: IndexVersion | None = None
+    canary_share: float = 0.0
+
+    def version_for(self, search: bytes) -> IndexVersion:
+        """Return what answers a search, given as bytes: always the same for the same search.
+
+        So the pages of a search come from one version.
+        """
+        if self.canary is None or zlib.crc32(search) >= self.canary_share * _N_CHECKSUMS:
+            return self.active
+        return self.canary
+
+
+class Crew(Protocol):
+    """The processes that answer."""
+
+    def take_over(self, served: Served) -> None:
+        """Have these versions answer instead of those before; return when they do.
+
+        Raises:
+            BundleError: if they cannot; those before go on.
+        """
+
+    def process_ids(self) -> Sequence[int]:
+        """Return the ids of the processes that answer searches."""
+
+
+class VersionState(Enum):
+    """What a version is to a server; the names are the wire's."""
+
+    AVAILABLE = "available"
+    ACTIVE = "active"
+    CANARY = "canary"
+    PREVIOUS = "previous"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class VersionSummary:
+    """One version on disk."""
+
+    name: str
+    state: VersionState
+    refusal: str = ""
+    """Why it was refused when it was last tried."""
+
+
+@dataclass
+class _Refusal:
+    """A version that was tried in vain."""
+
+    reason: str = ""
+    retry_at: float = 0.0
+    backoff: Backoff = field(
+        default_factory=lambda: Backoff(_FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS)
+    )
+
+
+class Versions:
+    """The versions of one index, for one thread.
+
+    Args:
+        settings: where the versions are, and how they are loaded.
+        active: the version that answers.
+        crew: what answers.
+    """
+
+    def __init__(self, settings: Settings, active: IndexVersion, crew: Crew) -> None:
+        self.served = Served(active)
+        self.previous: str | None = None
+        self._settings = settings
+        self._crew = crew
+        self._root = active.engine.bundle.directory.parent
+        self._refusals: dict[str, _Refusal] = {}
+        self._followed = self.linked()
+
+    def linked(self) -> str | None:
+        """Return the version that the watched link names; None where there is no link."""
+        try:
+            return self._settings.index.readlink().name
+        except OSError:
+            return None
+
+    def process_ids(self) -> Sequence[int]:
+        """Return the ids of the processes that answer searches."""
+        return self._crew.process_ids()
+
+    def catalogue(self) -> list[VersionSummary]:
+        """Return the versions on disk, oldest first."""
+        return [self._summary(directory.name) for directory in versions(self._root)]
+
+    def verify(self, name: str) -> None:
+        """Load and try a version, and let it go again.
+
+        Raises:
+            VersionUnknownError: if there is no such version.
+            VersionRefusedError: if it is damaged or does not deliver.
+        """
+        self._load(name)
+
+    def activate(self, name: str, traffic_share: float = 1.0) -> None:
+        """Have a version answer all searches, or a share of them as a canary.
+
+        Raises:
+            VersionUnknownError: if there is no such version.
+            VersionRefusedError: if it cannot take over; what answered before goes on.
+            LimitExceededError: if the share is not in (0, 1], or the canary is the active version.
+        """
+        if not 0 < traffic_share <= 1:
+            raise LimitExceededError(
+                f"traffic_share must be above 0 and at most 1, not {traffic_share}",
+                field="traffic_share",
+                found=traffic_share,
+            )
+        active_name = self.served.active.name
+        if traffic_share < 1:
+            if name == active_name:
+                raise LimitExceededError(
+                    f"{name} answers already; traffic_share is for another version beside it",
+                    field="traffic_share",
+                    found=traffic_share,
+                )
+            self._take_over(Served(self.served.active, self._loaded(name), traffic_share))
+        elif name != active_name:
+            self._take_over(Served(self._loaded(name)))
+            self.previous = active_name
+        elif self.served.canary is not None:
+            self._take_over(Served(self.served.active))
+
+    def roll_back(self) -> None:
+        """End the canary's trial; without one, have the previous version answer again.
+
+        Raises:
+            NoPreviousVersionError: if there is neither.
+            VersionUnknownError: if the previous version is gone from the disk.
+            VersionRefusedError: if it cannot take over.
+        """
+        if self.served.canary is not None:
+            self._take_over(Served(self.served.active))
+        elif self.previous is not None:
+            self.activate(self.previous)
+        else:
+            raise NoPreviousVersionError(
+                "no other version has answered since this server was started; "
+                "activate one by its name"
+            )
+
+    def follow_link(self) -> None:
+        """Activate what the watched link names, if that changed or is to be tried again.
+
+        A version that somebody activated by name stays until the link changes. What is refused is
+        logged, and tried again after a pause that grows: it may still be being copied.
+        """
+        linked = self.linked()
+        if linked == self._followed and not self._is_retry_due(linked):
+            return
+        self._followed = linked
+        if linked is None or linked == self.served.active.name:
+            return
+        try:
+            self.activate(linked)
+        except SearchError as error:
+            _log.error("index version refused", index_version=linked, reason=str(error))
+
+    def _is_retry_due(self, name: str | None) -> bool:
+        refusal = self._refusals.get(name or "")
+        return refusal is not None and time.monotonic() >= refusal.retry_at
+
+    def _loaded(self, name: str) -> IndexVersion:
+        """Return a version in memory, loaded unless it is there."""
+        canary = self.served.canary
+        return canary if canary is not None and canary.name == name else self._load(name)
+
+    def _load(self, name: str) -> IndexVersion:
+        known = [directory.name for directory in versions(self._root)]
+        if name not in known:
+            raise VersionUnknownError(
+                f"there is no index version {name!r} beside the one that answers; "
+                f"there are {', '.join(known)}",
+                version=name,
+            )
+        try:
+            loaded = load(self._settings, self._root / name)
+        except (BundleError, BackendUnavailableError) as error:
+            raise self._refuse(name, error) from error
+        self._refusals.pop(name, None)
+        return loaded
+
+    def _take_over(self, served: Served) -> None:
+        newcomer = served.canary or served.active
+        try:
+            self._crew.take_over(served)
+        except BundleError as error:
+            raise self._refuse(newcomer.name, error) from error
+        self.served = served
+        settle_memory()
+        _log.info(
+            "index version took over",
+            index_version=served.active.name,
+            canary_version=served.canary.name if served.canary else None,
+            canary_share=served.canary_share,
+        )
+
+    def _refuse(self, name: str, error: Exception) -> VersionRefusedError:
+        # What is wrong with a bundle names its place on this machine, which is nobody's business.
+        reason = str(error).replace(f"{self._root}/", "")
+        refusal = self._refusals.setdefault(name, _Refusal())
+        refusal.reason = reason
+        refusal.retry_at = time.monotonic() + refusal.backoff.pause_seconds()
+        return VersionRefusedError(f"index version {name} is refused: {reason}", version=name)
+
+    def _summary(self, name: str) -> VersionSummary:
+        refusal = self._refusals.get(name)
+        if name == self.served.active.name:
+            return VersionSummary(name, VersionState.ACTIVE)
+        if self.served.canary is not None and name == self.served.canary.name:
+            return VersionSummary(name, VersionState.CANARY)
+        if refusal is not None:
+            return VersionSummary(name, VersionState.REFUSED, refusal.reason)
+        state = VersionState.PREVIOUS if name == self.previous else VersionState.AVAILABLE
+        return VersionSummary(name, state)

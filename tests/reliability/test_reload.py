@@ -1,0 +1,148 @@
+"""Versions replace each other under load: no call fails, and none is answered by two versions."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from indexer.bundle import IndexBundle
+from indexer.exact import ExactScorer
+from server.admin_client import AdminClient
+from server.client import (
+    Embedding,
+    SearchClient,
+    SearchFailedError,
+    SearchResults,
+    search_request,
+)
+from tests.reliability.steady_load import COUNT, QUERIES, Oracle, steady_load
+from tests.server.processes import children, serving
+from tests.server.published import copied, current, point_at, publish
+
+FLAT = 1.05  # memory after all swaps, in that after a fifth of them
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("published")
+    publish(directory, 1)
+    publish(directory, 2)
+    return directory
+
+
+@pytest.fixture
+def link(root: Path, tmp_path: Path) -> Path:
+    return copied(root, tmp_path / "indexes")
+
+
+@pytest.fixture(scope="module")
+def oracle(root: Path) -> Oracle:
+    """What each version answers, from its vectors alone."""
+    found = {}
+    for directory in root.glob("2*"):
+        corpus = IndexBundle.open(directory).corpus
+        rows = ExactScorer(corpus.embeddings).search(QUERIES, COUNT).rows
+        found[directory.name] = [corpus.candidate_ids.tokens(line) for line in rows]
+    return found
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("n_swaps", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_versions_swap_under_load(link: Path, oracle: Oracle, workers: str, n_swaps: int) -> None:
+    with serving(link, "--admin", "--workers", workers) as (process, address):
+        settled = 0.0
+        with AdminClient(address) as admin, steady_load(address, oracle) as outcome:
+            for n_done in range(n_swaps):
+                (other,) = oracle.keys() - {admin.status().active_version}
+                assert other == admin.activate(other).active_version
+                if n_done == n_swaps // 5:
+                    settled = memory_bytes(process.pid, int(workers))
+            time.sleep(0.5)
+        assert outcome.failed == []
+        assert outcome.mixed == []
+        assert outcome.answered.keys() == oracle.keys()
+        final = memory_bytes(process.pid, int(workers))
+        print(f"{n_swaps} swaps, {outcome.answered.total()} answers, {final / settled:.3f} memory")  # noqa: T201
+        if n_swaps >= 100:
+            assert final <= FLAT * settled
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_link_is_followed_under_load(link: Path, oracle: Oracle, workers: str) -> None:
+    before = current(link)
+    (other,) = oracle.keys() - {before}
+    with (
+        serving(link, "--workers", workers) as (_, address),
+        steady_load(address, oracle) as outcome,
+    ):
+        wait_for(lambda: outcome.answered[before] > 0)
+        point_at(link, other)
+        wait_for(lambda: outcome.answered[other] > 0)
+    assert (outcome.failed, outcome.mixed) == ([], [])
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_canary_answers_beside_the_active_version(
+    link: Path, oracle: Oracle, workers: str
+) -> None:
+    active = current(link)
+    (canary,) = oracle.keys() - {active}
+    with (
+        serving(link, "--admin", "--workers", workers) as (_, address),
+        AdminClient(address) as admin,
+        SearchClient(address) as client,
+    ):
+        status = admin.activate(canary, 0.5)
+        assert (status.active_version, status.canary_version) == (active, canary)
+        assert len(status.process_ids) == int(workers)
+        results = [client.search(Embedding(query), exact=True) for query in QUERIES]
+        assert {active, canary} == {one.index_version for one in results}
+        batch = client.search_batch(
+            search_request(Embedding(query), exact=True) for query in QUERIES
+        )
+        assert all(isinstance(one, SearchResults) for one in batch)
+        assert [one.index_version for one in results] == [
+            one.index_version for one in batch if isinstance(one, SearchResults)
+        ]
+        assert admin.roll_back().canary_version == ""
+        assert {active} == {client.search(Embedding(query)).index_version for query in QUERIES}
+
+
+def test_a_refused_version_leaves_the_old_one_serving(link: Path, oracle: Oracle) -> None:
+    before = current(link)
+    (other,) = oracle.keys() - {before}
+    (link.parent / other / "embeddings.npy").write_bytes(b"")
+    with (
+        serving(link, "--admin", "--workers", "2") as (process, address),
+        AdminClient(address) as admin,
+        SearchClient(address) as client,
+    ):
+        workers = children(process.pid)
+        with pytest.raises(SearchFailedError, match=r"VERSION_REFUSED: .*embeddings.npy"):
+            admin.activate(other)
+        assert before == client.search(Embedding(QUERIES[0])).index_version
+        assert workers == children(process.pid)
+        refused = {one.name: one.refusal for one in admin.versions()}
+        assert "embeddings.npy" in refused[other]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def memory_bytes(process_id: int, n_workers: int) -> float:
+    """Return the memory of a server, what processes share counted once, when old workers ended."""
+    n_children = n_workers if n_workers > 1 else 0
+    wait_for(lambda: len(children(process_id)) == n_children)
+    total = 0.0
+    for one in (process_id, *children(process_id)):
+        lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+        total += next(1024 * float(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total

@@ -1,0 +1,66 @@
+"""The admin service and its command line, against a server of its own."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from server.__main__ import app
+from server.admin_client import AdminClient
+from server.client import SearchFailedError
+from tests.server.processes import serving
+from tests.server.published import current, publish
+
+
+@pytest.fixture(scope="module")
+def link(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("published")
+    publish(root, 1)
+    publish(root, 2)
+    return root / "current"
+
+
+@pytest.fixture(scope="module")
+def address(link: Path) -> Iterator[str]:
+    with serving(link, "--admin") as (_, listening):
+        yield listening
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["admin", *arguments], env={"COLUMNS": "200"})
+
+
+def test_versions_are_activated_and_rolled_back(address: str, link: Path) -> None:
+    second = current(link)
+    (first,) = (one.name for one in link.parent.glob("2*") if one.name != second)
+    listed = run("versions", "--address", address).output
+    assert f"{first} │ available" in listed
+    assert f"{second} │ active" in listed
+    assert run("verify", first, "--address", address).output == f"{first} is sound\n"
+    activated = json.loads(run("activate", first, "--address", address).output)
+    assert (first, second) == (activated["active_version"], activated["previous_version"])
+    rolled_back = json.loads(run("roll-back", "--address", address).output)
+    assert second == rolled_back["active_version"]
+    trial = run("activate", first, "--traffic-share", "0.1", "--address", address)
+    assert 0.1 == json.loads(trial.output)["canary_traffic_share"]
+    run("roll-back", "--address", address)
+    shown = json.loads(run("status", "--address", address).output)
+    assert "canary_version" not in shown
+    assert second == shown["linked_version"]
+
+
+def test_a_refusal_is_a_sentence(address: str) -> None:
+    refused = run("activate", "20200101T000000Z-00000000", "--address", address)
+    assert refused.exit_code == 1
+    assert "error: VERSION_UNKNOWN: there is no index version" in refused.output
+
+
+def test_it_is_not_answered_unless_asked_for(vector_server: Any) -> None:
+    with (
+        AdminClient(vector_server.address) as client,
+        pytest.raises(SearchFailedError, match="UNIMPLEMENTED"),
+    ):
+        client.status()
