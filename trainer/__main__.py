@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from trainer.console import epoch_progress, print_json, say, sentences_for_errors, stderr
+from trainer.console import print_json, sentences_for_errors, stderr
 from trainer.options import (
     AsJson,
     CandidatesFile,
@@ -23,18 +23,21 @@ from trainer.options import (
     HeldOut,
     InteractionsFile,
     MinRating,
+    Patience,
     Seed,
+    TensorBoardFolder,
     WithRanker,
 )
-from trainer.splits import Split, SplitKind
+from trainer.splits import SplitKind
 from trainer.splits import split as split_dataset
 
 if TYPE_CHECKING:
     from trainer.comparison import Comparison
-    from trainer.config import Config, DataConfig
+    from trainer.config import DataConfig
     from trainer.datasets import Dataset
     from trainer.evaluation import Evaluation, PredictRatings, ScoreUsers
     from trainer.ranking import Ranker
+    from trainer.splits import Split
     from trainer.towers import Towers
 
 app = typer.Typer(
@@ -74,8 +77,17 @@ def fit(
     ] = None,
     seed: Seed = None,
     epochs: Epochs = None,
+    patience: Patience = None,
     dim: Dim = None,
     ranker: WithRanker = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of checkpoints, from which the same command goes on if it was killed; "
+            ".checkpoints in --output if not given.",
+        ),
+    ] = None,
+    tensorboard: TensorBoardFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Train two towers and publish them as a tower bundle.
@@ -86,12 +98,14 @@ def fit(
         from trainer.config import load_config
         from trainer.export import export
         from trainer.report import print_evaluation
+        from trainer.trainings import Trainings
 
         chosen = load_config(
             config,
             {
                 "seed": seed,
                 "split": split,
+                "patience": patience,
                 "refit": refit,
                 "with_histories": with_histories,
                 "with_ranker": ranker,
@@ -101,13 +115,15 @@ def fit(
         )
         data = _load(chosen.data)
         parts = split_dataset(data, chosen.split)
+        trainings = Trainings(data, chosen, checkpoints or output / ".checkpoints", tensorboard)
+        trainings.find_epochs(parts)
         evaluation: Evaluation | None = None
         if parts.kind is not SplitKind.NONE:
-            towers = _fit(data, parts, chosen, f"Training on the {parts.kind} train part")
+            towers = trainings.fit_towers(parts)
             evaluation = _evaluate(data, parts, towers, ranker=None)
         if chosen.refit or parts.kind is SplitKind.NONE:
             parts = split_dataset(data, SplitKind.NONE)
-            towers = _fit(data, parts, chosen, "Training on everything")
+            towers = trainings.fit_towers(parts)
         report = None if evaluation is None else evaluation.model_dump(mode="json")
         directory = export(
             towers,
@@ -118,8 +134,10 @@ def fit(
             rows_name="all" if parts.kind is SplitKind.NONE else f"{parts.kind} train",
             evaluation=report,
             with_histories=chosen.with_histories,
-            ranker=_fit_ranker(data, parts, chosen),
+            ranker=trainings.fit_ranker(parts),
+            curve=trainings.curve,
         )
+        trainings.forget_checkpoints()
         if as_json:
             print_json({"directory": str(directory), "evaluation": report})
         else:
@@ -139,8 +157,10 @@ def evaluate(
     split: HeldOut = None,
     seed: Seed = None,
     epochs: Epochs = None,
+    patience: Patience = None,
     dim: Dim = None,
     ranker: WithRanker = None,
+    tensorboard: TensorBoardFolder = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Measure popularity, item-kNN, EASE... beside them.")
     ] = False,
@@ -158,12 +178,14 @@ def evaluate(
         from trainer.config import load_config
         from trainer.plots import draw_comparison
         from trainer.report import print_comparison, print_evaluation
+        from trainer.trainings import Trainings
 
         chosen = load_config(
             config,
             {
                 "seed": seed,
                 "split": split,
+                "patience": patience,
                 "with_ranker": ranker,
                 "data": _source(dataset, interactions, candidates, min_rating),
                 "towers": {"epochs": epochs, "dim": dim},
@@ -173,9 +195,11 @@ def evaluate(
             raise typer.BadParameter("a split that holds nothing out cannot be evaluated")
         data = _load(chosen.data)
         parts = split_dataset(data, chosen.split)
-        towers = _fit(data, parts, chosen, f"Training on the {parts.kind} train part")
+        trainings = Trainings(data, chosen, tensorboard=tensorboard)
+        trainings.find_epochs(parts)
+        towers = trainings.fit_towers(parts)
         measure = _compare if compare else _evaluate
-        result = measure(data, parts, towers, _fit_ranker(data, parts, chosen))
+        result = measure(data, parts, towers, trainings.fit_ranker(parts))
         if isinstance(result, Comparison):
             plot.parent.mkdir(parents=True, exist_ok=True)
             draw_comparison(result, plot)
@@ -222,28 +246,6 @@ def _load(data: DataConfig) -> Dataset:
     if data.candidates is not None:
         raise typer.BadParameter("--candidates needs --interactions as well")
     return load_dataset(data.dataset, min_rating=data.min_rating, fallback_to_sample=True)
-
-
-def _fit(data: Dataset, parts: Split, config: Config, what: str) -> Towers:
-    from trainer.training import fit as fit_towers
-
-    with epoch_progress(what, config.towers.epochs) as on_epoch:
-        return fit_towers(data, parts.train, config.towers, config.seed, on_epoch)
-
-
-def _fit_ranker(data: Dataset, parts: Split, config: Config) -> Ranker | None:
-    """Train a ranking model; None if none is wanted, or if there are no ratings."""
-    from trainer.ranking import NoRatingsError
-    from trainer.ranking import fit as fit_ranking_model
-
-    if not config.with_ranker:
-        return None
-    try:
-        with epoch_progress("Training the ranking model", config.ranker.epochs) as on_epoch:
-            return fit_ranking_model(data, parts.train, config.ranker, config.seed, on_epoch)
-    except NoRatingsError as error:
-        say(str(error))
-        return None
 
 
 def _evaluate(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None) -> Evaluation:

@@ -15,6 +15,7 @@
     tuning_queries.npy              (n_queries, dim) float32, embeddings of held-out users
     popularity.npy                  (n_candidates,) float32, interactions the weights have seen
     evaluation.json model_card.md   how good the towers are, and how that was measured
+    learning_curve.png              loss, and validation if there was any, by epoch
 
 ``trainer.export`` is the only writer. The indexer copies ``QUERY_ASSET_FILES`` into the index
 bundle, so the server reads both through ``QueryAssets``. Nothing here imports TensorFlow.
@@ -48,6 +49,7 @@ QUERY_EMBEDDINGS = "query_embeddings.npy"
 TUNING_QUERIES = "tuning_queries.npy"
 POPULARITY = "popularity.npy"
 EVALUATION = "evaluation.json"
+LEARNING_CURVE = "learning_curve.png"
 MODEL_CARD = "model_card.md"
 
 QUERY_ASSET_FILES = (

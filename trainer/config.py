@@ -63,6 +63,9 @@ class Config(BaseModel):
     refit: bool = True
     """Whether what is exported was trained again on everything, or has seen the train part of the
     split only."""
+    patience: int = Field(0, ge=0)
+    """Early stopping: after this many epochs without a better ndcg@10 on a validation part of the
+    train rows the best number of epochs is known, and trained anew. 0: all epochs are trained."""
     with_histories: bool = True
     """Whether the users' histories travel with the towers."""
     with_ranker: bool = True

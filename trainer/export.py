@@ -22,6 +22,7 @@ from trainer.bundle import (
     EVALUATION,
     FEATURES,
     HISTORIES,
+    LEARNING_CURVE,
     MODEL_CARD,
     POPULARITY,
     QUERY_EMBEDDINGS,
@@ -33,9 +34,11 @@ from trainer.bundle import (
     TowerManifest,
     TrainedOn,
 )
+from trainer.checkpoints import Curve
 from trainer.datasets import Dataset
 from trainer.features import CANDIDATE_ID, HISTORY, encode_histories
 from trainer.keras import tf
+from trainer.plots import draw_learning_curve
 from trainer.publish import commit, staging
 from trainer.ranking import Ranker
 from trainer.towers import Towers
@@ -71,6 +74,7 @@ def export(
     evaluation: Mapping[str, Any] | None = None,
     with_histories: bool = True,
     ranker: Ranker | None = None,
+    curve: Curve | None = None,
 ) -> Path:
     """Publish trained towers as a new version under ``root``.
 
@@ -85,6 +89,7 @@ def export(
         with_histories: whether known users travel with the towers. Without them the bundle holds
             nothing about a single user, and the server knows a user by the request only.
         ranker: the ranking model trained on the same rows, if there is one.
+        curve: the metrics of every epoch, to be drawn.
 
     Returns:
         The directory of the new version.
@@ -130,7 +135,9 @@ def export(
             ranker_config=None if ranker is None else ranker.config.model_dump(),
         )
         (staged / EVALUATION).write_text(json.dumps(manifest.evaluation, indent=2) + "\n")
-        (staged / MODEL_CARD).write_text(_model_card(manifest))
+        if curve:
+            draw_learning_curve(curve, staged / LEARNING_CURVE)
+        (staged / MODEL_CARD).write_text(_model_card(manifest, has_curve=bool(curve)))
         return commit(staged, root, manifest)
 
 
@@ -246,7 +253,8 @@ def _newest(dataset: Dataset, rows: np.ndarray) -> int | None:
     return None if dataset.timestamps is None else int(dataset.timestamps[rows].max())
 
 
-def _model_card(manifest: TowerManifest) -> str:
+def _model_card(manifest: TowerManifest, *, has_curve: bool) -> str:
+    curve = f"\n![Loss and validation by epoch]({LEARNING_CURVE})\n" if has_curve else ""
     evaluation = (
         json.dumps(manifest.evaluation, indent=2) if manifest.evaluation else "not measured"
     )
@@ -267,7 +275,7 @@ Measured on held-out interactions by towers trained in the same way on the rest.
 ```json
 {evaluation}
 ```
-
+{curve}
 ## Configuration
 
 ```json

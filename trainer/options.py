@@ -49,6 +49,17 @@ Seed = Annotated[
     int | None, typer.Option(help="Seed of the training; the same seed gives one result.")
 ]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the users.")]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Early stopping: epochs without a better validation after which the number of epochs "
+        "is settled; 0 trains all.",
+    ),
+]
+TensorBoardFolder = Annotated[
+    Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard's logs.")
+]
 Dim = Annotated[
     int | None, typer.Option(min=2, help="Dimension of the embeddings, the bias included.")
 ]

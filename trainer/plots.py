@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from trainer.checkpoints import Curve
 from trainer.comparison import HEADLINES, TOWERS, Comparison
 
 _LABELS = {"gini": "popularity bias (Gini)", "diversity": "intra-list diversity"}
+_STYLES = ("-", "--", ":")
 _TOWERS_COLOR, _BASELINE_COLOR = "#1f6feb", "#9aa4b2"
 
 
@@ -35,9 +38,43 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
         panel.set_visible(False)
     figure.axes[0].invert_yaxis()
     figure.suptitle(f"{comparison.dataset}, {comparison.split} split, {comparison.n_users:,} users")
+    _save(figure, path)
+
+
+def draw_learning_curve(curve: Curve, path: Path) -> None:
+    """Draw the metrics of a training over its epochs: the loss, and what validation measured.
+
+    Args:
+        curve: The metrics of every epoch, by name; the loss among them.
+        path: Of the PNG, replaced if it exists.
+    """
+    epochs = range(1, len(curve) + 1)
+    watched = [name for name in curve[0] if name != "loss"]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    losses = figure.subplots()
+    losses.plot(epochs, [metrics["loss"] for metrics in curve], color=_BASELINE_COLOR, label="loss")
+    losses.set(xlabel="epoch", ylabel="loss")
+    losses.xaxis.set_major_locator(MaxNLocator(integer=True))
+    losses.spines["top"].set_visible(False)
+    if watched:
+        quality = losses.twinx()
+        for name, style in zip(watched, _STYLES, strict=False):
+            values = [metrics[name] for metrics in curve]
+            quality.plot(epochs, values, style, color=_TOWERS_COLOR, label=_validated(name))
+        quality.set_ylabel("on validation")
+        quality.spines["top"].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     figure.savefig(partial, format="png", dpi=120)
     partial.replace(path)
+
+
+def _validated(name: str) -> str:
+    return name.removeprefix("val_").replace("_", " ")
 
 
 def _title(metric: str) -> str:

@@ -35,7 +35,8 @@ from trainer.features import (
     encode_table,
 )
 from trainer.keras import tf, tfrs
-from trainer.training import OnEpoch, TrainingError, collect_histories
+from trainer.monitoring import OnEpoch
+from trainer.training import TrainingError, collect_histories
 from trainer.vocabulary import Vocabulary
 
 _BATCH_SIZE = 4096

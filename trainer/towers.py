@@ -241,19 +241,27 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
             compute_metrics=compute_metrics,
         )
 
+    def embed_corpus(self) -> tuple[Any, Any]:
+        """Embed all candidates before compression, as parts of histories and as answers.
+
+        Returns:
+            What ``QueryTower.encode_items`` and ``CandidateTower.wide`` make of them.
+        """
+        return self.query_tower.encode_items(self._corpus), self.candidate_tower.wide(self._corpus)
+
     def finish(self, histories: Any) -> None:
         """Settle, once the heads are trained, what the towers need to embed.
 
         Args:
             histories: ragged (n, None) int32 tokens, the queries whose scores compression keeps.
         """
-        self.query_tower.items.assign(self.query_tower.encode_items(self._corpus))
-        queries = self.query_tower.wide(histories, self.query_tower.items).numpy()
-        candidates = self.candidate_tower.wide(self._corpus).numpy()
+        items, candidates = self.embed_corpus()
+        self.query_tower.items.assign(items)
+        queries = self.query_tower.wide(histories, items).numpy()
         center = queries.mean(axis=0)
         towers: tuple[Any, Any] = (self.query_tower, self.candidate_tower)
         for tower, projection in zip(
-            towers, compress(queries - center, candidates, self._dim - 1), strict=True
+            towers, compress(queries - center, candidates.numpy(), self._dim - 1), strict=True
         ):
             tower.center.assign(center)
             tower.projection.assign(projection)

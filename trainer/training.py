@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from trainer.checkpoints import Checkpoints
 from trainer.datasets import Dataset
 from trainer.features import (
     CANDIDATE_ID,
@@ -20,10 +23,11 @@ from trainer.features import (
     encode_candidates,
 )
 from trainer.keras import tf
+from trainer.monitoring import Monitor, OnEpoch
+from trainer.splits import Split
 from trainer.towers import Towers, TowersConfig, TwoTowers
+from trainer.validation import Validation
 from trainer.vocabulary import Vocabulary
-
-OnEpoch: TypeAlias = Callable[[int, dict[str, float]], None]
 
 _INPUT_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _MAX_COMPRESSED = 20_000
@@ -40,7 +44,12 @@ def fit(
     config: TowersConfig,
     seed: int,
     on_epoch: OnEpoch | None = None,
-    validation_rows: np.ndarray | None = None,
+    *,
+    n_epochs: int | None = None,
+    validation: Split | None = None,
+    patience: int = 0,
+    checkpoints: Path | None = None,
+    tensorboard: Path | None = None,
 ) -> Towers:
     """Train towers on some of a dataset's interactions.
 
@@ -51,33 +60,67 @@ def fit(
         seed: of the initial weights, the batches and what is hidden in them: the same seed gives
             the same towers.
         on_epoch: called after every epoch with its number, from 1, and its metrics by name: the
-            ``loss``, and ``val_...`` of the loss and TFRS's FactorizedTopK if there is anything to
-            validate on.
-        validation_rows: (n,) int64, interactions held out to watch the training by.
+            ``loss``, and with ``validation`` those that are watched; at once for epochs that were
+            done before the training was killed.
+        n_epochs: after how many of the ``config``'s epochs to stop.
+        validation: whose test rows the towers are measured on after every epoch.
+        patience: epochs without a better validation after which to stop; 0: never.
+        checkpoints: a folder for this training's checkpoints, from the last of which it goes on.
+        tensorboard: a folder for TensorBoard's logs.
 
     Raises:
         TrainingError: if there is nothing to learn from, or the loss stopped being a number.
+        CheckpointError: if the training cannot go on from its checkpoint.
     """
     histories = collect_histories(dataset, train_rows, config.max_history_length)
-    batches = training_batches(histories, config, seed)
+    n_steps = steps_per_epoch(histories, config)
     features, vocabularies = describe(dataset, config)
     corpus = encode_candidates(features, vocabularies, dataset.candidates)
     model = TwoTowers(features, corpus, config, seed)
-    n_steps = config.epochs * int(batches.cardinality())
     learning_rate = tf.keras.optimizers.schedules.PolynomialDecay(
-        config.learning_rate, n_steps, end_learning_rate=0.0
+        config.learning_rate, config.epochs * n_steps, end_learning_rate=0.0
     )
     model.compile(optimizer=tf.keras.optimizers.Adam(learning_rate))
-    model.fit(
-        batches,
-        epochs=config.epochs,
-        validation_data=_validation_batches(dataset, histories, validation_rows, config),
-        callbacks=[_EpochCallback(on_epoch)],
-        verbose=0,
+    monitor = Monitor(
+        on_epoch,
+        None if validation is None else Validation(dataset, validation, histories),
+        patience,
+        None if checkpoints is None else Checkpoints(checkpoints, model),
     )
+    first_epoch = monitor.restore()
+    if not monitor.is_out_of_patience:
+        with _advice_on_divergence(config, checkpoints):
+            model.fit(
+                training_batches(histories, config, seed, first_epoch),
+                initial_epoch=first_epoch,
+                epochs=n_epochs or config.epochs,
+                steps_per_epoch=n_steps,
+                callbacks=[monitor, *_tensorboard(tensorboard)],
+                verbose=0,
+            )
     known = [history for history in histories if len(history)]
     model.finish(_ragged(known[:: 1 + len(known) // _MAX_COMPRESSED]) + 1)
     return Towers(model, config, features, vocabularies, corpus, histories)
+
+
+@contextmanager
+def _advice_on_divergence(config: TowersConfig, checkpoints: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except FloatingPointError as error:
+        advice = f"lower the learning rate (now {config.learning_rate:g}) or raise the temperature"
+        if checkpoints is not None and checkpoints.exists():
+            advice += (
+                f"; the last good checkpoint is kept in {checkpoints}, from where the same "
+                "training goes on with a lower learning rate"
+            )
+        raise TrainingError(f"{error}: {advice}") from error
+
+
+def _tensorboard(directory: Path | None) -> list[Any]:
+    if directory is None:
+        return []
+    return [tf.keras.callbacks.TensorBoard(str(directory), write_graph=False)]
 
 
 def describe(dataset: Dataset, config: TowersConfig) -> tuple[Features, dict[str, Vocabulary]]:
@@ -140,42 +183,61 @@ def collect_histories(
     return [history[-max_history_length:] for history in histories]
 
 
-def training_batches(histories: list[np.ndarray], config: TowersConfig, seed: int) -> Any:
-    """Make the batches of an epoch, with the users in random order.
+def steps_per_epoch(histories: list[np.ndarray], config: TowersConfig) -> int:
+    """Return the batches of an epoch.
+
+    Raises:
+        TrainingError: if no user has an interaction.
+    """
+    n_users = sum(len(history) > 0 for history in histories)
+    if not n_users:
+        raise TrainingError("there is no interaction to learn from: the train rows are empty")
+    return -(-n_users // config.batch_size)
+
+
+def training_batches(
+    histories: list[np.ndarray], config: TowersConfig, seed: int, first_epoch: int = 0
+) -> Any:
+    """Make the batches of all epochs, with the users in random order.
+
+    An epoch depends on the seed and its number alone: a training that goes on from a checkpoint
+    sees what it would have seen.
 
     Args:
         histories: candidate rows of each user, oldest first.
         config: how the towers are trained.
         seed: of the order and of what the heads have to find; every epoch draws afresh.
+        first_epoch: the number, from 0, of the epoch to begin with.
 
     Returns:
-        A ``tf.data.Dataset`` of what ``TwoTowers.compute_loss`` reads in training.
-
-    Raises:
-        TrainingError: if no user has an interaction.
+        A ``tf.data.Dataset`` of what ``TwoTowers.compute_loss`` reads in training,
+        ``steps_per_epoch`` for each epoch.
     """
     learnable = [history for history in histories if len(history)]
-    if not learnable:
-        raise TrainingError("there is no interaction to learn from: the train rows are empty")
     interactions = _ragged(learnable)
 
-    def stream(seed: int, batch_size: int, example: Callable[..., Any]) -> Any:
-        users = tf.data.Dataset.range(len(learnable)).shuffle(len(learnable), seed=seed)
-        draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
-        batches = tf.data.Dataset.zip(users.batch(batch_size), draws)
-        return batches.map(lambda users, draw: example(tf.gather(interactions, users), draw))
+    def stream(key: Any, batch_size: int, example: Callable[..., Any]) -> Any:
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(learnable)), key)
+        batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size).enumerate(1)
+        return batches.map(
+            lambda step, users: example(
+                tf.gather(interactions, users), tf.random.experimental.stateless_fold_in(key, step)
+            )
+        )
 
-    batches = {
-        "taste": stream(
-            2 * seed, config.batch_size, partial(_hide, dropout=config.history_dropout)
-        ),
-        "sequence": stream(
-            2 * seed + 1,
-            config.batch_size // 2,
-            partial(_cut, decay=config.target_decay),
-        ),
-    }
-    return tf.data.Dataset.zip(batches).prefetch(2)
+    def epoch_batches(epoch: Any) -> Any:
+        keys = [tf.stack([2 * seed + head, epoch]) for head in range(2)]
+        hide = partial(_hide, dropout=config.history_dropout)
+        cut = partial(_cut, decay=config.target_decay)
+        return tf.data.Dataset.zip(
+            {
+                "taste": stream(keys[0], config.batch_size, hide),
+                "sequence": stream(keys[1], config.batch_size // 2, cut),
+            }
+        )
+
+    epochs = tf.data.Dataset.range(first_epoch, config.epochs)
+    return epochs.flat_map(epoch_batches).prefetch(2)
 
 
 def _hide(candidates: Any, draw: Any, dropout: float) -> dict[str, Any]:
@@ -215,42 +277,5 @@ def _examples(candidates: Any, is_target: Any, weights: Any) -> dict[str, Any]:
     }
 
 
-def _validation_batches(
-    dataset: Dataset,
-    histories: list[np.ndarray],
-    validation_rows: np.ndarray | None,
-    config: TowersConfig,
-) -> Any:
-    """Make batches of whole histories and the held-out interactions; None without any."""
-    if validation_rows is None:
-        return None
-    held_out = collect_histories(dataset, validation_rows, len(validation_rows))
-    examples = {
-        "history": _ragged(histories) + 1,
-        "targets": _ragged(held_out),
-        "target_weights": tf.ones_like(_ragged(held_out), tf.float32),
-    }
-    return tf.data.Dataset.from_tensor_slices(examples).batch(config.batch_size)
-
-
 def _ragged(lists: list[np.ndarray]) -> Any:
     return tf.RaggedTensor.from_row_lengths(np.concatenate(lists), [len(one) for one in lists])
-
-
-class _EpochCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
-    """Reports every epoch, and stops when the loss is not a number."""
-
-    def __init__(self, on_epoch: OnEpoch | None) -> None:
-        super().__init__()
-        self._on_epoch = on_epoch
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        watched = ("loss", *(name for name in logs if name.startswith("val_")))
-        metrics = {name: float(logs[name]) for name in watched}
-        if not np.isfinite(metrics["loss"]):
-            raise TrainingError(
-                f"the loss became {metrics['loss']} in epoch {epoch + 1}: lower the learning rate "
-                f"(now {float(self.model.optimizer.learning_rate):g}) or raise the temperature"
-            )
-        if self._on_epoch is not None:
-            self._on_epoch(epoch + 1, metrics)

@@ -1,7 +1,13 @@
 import json
+import re
+import signal
+import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
@@ -28,6 +34,54 @@ def test_fit_evaluates_refits_on_everything_and_publishes(tmp_path: Path) -> Non
     assert bundle.manifest.trained_on.rows == "all"
     assert bundle.manifest.dim == 8
     assert bundle.manifest.has_ranker
+
+
+def test_fit_finds_the_number_of_epochs_and_draws_the_learning_curve(tmp_path: Path) -> None:
+    config = tmp_path / "trainer.toml"
+    config.write_text("[towers]\nlearning_rate = 0.1\nwidth = 8\n")
+    command = ("fit", "--dataset", "sample", "--split", "none", "--no-ranker", "--config", config)
+    done = trainer(
+        *(*command, "--epochs", 30, "--patience", 2, "--dim", 8),
+        *("--output", tmp_path / "towers", "--tensorboard", tmp_path / "logs"),
+    )
+    assert done.exit_code == 0, done.stderr
+    found = re.search(r"best after epoch (\d+) of (\d+), with an ndcg@10 of 0", done.stderr)
+    assert found
+    best, trained = map(int, found.groups())
+    assert best + 2 == trained < 30
+    assert f"{best}/{best} epochs" in done.stderr
+    card = (tmp_path / "towers" / "current" / "model_card.md").read_text()
+    assert "![Loss and validation by epoch](learning_curve.png)" in card
+    assert (tmp_path / "towers" / "current" / "learning_curve.png").stat().st_size > 10_000
+    assert {"validation", "all"} == {path.name for path in (tmp_path / "logs").iterdir()}
+    assert not (tmp_path / "towers" / ".checkpoints").exists()
+
+
+def test_a_fit_that_was_killed_goes_on_to_the_same_towers(tmp_path: Path) -> None:
+    config = tmp_path / "trainer.toml"
+    config.write_text(
+        'split = "none"\nwith_ranker = false\n[data]\ndataset = "sample"\n'
+        "[towers]\nepochs = 60\nwidth = 8\ndim = 8\n"
+    )
+    command = ("fit", "--config", str(config), "--output")
+    killed, untouched = tmp_path / "killed", tmp_path / "untouched"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", *command, killed], stderr=subprocess.DEVNULL
+    )
+    while not list(killed.glob(".checkpoints/*/*.index")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "current").exists()
+    again = trainer(*command, killed)
+    assert "Going on from the checkpoint in" in again.stderr
+    assert trainer(*command, untouched).exit_code == 0
+    expected, actual = (
+        TowerBundle.open(root / "current").query.query_embeddings for root in (untouched, killed)
+    )
+    np.testing.assert_array_equal(expected, actual)
+    assert not (killed / ".checkpoints").exists()
 
 
 def test_fit_can_export_what_has_seen_the_train_part_only(tmp_path: Path) -> None:

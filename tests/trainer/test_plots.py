@@ -4,7 +4,7 @@ import matplotlib.image
 import pytest
 
 from trainer.comparison import HEADLINES, ComparedModel, Comparison
-from trainer.plots import draw_comparison
+from trainer.plots import draw_comparison, draw_learning_curve
 
 
 def make_comparison(metrics: list[str]) -> Comparison:
@@ -30,3 +30,14 @@ def test_a_comparison_is_drawn(tmp_path, metrics):
 
     assert matplotlib.image.imread(path).ndim == 3
     assert [file.name for file in tmp_path.iterdir()] == ["comparison.png"]
+
+
+@pytest.mark.parametrize("validated", [{}, {"val_ndcg@10": 0.1, "val_heldout_recall@10": 0.2}])
+@pytest.mark.parametrize("n_epochs", [1, 3])
+def test_a_learning_curve_is_drawn(tmp_path, validated, n_epochs):
+    path = tmp_path / "curve.png"
+
+    draw_learning_curve([{"loss": 1.0, **validated}] * n_epochs, path)
+
+    assert matplotlib.image.imread(path).ndim == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["curve.png"]

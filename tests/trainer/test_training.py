@@ -2,14 +2,30 @@
 
 import dataclasses
 import datetime as dt
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from trainer import validation as validation_module
+from trainer.checkpoints import CheckpointError, directory_of
 from trainer.datasets import Dataset
+from trainer.evaluation import evaluate
+from trainer.keras import tf
+from trainer.monitoring import Monitor
+from trainer.splits import Split, SplitKind
 from trainer.towers import TowersConfig
-from trainer.training import TrainingError, collect_histories, describe, fit, training_batches
+from trainer.training import (
+    TrainingError,
+    collect_histories,
+    describe,
+    fit,
+    steps_per_epoch,
+    training_batches,
+)
+from trainer.validation import best_epoch
 
 SMALL = TowersConfig(dim=8, max_history_length=4, epochs=2, batch_size=2)
 
@@ -94,18 +110,16 @@ def test_one_seed_gives_one_result_and_another_seed_another() -> None:
 
 def test_the_taste_head_finds_what_is_hidden_and_other_interactions_in_every_epoch() -> None:
     batches = training_batches([np.arange(100, dtype=np.int32)], SMALL, seed=3)
-    first, second = ([batch["taste"] for batch in batches] for _ in "ab")
-    (examples,) = first
-    history, targets = (examples[name].values.numpy() for name in ("history", "targets"))
+    first, second = (batch["taste"] for batch in batches)
+    history, targets = (first[name].values.numpy() for name in ("history", "targets"))
     assert sorted([*(history - 1), *targets]) == list(range(100))
-    assert examples["target_weights"].values.numpy().tolist() == [1] * len(targets)
-    assert history.tolist() != second[0]["history"].values.numpy().tolist()
+    assert first["target_weights"].values.numpy().tolist() == [1] * len(targets)
+    assert history.tolist() != second["history"].values.numpy().tolist()
 
 
 def test_the_sequence_head_finds_what_came_later_and_the_next_counts_most() -> None:
-    batches = training_batches([np.arange(5, dtype=np.int32)], SMALL, seed=0)
-    for _ in range(10):
-        (batch,) = batches
+    config = SMALL.model_copy(update={"epochs": 10})
+    for batch in training_batches([np.arange(5, dtype=np.int32)], config, seed=0):
         examples = batch["sequence"]
         (history,), (targets,) = (examples[name].to_list() for name in ("history", "targets"))
         assert [token - 1 for token in history] + targets == [0, 1, 2, 3, 4]
@@ -115,25 +129,187 @@ def test_the_sequence_head_finds_what_came_later_and_the_next_counts_most() -> N
         assert examples["target_weights"].values.numpy().tolist() == pytest.approx(expected)
 
 
-def test_validation_reports_factorized_top_k() -> None:
-    data = two_tastes()
-    reports: list[dict[str, float]] = []
-    config = SMALL.model_copy(update={"epochs": 1})
+def read(batches: Any) -> list[Any]:
+    return [
+        {name: {key: value.to_list() for key, value in head.items()} for name, head in one.items()}
+        for one in batches
+    ]
+
+
+def test_every_user_comes_once_in_an_epoch_and_the_order_differs() -> None:
+    histories = [np.array([user, 9]) for user in range(5)]
+    config = TowersConfig(epochs=2, batch_size=2)
+    n_steps = steps_per_epoch(histories, config)
+    batches = read(training_batches(histories, config, seed=0))
+    assert (3, 6) == (n_steps, len(batches))
+    orders = [
+        [history[0] - 1 for batch in epoch for history in batch["sequence"]["history"]]
+        for epoch in (batches[:3], batches[3:])
+    ]
+    assert all(len(order) == len(set(order)) == 3 for order in orders)
+    assert orders[0] != orders[1]
+
+
+def test_an_epoch_depends_on_the_seed_and_its_number_alone() -> None:
+    histories = [np.arange(user + 2) for user in range(5)]
+    config = TowersConfig(epochs=4, batch_size=2)
+    whole = read(training_batches(histories, config, seed=5))
+    assert whole[6:] == read(training_batches(histories, config, seed=5, first_epoch=2))
+    assert whole != read(training_batches(histories, config, seed=6))
+
+
+def validation() -> Split:
+    rows = np.arange(120)
+    return Split(SplitKind.RANDOM, rows[rows % 3 < 2], rows[rows % 3 == 2], "row")
+
+
+def test_validation_measures_every_epoch_and_stops_when_it_is_enough() -> None:
+    data, reports = two_tastes(), []
+    config = SMALL.model_copy(update={"epochs": 40, "learning_rate": 0.03})
     fit(
-        data,
-        np.flatnonzero(np.arange(120) % 3 < 2),
-        config,
-        seed=0,
-        on_epoch=lambda _, logs: reports.append(logs),
-        validation_rows=np.flatnonzero(np.arange(120) % 3 == 2),
+        *(data, validation().train, config, 0, lambda epoch, logs: reports.append((epoch, logs))),
+        validation=validation(),
+        patience=3,
     )
-    expected = {
-        "loss",
-        "val_loss",
-        "val_factorized_top_k/top_10_categorical_accuracy",
+    assert list(range(1, len(reports) + 1)) == [epoch for epoch, _ in reports]
+    curve = [logs for _, logs in reports]
+    assert all({"loss", "val_ndcg@10", "val_heldout_recall@10"} == logs.keys() for logs in curve)
+    assert len(curve) == best_epoch(curve) + 3 < 40
+    assert max(logs["val_ndcg@10"] for logs in curve) > 0.4
+
+
+def test_the_measures_of_validation_are_those_of_the_evaluation_before_compression() -> None:
+    """With as many dimensions as both heads have, compression loses nothing."""
+    data, reports = two_tastes(), []
+    config = SMALL.model_copy(update={"dim": 40, "width": 16})
+    towers = fit(
+        *(data, validation().train, config, 0, lambda _, logs: reports.append(logs)),
+        validation=validation(),
+    )
+    candidates = towers.embed_candidates().T
+    score = lambda rows: towers.embed_queries([towers.histories[row] for row in rows]) @ candidates  # noqa: E731
+    expected = evaluate(data, validation(), score).metrics
+    assert expected["ndcg@10"] == pytest.approx(reports[-1]["val_ndcg@10"])
+
+
+def test_of_more_users_than_an_epoch_can_wait_for_some_validate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(validation_module, "_MAX_SCORES", 0)
+    data = two_tastes(n_users=250)
+    rows = np.arange(750)
+    split = Split(SplitKind.RANDOM, rows[rows % 3 < 2], rows[rows % 3 == 2], "row")
+    users = data.user_rows[validation_module._thinned(data, split).test]
+    assert list(range(0, 250, 3)) == users.tolist()
+
+
+def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:
+    fit(
+        *(two_tastes(), validation().train, SMALL, 0),
+        validation=validation(),
+        tensorboard=tmp_path,
+    )
+    logged = {
+        value.tag
+        for file in tmp_path.rglob("events.*")
+        for event in tf.compat.v1.train.summary_iterator(str(file))
+        for value in event.summary.value
     }
-    assert expected <= reports[0].keys()
-    assert reports[0]["val_factorized_top_k/top_10_categorical_accuracy"] > 0.5
+    assert {"epoch_loss", "epoch_ndcg@10", "epoch_heldout_recall@10"} <= logged
+
+
+class KilledError(Exception):
+    """Stands for a kill between two epochs."""
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_towers(tmp_path: Path) -> None:
+    data, config = two_tastes(), SMALL.model_copy(update={"epochs": 5})
+    arguments = (data, validation().train, config, 3)
+    uninterrupted, curve, seen = fit(*arguments).embed_candidates(), [], []
+
+    def stop_after_the_third(epoch: int, metrics: dict[str, float]) -> None:
+        curve.append(metrics)
+        if epoch == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(*arguments, stop_after_the_third, validation=validation(), checkpoints=tmp_path)
+    again = fit(
+        *(*arguments, lambda epoch, metrics: seen.append((epoch, metrics))),
+        validation=validation(),
+        checkpoints=tmp_path,
+    )
+    np.testing.assert_array_equal(uninterrupted, again.embed_candidates())
+    assert [1, 2, 3, 4, 5] == [epoch for epoch, _ in seen]
+    assert curve[0] == seen[0][1]
+
+
+def test_a_training_that_is_done_is_not_trained_further(tmp_path: Path) -> None:
+    data, config = two_tastes(), SMALL.model_copy(update={"epochs": 40, "learning_rate": 0.03})
+    arguments = (data, validation().train, config, 3)
+    lengths, results = [], []
+    for _ in "ab":
+        curve: list[dict[str, float]] = []
+        towers = fit(
+            *(*arguments, lambda _, metrics, curve=curve: curve.append(metrics)),
+            validation=validation(),
+            patience=2,
+            checkpoints=tmp_path,
+        )
+        lengths.append(len(curve))
+        results.append(towers.embed_candidates())
+        checkpoint = sorted(path.name for path in tmp_path.iterdir())
+    assert lengths[0] == lengths[1] < 40
+    assert checkpoint
+    np.testing.assert_array_equal(*results)
+
+
+def test_a_checkpoint_of_other_towers_is_refused(tmp_path: Path) -> None:
+    fit(two_tastes(), np.arange(120), SMALL, 0, checkpoints=tmp_path)
+    with pytest.raises(CheckpointError, match=r"of another version.*remove that folder"):
+        fit(
+            two_tastes(),
+            np.arange(120),
+            SMALL.model_copy(update={"width": 9}),
+            0,
+            checkpoints=tmp_path,
+        )
+
+
+def test_trainings_share_checkpoints_only_if_they_have_the_same_result() -> None:
+    data, rows = two_tastes(), np.arange(120)
+    args = (Path("root"), data, rows, SMALL, 0, "all")
+    directory = directory_of(*args)
+    assert directory == directory_of(*args)
+    faster = SMALL.model_copy(update={"learning_rate": 0.5})
+    assert directory == directory_of(Path("root"), data, rows, faster, 0, "all")
+    others = [
+        directory_of(Path("root"), data, rows[1:], SMALL, 0, "all"),
+        directory_of(Path("root"), data, rows, SMALL, 1, "all"),
+        directory_of(Path("root"), data, rows, SMALL, 0, "validation"),
+        directory_of(Path("root"), data, rows, SMALL.model_copy(update={"dim": 9}), 0, "all"),
+        directory_of(Path("root"), with_columns(year=[1] * 4), rows, SMALL, 0, "all"),
+    ]
+    assert len({directory, *others}) == 6
+
+
+def test_a_loss_that_is_not_a_number_leaves_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, config, seen = two_tastes(), SMALL.model_copy(update={"epochs": 3}), []
+    note_loss = Monitor.on_train_batch_end
+
+    def diverge_in_the_second_epoch(self: Monitor, batch: int, logs: dict[str, float]) -> None:
+        note_loss(self, batch, {"loss": float("nan")} if self._curve else logs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Monitor, "on_train_batch_end", diverge_in_the_second_epoch)
+        expected = rf"became nan in epoch 2, step 1: lower.*is kept in .*{tmp_path.name}, from"
+        with pytest.raises(TrainingError, match=expected):
+            fit(data, np.arange(120), config, 0, checkpoints=tmp_path)
+    lower = config.model_copy(update={"learning_rate": 0.001})
+    fit(data, np.arange(120), lower, 0, lambda *one: seen.append(one), checkpoints=tmp_path)
+    assert [1, 2, 3] == [epoch for epoch, _ in seen]
 
 
 def test_nothing_to_learn_from_is_refused() -> None:

@@ -1,0 +1,114 @@
+"""Checkpoints: a training that is killed goes on from the last one, to the same end.
+
+Weights, optimiser and learning curve are saved after an epoch, by TensorFlow's checkpoint manager,
+which makes a checkpoint visible when it is complete. Batches depend on nothing but the seed and the
+number of the epoch (``trainer.training.training_batches``), so nothing else needs to be kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+
+from trainer.datasets import Dataset
+from trainer.keras import tf
+from trainer.towers import TowersConfig, TwoTowers
+
+Curve = list[dict[str, float]]
+"""The metrics of every epoch, by name."""
+
+_MAX_SHARE = 0.05
+"""Of the time of a training that its checkpoints may take."""
+
+
+class CheckpointError(Exception):
+    """Why a training cannot go on from a checkpoint."""
+
+
+class Checkpoints:
+    """The checkpoints of one training.
+
+    Args:
+        directory: holds nothing else; made when the first checkpoint is saved.
+        model: compiled.
+    """
+
+    def __init__(self, directory: Path, model: TwoTowers) -> None:
+        self.directory = directory
+        self._curve = tf.Variable("[]", dtype=tf.string, trainable=False)
+        model.optimizer.build(model.trainable_variables)
+        self._manager = tf.train.CheckpointManager(
+            tf.train.Checkpoint(model=model, optimizer=model.optimizer, curve=self._curve),
+            str(directory),
+            max_to_keep=1,
+        )
+        self._not_before = 0.0
+
+    def restore(self) -> Curve:
+        """Restore the last checkpoint, and return the curve up to it; empty if there is none.
+
+        Raises:
+            CheckpointError: if it does not fit the model.
+        """
+        try:
+            restored = self._manager.checkpoint.restore(self._manager.latest_checkpoint)
+            if self._manager.latest_checkpoint:
+                restored.assert_existing_objects_matched()
+        except (AssertionError, ValueError, tf.errors.OpError) as error:
+            raise CheckpointError(
+                f"the checkpoint in {self.directory} is damaged or of another version of this "
+                "program: remove that folder to begin anew"
+            ) from error
+        curve: Curve = json.loads(self._curve.numpy())
+        return curve
+
+    def save(self, curve: Curve) -> None:
+        """Save a checkpoint, unless that would take too much of the training's time."""
+        started = time.monotonic()
+        if started < self._not_before:
+            return
+        self._curve.assign(json.dumps(curve))
+        self._manager.save()
+        done = time.monotonic()
+        self._not_before = done + (done - started) * (1 - _MAX_SHARE) / _MAX_SHARE
+
+
+def directory_of(
+    root: Path, dataset: Dataset, rows: np.ndarray, config: TowersConfig, seed: int, what: str
+) -> Path:
+    """Return the folder for the checkpoints of a training, named by all that its result depends on.
+
+    But for the learning rate: a training that diverged may go on with a lower one.
+
+    Args:
+        root: holds the folders of all trainings.
+        dataset: users, candidates and interactions.
+        rows: (n,) int64, the interactions to learn from.
+        config: how the towers are built and trained.
+        seed: of the training.
+        what: anything else.
+    """
+    digest = hashlib.sha256(config.model_dump_json(exclude={"learning_rate"}).encode())
+    digest.update(f"{seed} {what} {dataset.candidates.to_pylist()}".encode())
+    for values in (dataset.user_rows, dataset.candidate_rows, dataset.timestamps, rows):
+        digest.update(b"" if values is None else np.ascontiguousarray(values).tobytes())
+    return root / digest.hexdigest()[:16]
+
+
+def is_there(directory: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    return tf.train.latest_checkpoint(str(directory)) is not None
+
+
+def remove(directories: list[Path]) -> None:
+    """Remove the checkpoints of trainings that have done their part, and a root without others."""
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            directory.parent.rmdir()

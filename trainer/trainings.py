@@ -1,0 +1,127 @@
+"""The trainings of one command: how many epochs, with progress, checkpoints and logs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from trainer import checkpoints
+from trainer.checkpoints import Curve
+from trainer.config import Config
+from trainer.console import epoch_progress, say
+from trainer.datasets import Dataset
+from trainer.ranking import NoRatingsError, Ranker
+from trainer.ranking import fit as fit_ranking_model
+from trainer.splits import Split, SplitKind, validation_split
+from trainer.splits import split as split_dataset
+from trainer.towers import Towers
+from trainer.training import fit
+from trainer.validation import MONITOR, best_epoch
+
+
+@dataclasses.dataclass(eq=False)
+class Trainings:
+    """Trains on parts of one dataset in one configuration.
+
+    Attributes:
+        dataset: users, candidates and interactions.
+        config: how to train.
+        checkpoints: a folder for the checkpoints of every training; None keeps none.
+        tensorboard: a folder for TensorBoard's logs; None writes none.
+        n_epochs: after how many epochs a training stops; ``find_epochs`` may lower it.
+        curve: of the training that was validated, or else of the latest.
+    """
+
+    dataset: Dataset
+    config: Config
+    checkpoints: Path | None = None
+    tensorboard: Path | None = None
+    n_epochs: int = 0
+    curve: Curve = dataclasses.field(default_factory=list)
+    _saved_in: list[Path] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.n_epochs = self.config.towers.epochs
+
+    def find_epochs(self, parts: Split) -> None:
+        """Train on a part of the train rows, and stop when the rest says that it is enough.
+
+        Without patience nothing is done: all epochs are trained.
+        """
+        if not self.config.patience:
+            return
+        validation = (
+            split_dataset(self.dataset, SplitKind.LEAVE_LAST_OUT)
+            if parts.kind is SplitKind.NONE
+            else validation_split(self.dataset, parts)
+        )
+        self._fit(validation.train, "Finding the number of epochs", "validation", validation)
+        self.n_epochs = best_epoch(self.curve)
+        say(
+            f"Validation was best after epoch {self.n_epochs} of {len(self.curve)}, with an "
+            f"{MONITOR.removeprefix('val_')} of {self.curve[self.n_epochs - 1][MONITOR]:.4f}"
+        )
+
+    def fit_towers(self, parts: Split) -> Towers:
+        """Train towers on the train rows of a split."""
+        if parts.kind is SplitKind.NONE:
+            return self._fit(parts.train, "Training on everything", "all")
+        return self._fit(parts.train, f"Training on the {parts.kind} train part", "train")
+
+    def fit_ranker(self, parts: Split) -> Ranker | None:
+        """Train a ranking model; None if none is wanted, or if there are no ratings."""
+        config = self.config.ranker
+        if not self.config.with_ranker:
+            return None
+        try:
+            with epoch_progress("Training the ranking model", config.epochs) as on_epoch:
+                return fit_ranking_model(
+                    self.dataset, parts.train, config, self.config.seed, on_epoch
+                )
+        except NoRatingsError as error:
+            say(str(error))
+            return None
+
+    def forget_checkpoints(self) -> None:
+        """Remove the checkpoints, when what they led to is in safety."""
+        checkpoints.remove(self._saved_in)
+
+    def _fit(
+        self, rows: np.ndarray, what: str, name: str, validation: Split | None = None
+    ) -> Towers:
+        curve: Curve = []
+        with epoch_progress(what, self.n_epochs) as show:
+
+            def on_epoch(epoch: int, metrics: dict[str, float]) -> None:
+                curve.append(metrics)
+                show(epoch, metrics)
+
+            towers = fit(
+                self.dataset,
+                rows,
+                self.config.towers,
+                self.config.seed,
+                on_epoch,
+                n_epochs=self.n_epochs,
+                validation=validation,
+                patience=self.config.patience,
+                checkpoints=self._checkpoints_of(rows, name),
+                tensorboard=self.tensorboard and self.tensorboard / name,
+            )
+        if not any(MONITOR in metrics for metrics in self.curve):
+            self.curve = curve
+        return towers
+
+    def _checkpoints_of(self, rows: np.ndarray, name: str) -> Path | None:
+        """Return the folder for the checkpoints of one training, and say if there are any."""
+        if self.checkpoints is None:
+            return None
+        directory = checkpoints.directory_of(
+            self.checkpoints, self.dataset, rows, self.config.towers, self.config.seed, name
+        )
+        if checkpoints.is_there(directory):
+            say(f"Going on from the checkpoint in {directory}")
+        self._saved_in.append(directory)
+        return directory

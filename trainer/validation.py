@@ -1,0 +1,64 @@
+"""Quality on held-out interactions while the towers are being trained."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from trainer.datasets import Dataset
+from trainer.evaluation import rank, user_metrics
+from trainer.keras import tf
+from trainer.splits import Split
+from trainer.towers import TwoTowers
+
+WATCHED = ("ndcg@10", "heldout_recall@10")
+"""Metrics that are measured after every epoch; the first decides when to stop."""
+
+MONITOR = f"val_{WATCHED[0]}"
+
+_MAX_SCORES = 20_000_000
+"""After an epoch; where all users by all candidates are more, some users stand for all."""
+
+
+class Validation:
+    """Measures a model on the test rows of a split.
+
+    Args:
+        dataset: what was split.
+        split: its train rows are what the model is trained on.
+        histories: candidate rows of every user in the train rows, oldest first.
+    """
+
+    def __init__(self, dataset: Dataset, split: Split, histories: list[np.ndarray]) -> None:
+        self._dataset = dataset
+        self._split = _thinned(dataset, split)
+        self._histories = histories
+
+    def measure(self, model: TwoTowers) -> dict[str, float]:
+        """Return the watched metrics, by their names after ``val_``."""
+        items, candidates = model.embed_corpus()
+
+        def score_users(rows: np.ndarray) -> np.ndarray:
+            histories = tf.ragged.constant([self._histories[row] for row in rows], tf.int32) + 1
+            scores: np.ndarray = tf.matmul(
+                model.query_tower.wide(histories, items), candidates, transpose_b=True
+            ).numpy()
+            return scores
+
+        values = user_metrics(rank(self._dataset, self._split, score_users))
+        return {f"val_{name}": float(values[name].mean()) for name in WATCHED}
+
+
+def best_epoch(curve: list[dict[str, float]]) -> int:
+    """Return the number, from 1, of the epoch that was best on validation, the first of equals."""
+    return 1 + int(np.argmax([metrics[MONITOR] for metrics in curve]))
+
+
+def _thinned(dataset: Dataset, split: Split) -> Split:
+    """Return the split with the test rows of so many users that an epoch need not wait for them."""
+    users = np.unique(dataset.user_rows[split.test])
+    n_users = max(100, _MAX_SCORES // dataset.n_candidates)
+    chosen = users[:: 1 + (len(users) - 1) // n_users]
+    test = split.test[np.isin(dataset.user_rows[split.test], chosen)]
+    return dataclasses.replace(split, test=test)
