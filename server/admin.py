@@ -47,10 +47,14 @@ class AdminServicer:
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what a gRPC server calls."""
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: method_handler(partial(self._execute, name), request_type)
+            name: method_handler(partial(self._answer, name), request_type)
             for name, request_type in _REQUEST_TYPES.items()
         }
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+
+    async def _answer(self, name: str, request: Message, seconds_left: float | None) -> bytes:
+        del seconds_left  # what was begun is finished: another call can tell how it ended
+        return await self._execute(name, request)
 
 
 def execute(versions: Versions, name: str, request: Any) -> bytes:

@@ -228,16 +228,24 @@ class SearchFailedError(Exception):
         reason: why, as the server names it: ``CANDIDATE_UNKNOWN``; empty if it did not answer.
         metadata: the dynamic parts of the message.
         request_id: under which the server's log knows the call; empty if it did not answer.
+        retry_after_seconds: when an overloaded server may be asked again; None if it says nothing.
     """
 
     def __init__(
-        self, code: str, message: str, reason: str, metadata: Mapping[str, str], request_id: str
+        self,
+        code: str,
+        message: str,
+        reason: str,
+        metadata: Mapping[str, str],
+        request_id: str,
+        retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(f"{reason or code}: {message}")
         self.code = code
         self.reason = reason
         self.metadata = dict(metadata)
         self.request_id = request_id
+        self.retry_after_seconds = retry_after_seconds
 
 
 def search_request(query: Query, **options: Unpack[SearchOptions]) -> pb.SearchCandidatesRequest:
@@ -308,13 +316,21 @@ def failure(error: grpc.RpcError) -> SearchFailedError:
 
 def _failure_of(status: status_pb2.Status) -> SearchFailedError:
     info, request_info = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo()
+    retry_info = error_details_pb2.RetryInfo()
     for detail in status.details:
         # Each unpacks only what is its own.
         detail.Unpack(info)
         detail.Unpack(request_info)
+        detail.Unpack(retry_info)
+    retry_after = retry_info.retry_delay.ToTimedelta().total_seconds()
     code = code_pb2.Code.Name(status.code)
     return SearchFailedError(
-        code, status.message, info.reason, info.metadata, request_info.request_id
+        code,
+        status.message,
+        info.reason,
+        info.metadata,
+        request_info.request_id,
+        retry_after or None,
     )
 
 

@@ -14,11 +14,12 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 import structlog
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from server import errors
+from server.limits import RETRY_AFTER_SECONDS, InFlight
 
 ERROR_DOMAIN = "candidate-search"
 REQUEST_ID_KEY = "x-request-id"
@@ -61,19 +62,33 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def method_handler(
-    method: Callable[[Request], Awaitable[bytes]], request_type: type[Request]
+    method: Callable[[Request, float | None], Awaitable[bytes]],
+    request_type: type[Request],
+    in_flight: InFlight | None = None,
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
     """Return the handler of a unary method that answers every error as the wire promises.
 
     Args:
-        method: from request to serialised response; what it raises becomes a status.
+        method: from request, and the seconds until the caller gives up if it does, to serialised
+            response; what it raises becomes a status.
         request_type: the message it takes.
+        in_flight: what bounds such calls, if anything does.
     """
     decode = request_type.FromString
 
     async def handle(body: bytes, context: Context) -> bytes:
+        seconds_left = context.time_remaining()
+        if seconds_left is not None and seconds_left <= 0:
+            # Nobody waits for the answer any more; the caller knows this status already.
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED)
         try:
-            return await method(decode(body))
+            if in_flight is None:
+                return await method(decode(body), seconds_left)
+            in_flight.enter()
+            try:
+                return await method(decode(body), seconds_left)
+            finally:
+                in_flight.leave()
         except errors.SearchError as error:
             await _abort(context, error)
         except DecodeError:
@@ -98,15 +113,23 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
     metadata = {
         name: _clipped(value, _MAX_METADATA_BYTES) for name, value in error.metadata.items()
     }
-    info, request_info = any_pb2.Any(), any_pb2.Any()
-    info.Pack(
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=metadata)
-    )
-    request_info.Pack(error_details_pb2.RequestInfo(request_id=request_id))
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=metadata),
+        error_details_pb2.RequestInfo(request_id=request_id),
+    ]
+    if isinstance(error, errors.OverloadedError):
+        delay = duration_pb2.Duration(nanos=round(RETRY_AFTER_SECONDS * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     code, _ = STATUS_CODES[type(error)].value
     return status_pb2.Status(
-        code=code, message=_clipped(str(error), _MAX_MESSAGE_BYTES), details=[info, request_info]
+        code=code, message=_clipped(str(error), _MAX_MESSAGE_BYTES), details=map(_packed, details)
     )
+
+
+def _packed(detail: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed
 
 
 def new_request_id() -> str:

@@ -34,6 +34,9 @@ class IndexChoice:
     reason: str
     """Why this choice."""
 
+    expected_micros: float
+    """What the indexer measured one such search to take, at the median."""
+
     plans: Mapping[tuple[SearchMethod, bool], SearchPlan]
     """How a search was made, by the method that was come to, and by whether it was by cosine."""
 
@@ -113,6 +116,7 @@ class Planner:
             params=choice.params,
             exact=_is_exact(choice, index),
             reason=reason,
+            expected_micros=choice.point.p50_microseconds,
             plans={
                 (method, by_cosine): _plan(choice, index, method, by_cosine=by_cosine)
                 for method in SearchMethod

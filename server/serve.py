@@ -138,6 +138,8 @@ async def serve(worker: Worker, settings: Settings, port: int, on_ready: OnReady
     await wait_for_stop_signal()
     _log.info("draining", seconds=settings.drain_seconds)
     await worker.stop()
+    in_flight = worker.servicer.in_flight
+    _log.info("drained", answered=in_flight.n_ended, cut_off=in_flight.count)
 
 
 async def serve_alone(settings: Settings, active: IndexVersion, on_ready: OnReady) -> None:
@@ -204,6 +206,11 @@ def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
         # Without it a second server would take half of the connections without a word.
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
+        ("grpc.server_handshake_timeout_ms", settings.handshake_timeout_seconds * 1000),
+        ("grpc.max_connection_idle_ms", settings.max_connection_idle_seconds * 1000),
     ]
     if shares_port:
         # A connection stays on one worker: new ones are what spreads the load.

@@ -13,11 +13,12 @@ import grpc
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 
 from server.decoding import RequestDecoder
-from server.domain import SearchRequest, SearchResult
+from server.domain import Notice, SearchRequest, SearchResult
 from server.encoding import batch_response, batch_status, explanation_message, other_fields
 from server.errors import LimitExceededError, NotServingError, OverloadedError, SearchError
 from server.explaining import explain
 from server.interceptors import method_handler, new_request_id, status_of
+from server.limits import InFlight, fitted
 from server.loading import IndexVersion
 from server.settings import Settings
 from server.versions import Served
@@ -39,7 +40,9 @@ class _Call:
     all_but_token: bytes
     """The request without its page token: the same for all pages."""
     search: SearchRequest
+    """What is searched for, which may be less than was asked for."""
     is_long: bool
+    degraded: Notice | None
 
 
 _Answers = Mapping[IndexVersion, Iterator[SearchResult | SearchError]]
@@ -59,23 +62,31 @@ class CandidateSearchServicer:
         self._settings = settings
         self._decoder = RequestDecoder(settings)
         self._threads = ThreadPoolExecutor(settings.long_search_threads, "long-search")
+        self.in_flight = InFlight(settings.max_calls_in_flight)
         self._n_long = 0
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what a gRPC server calls."""
+        in_flight = self.in_flight
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "SearchCandidates": method_handler(self.search_candidates, pb.SearchCandidatesRequest),
-            "BatchSearchCandidates": method_handler(
-                self.batch_search_candidates, pb.BatchSearchCandidatesRequest
+            "SearchCandidates": method_handler(
+                self.search_candidates, pb.SearchCandidatesRequest, in_flight
             ),
-            "ExplainSearch": method_handler(self.explain_search, pb.ExplainSearchRequest),
-            "GetIndexInfo": method_handler(self.get_index_info, pb.GetIndexInfoRequest),
+            "BatchSearchCandidates": method_handler(
+                self.batch_search_candidates, pb.BatchSearchCandidatesRequest, in_flight
+            ),
+            "ExplainSearch": method_handler(
+                self.explain_search, pb.ExplainSearchRequest, in_flight
+            ),
+            "GetIndexInfo": method_handler(self.get_index_info, pb.GetIndexInfoRequest, in_flight),
         }
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
 
-    async def search_candidates(self, request: pb.SearchCandidatesRequest) -> bytes:
+    async def search_candidates(
+        self, request: pb.SearchCandidatesRequest, seconds_left: float | None
+    ) -> bytes:
         """Search for one query."""
-        call = self._begin(request)
+        call = self._begin(request, seconds_left)
         # A short search costs less than handing it to a thread.
         result = (
             await self._search_beside(call)
@@ -84,7 +95,9 @@ class CandidateSearchServicer:
         )
         return self._end(call, result)
 
-    async def batch_search_candidates(self, batch: pb.BatchSearchCandidatesRequest) -> bytes:
+    async def batch_search_candidates(
+        self, batch: pb.BatchSearchCandidatesRequest, seconds_left: float | None
+    ) -> bytes:
         """Search for several queries, each with a response or a status."""
         n_requests, limit = len(batch.requests), self._settings.max_batch_size
         if not 1 <= n_requests <= limit:
@@ -95,13 +108,18 @@ class CandidateSearchServicer:
                 found=n_requests,
             )
         results: list[bytes] = []
+        each_seconds = None if seconds_left is None else seconds_left / n_requests
         for start in range(0, n_requests, _SEARCHES_IN_A_ROW):
-            results += await self._results(batch.requests[start : start + _SEARCHES_IN_A_ROW])
+            some = batch.requests[start : start + _SEARCHES_IN_A_ROW]
+            results += await self._results(some, each_seconds)
             await asyncio.sleep(0)
         return b"".join(results)
 
-    async def explain_search(self, message: pb.ExplainSearchRequest) -> bytes:
+    async def explain_search(
+        self, message: pb.ExplainSearchRequest, seconds_left: float | None
+    ) -> bytes:
         """Make one search in every way there is, and compare."""
+        del seconds_left  # the comparison is what is asked for: nothing of it can be left out
         if message.request.page_token:
             raise LimitExceededError(
                 "only a first page can be explained; leave page_token empty", field="page_token"
@@ -113,9 +131,11 @@ class CandidateSearchServicer:
         explanation = await self.run_beside(lambda: explain(engine, request))
         return explanation_message(explanation, engine).SerializeToString()
 
-    async def get_index_info(self, request: pb.GetIndexInfoRequest) -> bytes:
+    async def get_index_info(
+        self, request: pb.GetIndexInfoRequest, seconds_left: float | None
+    ) -> bytes:
         """Describe the index."""
-        del request
+        del request, seconds_left
         return self.served.active.index_info
 
     async def run_beside(self, work: Callable[[], T]) -> T:
@@ -137,8 +157,8 @@ class CandidateSearchServicer:
         """End the threads of long searches."""
         self._threads.shutdown(cancel_futures=True)
 
-    def _begin(self, request: pb.SearchCandidatesRequest) -> _Call:
-        """Translate a request, or refuse it."""
+    def _begin(self, request: pb.SearchCandidatesRequest, seconds_left: float | None) -> _Call:
+        """Translate a request into a search for which there is time, or refuse it."""
         if not self.is_serving:
             raise NotServingError("the server is starting or stopping; try again")
         page_token = request.page_token
@@ -146,12 +166,19 @@ class CandidateSearchServicer:
         all_but_token = request.SerializeToString(deterministic=True)
         version = self.served.version_for(all_but_token)
         offset = version.page_tokens.offset(page_token, all_but_token) if page_token else 0
-        search = self._decoder.decode(request, offset)
-        return _Call(version, request, all_but_token, search, version.engine.is_long(search))
+        search, engine = self._decoder.decode(request, offset), version.engine
+        is_long, degraded = engine.is_long(search), None
+        if seconds_left is not None:
+            n_ahead = self._n_long / self._settings.long_search_threads if is_long else 0.0
+            search, degraded = fitted(search, engine.planner, seconds_left, n_ahead)
+            is_long = is_long and (degraded is None or engine.is_long(search))
+        return _Call(version, request, all_but_token, search, is_long, degraded)
 
     def _end(self, call: _Call, result: SearchResult) -> bytes:
         """Translate a result."""
         version, next_page_token = call.version, ""
+        if call.degraded is not None:
+            result.notices.append(call.degraded)
         if result.has_more:
             offset = call.search.offset + len(result.rows)
             next_page_token = version.page_tokens.sign(call.all_but_token, offset)
@@ -163,9 +190,11 @@ class CandidateSearchServicer:
     async def _search_beside(self, call: _Call) -> SearchResult:
         return await self.run_beside(lambda: call.version.engine.search(call.search))
 
-    async def _results(self, requests: Sequence[pb.SearchCandidatesRequest]) -> list[bytes]:
+    async def _results(
+        self, requests: Sequence[pb.SearchCandidatesRequest], seconds_left: float | None
+    ) -> list[bytes]:
         """Return some of a batch's results; a search that is refused is refused alone."""
-        calls = [self._begin_or_error(request) for request in requests]
+        calls = [self._begin_or_error(request, seconds_left) for request in requests]
         answers = _answers_together(calls)
         results = []
         for call in calls:
@@ -175,9 +204,11 @@ class CandidateSearchServicer:
                 results.append(batch_status(status_of(error, new_request_id())))
         return results
 
-    def _begin_or_error(self, request: pb.SearchCandidatesRequest) -> _Call | SearchError:
+    def _begin_or_error(
+        self, request: pb.SearchCandidatesRequest, seconds_left: float | None
+    ) -> _Call | SearchError:
         try:
-            return self._begin(request)
+            return self._begin(request, seconds_left)
         except SearchError as error:
             return error
 

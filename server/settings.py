@@ -71,6 +71,28 @@ class Settings(BaseSettings):
         description="When a connection is closed for the client to make a new one, which may reach "
         "another worker. Calls in flight end first. In force with several workers.",
     )
+    max_connection_idle_seconds: int = Field(
+        default=600, ge=1, description="When a connection without calls is closed."
+    )
+    handshake_timeout_seconds: int = Field(
+        default=10,
+        ge=1,
+        description="When a connection is closed that does not come to speak HTTP/2.",
+    )
+    max_calls_in_flight: int = Field(
+        default=256,
+        ge=1,
+        description="How many calls a worker answers at the same time; more are refused. Health "
+        "and AdminService are not counted.",
+    )
+    max_calls_per_connection: int = Field(
+        default=100,
+        ge=1,
+        description="How many calls a connection may have open; its client keeps back more.",
+    )
+    max_metadata_bytes: int = Field(
+        default=8192, ge=1024, description="The most headers of a call that are read."
+    )
     max_message_bytes: int = Field(
         default=4 << 20, ge=1024, description="The largest request that is read."
     )

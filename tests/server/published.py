@@ -45,6 +45,21 @@ def publish_changed(link: Path, name: str, content: bytes) -> str:
         return commit(staged, link.parent, bundle.manifest).name
 
 
+def publish_slow(link: Path, backend: str, micros: float) -> str:
+    """Publish the current version anew, a backend of which is said to take so long."""
+    bundle = IndexBundle.open(link)
+    entry = bundle.manifest.backends[backend]
+    points = tuple(
+        point.model_copy(update={"p50_microseconds": micros}) for point in entry.operating_points
+    )
+    slow = entry.model_copy(update={"operating_points": points})
+    backends = bundle.manifest.backends | {backend: slow}
+    with staging(link.parent) as staged:
+        link_files(bundle, staged)
+        manifest = bundle.manifest.model_copy(update={"backends": backends})
+        return commit(staged, link.parent, manifest).name
+
+
 def point_at(link: Path, name: str) -> None:
     """Have the link name another version, in one step."""
     fresh = link.with_name("fresh")

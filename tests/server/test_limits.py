@@ -1,0 +1,141 @@
+"""What is too much is refused at once, what is too late is not computed, and the rest is fitted."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from server.client import Embedding, SearchClient, SearchFailedError
+from server.domain import EmbeddingQuery, SearchRequest
+from server.errors import OverloadedError
+from server.filters import IsNull
+from server.limits import InFlight, fitted
+from tests.server.published import copied, publish, publish_slow
+
+QUERY = Embedding([1.0] * 8)
+COSTS = {None: 10_000.0, 0.99: 500.0, 0.95: 100.0, 0.90: 20.0}  # microseconds by recall target
+
+
+class Choice:
+    def __init__(self, expected_micros: float) -> None:
+        self.expected_micros = expected_micros
+
+
+class FixedPlanner:
+    """What a search costs, by its recall target alone."""
+
+    def choose(self, search: SearchRequest, k: int) -> Choice:
+        del k
+        return Choice(COSTS[search.recall_target])
+
+
+def test_calls_beyond_the_limit_are_refused_until_others_leave() -> None:
+    calls = InFlight(2)
+    calls.enter()
+    calls.enter()
+    with pytest.raises(OverloadedError, match=r"2 calls are .* try again after 0\.1 seconds"):
+        calls.enter()
+    calls.leave()
+    calls.enter()
+    assert (2, 1) == (calls.count, calls.n_ended)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "n_ahead", "expected"),
+    [
+        (21.0, 0, None),
+        (19.0, 0, 0.99),
+        (21.0, 1, 0.99),
+        (0.9, 0, 0.95),
+        (0.1, 0, 0.90),
+        (0.001, 0, 0.90),  # nothing fits: the cheapest there is
+    ],
+)
+def test_the_highest_recall_that_fits_is_searched_for(
+    milliseconds: float, n_ahead: float, expected: float | None
+) -> None:
+    search = SearchRequest(EmbeddingQuery(np.ones(8, np.float32)), exact=True)
+    planner: Any = FixedPlanner()
+    made, notice = fitted(search, planner, milliseconds / 1e3, n_ahead)
+    assert expected == made.recall_target
+    assert (expected is None) == (notice is None) == made.exact
+
+
+def test_what_a_filter_costs_is_not_known() -> None:
+    search = SearchRequest(EmbeddingQuery(np.ones(8, np.float32)), filter=IsNull("year", True))
+    planner: Any = FixedPlanner()
+    assert (search, None) == fitted(search, planner, 1e-6, 0)
+
+
+@pytest.fixture
+def blocked(
+    start: Callable[..., Any], vector_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Any, threading.Event, list[SearchRequest]]]:
+    """A server whose searches are long and wait; what lets them go on; and those that began."""
+    server = start(vector_index, max_calls_in_flight=2, long_search_floats=1)
+    proceed, begun, search = threading.Event(), [], server.engine.search
+
+    def wait_and_search(request: SearchRequest) -> Any:
+        begun.append(request)
+        assert proceed.wait(60)
+        return search(request)
+
+    monkeypatch.setattr(server.engine, "search", wait_and_search)
+    yield server, proceed, begun
+    proceed.set()
+
+
+def test_overload_is_refused_at_once_with_a_hint_while_health_answers(blocked: Any) -> None:
+    server, proceed, begun = blocked
+    with SearchClient(server.address) as client, ThreadPoolExecutor() as threads:
+        calls = [threads.submit(client.search, QUERY, exact=True) for _ in range(2)]
+        while server.worker.servicer.in_flight.count < 2:
+            pass
+        with pytest.raises(SearchFailedError) as refused:
+            client.search(QUERY, exact=True)
+        assert ("RESOURCE_EXHAUSTED", "OVERLOADED") == (refused.value.code, refused.value.reason)
+        assert 0.1 == refused.value.retry_after_seconds
+        with grpc.insecure_channel(server.address) as channel:
+            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert health_pb2.HealthCheckResponse.SERVING == health.status
+        proceed.set()
+        assert [10, 10] == [len(call.result()) for call in calls]
+        assert len(client.search(QUERY, exact=True)) == 10
+    assert len(begun) == 3
+
+
+def test_what_has_expired_is_not_computed(blocked: Any) -> None:
+    server, proceed, begun = blocked
+    with SearchClient(server.address) as client, ThreadPoolExecutor() as threads:
+        first = threads.submit(client.search, QUERY, exact=True)
+        while not begun:
+            pass
+        with pytest.raises(SearchFailedError, match="DEADLINE_EXCEEDED"):
+            client.search(QUERY, exact=True, timeout_seconds=0.2)
+        proceed.set()
+        assert len(first.result()) == 10
+        assert len(client.search(QUERY, exact=True, count=7)) == 7
+    assert [10, 7] == [request.count for request in begun]
+
+
+def test_a_search_that_would_come_too_late_is_degraded(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    publish(tmp_path / "original", 1, ("brute_force", "annoy"))
+    link = copied(tmp_path / "original", tmp_path / "indexes")
+    publish_slow(link, "brute_force", 1e6)
+    with SearchClient(start(link).address) as client:
+        in_time = client.search(QUERY, exact=True, timeout_seconds=60)
+        assert (True, []) == (in_time.plan.exact, in_time.notices)
+        degraded = client.search(QUERY, exact=True, timeout_seconds=1)
+        assert "annoy" == degraded.plan.backend
+        (notice,) = degraded.notices
+        assert "DEGRADED" == notice.code
+        assert "the search as asked for takes longer" in notice.message
+        assert len(degraded) == 10
