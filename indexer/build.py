@@ -229,18 +229,34 @@ def _cheapest(entry: BackendEntry, options: BuildOptions) -> OperatingPoint:
 
 
 def _build_backend(name: str, corpus: Corpus, gauge: _Gauge, staged: Path) -> BackendEntry:
-    gauge.announce(f"{name}: choosing how to build it")
-    params = _choose_build_params(name, corpus.embeddings, gauge)
-    gauge.announce(f"{name}: building")
-    start = time.perf_counter()
-    index = BACKENDS[name].build(corpus.embeddings, params)
-    build_seconds = time.perf_counter() - start
+    index, build_seconds = _best_index(name, corpus.embeddings, gauge)
     return BackendEntry(
-        build_params=params.model_dump(),
+        build_params=index.build_params.model_dump(),
         operating_points=gauge.operating_points(index),
         build_seconds=round(build_seconds, 3),
         size_bytes=_save(index, staged / name),
     )
+
+
+def _best_index(
+    name: str, embeddings: np.ndarray, gauge: _Gauge
+) -> tuple[LocalIndex[Any, Any], float]:
+    """Build a backend's variants, and return the fastest and the seconds it took to build."""
+    backend = BACKENDS[name]
+    variants = backend.build_variants(*embeddings.shape)
+    if len(variants) > 1 and backend.variants_scale:
+        gauge.announce(f"{name}: comparing variants on a sample")
+        variants = [_best_on_sample(name, variants, embeddings, gauge)]
+    built = []
+    for number, params in enumerate(variants, 1):
+        gauge.announce(f"{name}: building" + (f" variant {number}" if len(variants) > 1 else ""))
+        start = time.perf_counter()
+        index = backend.build(embeddings, params)
+        built.append((index, time.perf_counter() - start))
+    if len(built) == 1:
+        return built[0]
+    gauge.announce(f"{name}: comparing variants")
+    return min(built, key=lambda one: _latency(one[0], gauge.queries, gauge.options))
 
 
 def _save(index: LocalIndex[Any, Any], directory: Path) -> int:
@@ -253,24 +269,27 @@ def _save(index: LocalIndex[Any, Any], directory: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def _choose_build_params(name: str, embeddings: np.ndarray, gauge: _Gauge) -> Any:
-    """Return the variant that delivers the recall at the least latency on a sample."""
-    backend, options = BACKENDS[name], gauge.options
-    variants = backend.build_variants(*embeddings.shape)
-    if len(variants) == 1:
-        return variants[0]
+def _best_on_sample(
+    name: str, variants: Sequence[Any], embeddings: np.ndarray, gauge: _Gauge
+) -> Any:
+    """Return the params of the variant that is the fastest on a sample of the candidates."""
+    options = gauge.options
     rng = np.random.default_rng(options.seed)
     size = min(_SAMPLE_SIZE, len(embeddings))
     rows = np.sort(rng.choice(len(embeddings), size, replace=False))
     sample = np.ascontiguousarray(embeddings[rows])
     k = min(options.k, size)
     queries = TuningQueries.prepare(sample, gauge.queries.choosing, k, options.seed)
+    built = (BACKENDS[name].build(sample, params) for params in variants)
+    return min(built, key=lambda index: _latency(index, queries, options)).build_params
 
-    def latency(params: Any) -> float:
-        points = tune(backend.build(sample, params), queries, k, options.targets)
-        return min(p.p50_microseconds for p in points if p.recall_target >= options.recall_target)
 
-    return min(variants, key=latency)
+def _latency(index: LocalIndex[Any, Any], queries: TuningQueries, options: BuildOptions) -> float:
+    """Return the microseconds in which an index delivers what is asked for."""
+    k = min(options.k, index.n_candidates)
+    targets = [target for target in options.targets if target >= options.recall_target]
+    points = tune(index, queries, k, targets[:1])
+    return min(point.p50_microseconds for point in points)
 
 
 def _queries_to_tune_on(

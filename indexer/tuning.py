@@ -25,8 +25,8 @@ _MAX_QUERIES = 800  # a standard error of 0.0025 for each half where recalls dev
 _MAX_ANSWERS, _MIN_CHOOSING = 40_000, 100  # deep answers take long, and deviate less
 _EXHAUSTIVE_QUERIES = 20  # an exhaustive search is slow, and there is nothing to estimate ...
 _EXHAUSTIVE_ROWS = 50_000_000  # ... so no more are made than cost as much as scanning these
-_MOST_SCANS, _ALWAYS_AFFORDABLE = 4, 1_000_000  # cost of params worth trying: scans, or rows
-_TIMED_SECONDS = 0.25
+_MOST_SCANS, _ALWAYS_AFFORDABLE = 4, 250_000  # cost of params worth trying: scans, or rows
+_TIMED_SECONDS = 0.1
 _MIN_TIMED, _MAX_TIMED = 3, 500
 _WORTH_TRYING = 1.5  # times the least cost known to suffice; the cost model is a rough one
 _FINALISTS = 3  # params that are timed for each target
@@ -96,6 +96,7 @@ class _Trials:
         self._k = k
         self._ladders = index.effort_ladders(k)
         self._recalls: dict[SearchParams, np.ndarray] = {}
+        self._timed: dict[SearchParams, np.ndarray] = {}
 
     def best(self, target: float) -> OperatingPoint | None:
         """Return the cheapest params that meet a target, measured; None if none do.
@@ -104,15 +105,26 @@ class _Trials:
         """
         enough: list[SearchParams] = []
         limit: float = max(_MOST_SCANS * self._index.n_candidates, _ALWAYS_AFFORDABLE)
-        # From the last: its rungs find most, so the first limit on the cost is found early.
-        for ladder in reversed(self._ladders):
+        # From the middle down: what suffices there is a limit that rules most of the upper out.
+        middle = len(self._ladders) // 2
+        for ladder in [*reversed(self._ladders[: middle + 1]), *self._ladders[middle + 1 :]]:
             affordable = [params for params in ladder if self._cost(params) <= limit]
             for params in self._lowest(affordable, target):
                 enough.append(params)
                 limit = min(limit, _WORTH_TRYING * self._cost(params))
         enough.sort(key=self._cost)
-        points = [self._measure(target, params) for params in enough[:_FINALISTS]]
-        return min(points, key=lambda point: point.p50_microseconds, default=None)
+        timed = [(params, self._timing(params)) for params in enough[:_FINALISTS]]
+        if not timed:
+            return None
+        params, latencies = min(timed, key=lambda one: float(np.median(one[1])))
+        found = self._index.search(self._queries.unseen, self._k, params)
+        recalls = recall_at_k(found, _top(self._queries.exact_unseen, self._k))
+        return _point(target, self._k, params, recalls, latencies)
+
+    def _timing(self, params: SearchParams) -> np.ndarray:
+        if params not in self._timed:
+            self._timed[params] = _latencies(self._index, self._queries.unseen, self._k, params)
+        return self._timed[params]
 
     def _cost(self, params: SearchParams) -> float:
         return self._index.cost(self._k, params)
@@ -139,11 +151,6 @@ class _Trials:
         recalls = self._recalls[params]
         return float(recalls.mean()) - standard_error(recalls) >= target
 
-    def _measure(self, target: float, params: SearchParams) -> OperatingPoint:
-        found = self._index.search(self._queries.unseen, self._k, params)
-        recalls = recall_at_k(found, _top(self._queries.exact_unseen, self._k))
-        return _point(target, self._index, self._queries, self._k, params, recalls)
-
 
 def _exhaustive_point(index: AnyIndex, queries: TuningQueries, k: int) -> OperatingPoint:
     params = index.exhaustive_params()
@@ -151,19 +158,14 @@ def _exhaustive_point(index: AnyIndex, queries: TuningQueries, k: int) -> Operat
     n_queries = min(_EXHAUSTIVE_QUERIES, affordable)
     found = index.search(queries.unseen[:n_queries], k, params)
     recalls = recall_at_k(found, _top(queries.exact_unseen, k, n_queries))
-    return _point(1.0, index, queries, k, params, recalls)
+    return _point(1.0, k, params, recalls, _latencies(index, queries.unseen, k, params))
 
 
 def _point(
-    target: float,
-    index: AnyIndex,
-    queries: TuningQueries,
-    k: int,
-    params: SearchParams,
-    recalls: np.ndarray,
+    target: float, k: int, params: SearchParams, recalls: np.ndarray, latencies: np.ndarray
 ) -> OperatingPoint:
     recall, low, high = mean_interval(recalls)
-    p50, p99 = np.percentile(_latencies(index, queries.unseen, k, params), [50, 99])
+    p50, p99 = np.percentile(latencies, [50, 99])
     return OperatingPoint(
         name=EXHAUSTIVE if target == 1 else max(f"{target:.2f}", f"{target:g}", key=len),
         recall_target=target,

@@ -142,6 +142,8 @@ class LocalIndex(Index[S], Generic[B, S]):
 
     build_params_type: ClassVar[type[BuildParams]]
     search_params_type: ClassVar[type[SearchParams]]
+    variants_scale: ClassVar[bool] = True
+    """Whether the best of ``build_variants`` on a sample is the best on the whole corpus."""
 
     def __init__(self, embeddings: np.ndarray, build_params: B) -> None:
         self.build_params = build_params
