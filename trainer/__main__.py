@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from trainer.console import print_json, sentences_for_errors, stderr
+from trainer.console import print_json, say, sentences_for_errors, stderr
 from trainer.options import (
     AsJson,
     CandidatesFile,
@@ -88,6 +88,12 @@ def fit(
         ),
     ] = None,
     tensorboard: TensorBoardFolder = None,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option(
+            help="A tower bundle, or a `current` link to one, whose weights training begins with."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train two towers and publish them as a tower bundle.
@@ -95,6 +101,7 @@ def fit(
     Example: python -m trainer fit --dataset movielens/100k --output artifacts/towers
     """
     with sentences_for_errors():
+        from trainer.bundle import TowerBundle
         from trainer.config import load_config
         from trainer.export import export
         from trainer.report import print_evaluation
@@ -115,7 +122,13 @@ def fit(
         )
         data = _load(chosen.data)
         parts = split_dataset(data, chosen.split)
-        trainings = Trainings(data, chosen, checkpoints or output / ".checkpoints", tensorboard)
+        trainings = Trainings(
+            data,
+            chosen,
+            checkpoints=checkpoints or output / ".checkpoints",
+            tensorboard=tensorboard,
+            start_from=None if warm_start is None else TowerBundle.open(warm_start),
+        )
         trainings.find_epochs(parts)
         evaluation: Evaluation | None = None
         if parts.kind is not SplitKind.NONE:
@@ -136,6 +149,7 @@ def fit(
             with_histories=chosen.with_histories,
             ranker=trainings.fit_ranker(parts),
             curve=trainings.curve,
+            started_from=trainings.started_from,
         )
         trainings.forget_checkpoints()
         if as_json:
@@ -210,6 +224,51 @@ def evaluate(
             Console().print(f"Drew {plot}", soft_wrap=True)
         else:
             print_evaluation(result)
+
+
+@app.command()
+def refresh(
+    towers: Annotated[
+        Path, typer.Argument(help="A tower bundle, or a `current` link to one.", metavar="TOWERS")
+    ],
+    *,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the tower bundles; that of TOWERS if not given.")
+    ] = None,
+    config: ConfigFile = None,
+    dataset: DatasetName = None,
+    interactions: InteractionsFile = None,
+    min_rating: MinRating = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish towers with the histories that users have now, without training.
+
+    Example: python -m trainer refresh artifacts/towers/current --interactions interactions.csv
+    """
+    with sentences_for_errors():
+        from trainer.bundle import TowerBundle
+        from trainer.config import load_config
+        from trainer.refresh import refresh as refresh_bundle
+
+        source = _source(dataset, interactions, None, min_rating)
+        data = _load(load_config(config, {"data": source}).data)
+        bundle = TowerBundle.open(towers)
+        done = refresh_bundle(bundle, data, output or bundle.directory.parent)
+        if done.n_left_out:
+            say(
+                f"{done.n_left_out:,} of {len(data):,} interactions are with candidates that the "
+                "towers do not know, and were left out: train again to have them"
+            )
+        if as_json:
+            print_json(
+                {
+                    "directory": str(done.directory),
+                    "n_users": done.n_users,
+                    "n_left_out": done.n_left_out,
+                }
+            )
+        else:
+            Console().print(f"Published {done.directory}, {done.n_users:,} users", soft_wrap=True)
 
 
 @app.command(name="config")

@@ -120,6 +120,10 @@ class TowerManifest(Manifest):
     config: dict[str, Any] = Field(default_factory=dict)
     evaluation: dict[str, Any] = Field(default_factory=dict)
     """The held-out quality, measured before the weights saw the rows; in full in its own file."""
+    started_from: str | None = None
+    """The version whose weights the training began with: they have seen what it had seen."""
+    refreshed_from: str | None = None
+    """The version whose models these are, if nothing but the histories is newer."""
     ranker_config: dict[str, Any] | None = None
     """How the ranking model was built and trained; None if there is none."""
 

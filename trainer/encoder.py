@@ -50,6 +50,10 @@ class ItemEncoder(tf.keras.layers.Layer):  # type: ignore[misc]
             for feature in features
         }
 
+    def table(self, name: str) -> Any:
+        """Return the weights of a feature, a line for each token from 0, or for each knot."""
+        return self._tables[name]
+
     def call(self, inputs: dict[str, Any]) -> Any:
         """Encode candidates.
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from trainer.bundle import (
     FEATURES,
     HISTORIES,
     LEARNING_CURVE,
-    MODEL_CARD,
     POPULARITY,
     QUERY_EMBEDDINGS,
     QUERY_TOWER,
@@ -38,6 +37,7 @@ from trainer.checkpoints import Curve
 from trainer.datasets import Dataset
 from trainer.features import CANDIDATE_ID, HISTORY, encode_histories
 from trainer.keras import tf
+from trainer.model_card import write_model_card
 from trainer.plots import draw_learning_curve
 from trainer.publish import commit, staging
 from trainer.ranking import Ranker
@@ -51,12 +51,6 @@ _SIGNATURE = "serving_default"
 _PARITY = 1e-5
 _N_EXAMPLES = 64
 _PRODUCERS = ("tensorflow", "tensorflow-recommenders", "ai-edge-litert", "numpy")
-
-
-_RANKER_SENTENCE = {
-    True: "A ranking model predicts how the user would rate each candidate, if it is asked.",
-    False: "There is no ranking model.",
-}
 
 
 class ExportError(Exception):
@@ -75,6 +69,7 @@ def export(
     with_histories: bool = True,
     ranker: Ranker | None = None,
     curve: Curve | None = None,
+    started_from: str | None = None,
 ) -> Path:
     """Publish trained towers as a new version under ``root``.
 
@@ -90,6 +85,7 @@ def export(
             nothing about a single user, and the server knows a user by the request only.
         ranker: the ranking model trained on the same rows, if there is one.
         curve: the metrics of every epoch, to be drawn.
+        started_from: the version whose weights the training began with, if it did.
 
     Returns:
         The directory of the new version.
@@ -131,13 +127,14 @@ def export(
                 newest_timestamp=_newest(dataset, rows),
             ),
             config=towers.config.model_dump(),
+            started_from=started_from,
             evaluation=dict(evaluation or {}),
             ranker_config=None if ranker is None else ranker.config.model_dump(),
         )
         (staged / EVALUATION).write_text(json.dumps(manifest.evaluation, indent=2) + "\n")
         if curve:
             draw_learning_curve(curve, staged / LEARNING_CURVE)
-        (staged / MODEL_CARD).write_text(_model_card(manifest, has_curve=bool(curve)))
+        write_model_card(staged, manifest)
         return commit(staged, root, manifest)
 
 
@@ -230,16 +227,23 @@ def _history_table(
     dataset: Dataset, histories: list[np.ndarray], ranker: Ranker | None
 ) -> pa.Table:
     """Tabulate the users' histories, and what the ranking model reads of users."""
+    read = () if ranker is None else ranker.description.features.query
+    columns = [one.name for one in read if one.kind not in ("id", "history")]
+    return history_table(dataset.users.select(["user_id", *columns]), histories)
+
+
+def history_table(users: pa.Table, histories: Sequence[np.ndarray]) -> pa.Table:
+    """Tabulate users with their histories.
+
+    Args:
+        users: ``user_id``, and what the ranking model reads of users.
+        histories: candidate rows of each, oldest first.
+    """
     offsets = np.concatenate([[0], np.cumsum([len(one) for one in histories])])
     rows = pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()), pa.array(np.concatenate(histories), pa.int32())
     )
-    read = () if ranker is None else ranker.description.features.query
-    columns = [one.name for one in read if one.kind not in ("id", "history")]
-    table = pa.table({"user_id": dataset.user_ids.array, "candidate_rows": rows})
-    for name in columns:
-        table = table.append_column(name, dataset.users.column(name))
-    return table
+    return users.add_column(1, "candidate_rows", rows)
 
 
 def _tuning_queries(towers: Towers, histories: list[np.ndarray], seed: int) -> np.ndarray:
@@ -251,40 +255,3 @@ def _tuning_queries(towers: Towers, histories: list[np.ndarray], seed: int) -> n
 
 def _newest(dataset: Dataset, rows: np.ndarray) -> int | None:
     return None if dataset.timestamps is None else int(dataset.timestamps[rows].max())
-
-
-def _model_card(manifest: TowerManifest, *, has_curve: bool) -> str:
-    curve = f"\n![Loss and validation by epoch]({LEARNING_CURVE})\n" if has_curve else ""
-    evaluation = (
-        json.dumps(manifest.evaluation, indent=2) if manifest.evaluation else "not measured"
-    )
-    return f"""# Two towers, trained on {manifest.trained_on.dataset}
-
-- Retrieves candidates for a user from what the user has interacted with; the score is the inner
-  product of query and candidate embeddings of {manifest.dim} dimensions, the last of them a bias.
-- {manifest.n_candidates:,} candidates, {manifest.n_users:,} known users. The weights have seen
-  {manifest.trained_on.n_interactions:,} interactions ({manifest.trained_on.rows}), with seed
-  {manifest.seed}.
-- The query tower reads the newest {manifest.max_history_length} interactions of a user.
-- {_RANKER_SENTENCE[manifest.has_ranker]}
-
-## Quality
-
-Measured on held-out interactions by towers trained in the same way on the rest.
-
-```json
-{evaluation}
-```
-{curve}
-## Configuration
-
-```json
-{json.dumps(manifest.config, indent=2)}
-```
-
-## Limits
-
-Recommendations follow past interactions and carry their biases: what was shown and popular is
-recommended more. A candidate nobody has interacted with is placed by its
-content alone; how well has not been measured.
-"""

@@ -220,5 +220,6 @@ def _encode(feature: Feature, vocabulary: Vocabulary | None, values: Sequence[Va
     encoded = np.zeros((len(values), feature.length), dtype=np.int32)
     for line, value in zip(encoded, values, strict=True):
         known = vocabulary.rows(_tokens(feature.kind, value)[: feature.length])
-        line[: len(known)] = known + 1
+        # Users may have come since the training: a token beyond those it had is an unknown one.
+        line[: len(known)] = np.where(known < feature.n_tokens, known + 1, 0)
     return encoded

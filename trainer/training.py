@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from trainer.bundle import TowerBundle
 from trainer.checkpoints import Checkpoints
 from trainer.datasets import Dataset
 from trainer.features import (
@@ -28,6 +29,7 @@ from trainer.splits import Split
 from trainer.towers import Towers, TowersConfig, TwoTowers
 from trainer.validation import Validation
 from trainer.vocabulary import Vocabulary
+from trainer.warm_start import warm_start
 
 _INPUT_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _MAX_COMPRESSED = 20_000
@@ -50,6 +52,7 @@ def fit(
     patience: int = 0,
     checkpoints: Path | None = None,
     tensorboard: Path | None = None,
+    start_from: TowerBundle | None = None,
 ) -> Towers:
     """Train towers on some of a dataset's interactions.
 
@@ -67,9 +70,11 @@ def fit(
         patience: epochs without a better validation after which to stop; 0: never.
         checkpoints: a folder for this training's checkpoints, from the last of which it goes on.
         tensorboard: a folder for TensorBoard's logs.
+        start_from: the bundle whose weights to begin with.
 
     Raises:
         TrainingError: if there is nothing to learn from, or the loss stopped being a number.
+        BundleError: if these towers cannot begin with the bundle's weights.
         CheckpointError: if the training cannot go on from its checkpoint.
     """
     histories = collect_histories(dataset, train_rows, config.max_history_length)
@@ -77,6 +82,8 @@ def fit(
     features, vocabularies = describe(dataset, config)
     corpus = encode_candidates(features, vocabularies, dataset.candidates)
     model = TwoTowers(features, corpus, config, seed)
+    if start_from is not None:
+        warm_start(model, features, vocabularies, start_from)
     learning_rate = tf.keras.optimizers.schedules.PolynomialDecay(
         config.learning_rate, config.epochs * n_steps, end_learning_rate=0.0
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
-
 from trainer import checkpoints
+from trainer.bundle import TowerBundle
 from trainer.checkpoints import Curve
 from trainer.config import Config
 from trainer.console import epoch_progress, say
@@ -19,6 +18,7 @@ from trainer.splits import split as split_dataset
 from trainer.towers import Towers
 from trainer.training import fit
 from trainer.validation import MONITOR, best_epoch
+from trainer.warm_start import has_seen
 
 
 @dataclasses.dataclass(eq=False)
@@ -30,16 +30,21 @@ class Trainings:
         config: how to train.
         checkpoints: a folder for the checkpoints of every training; None keeps none.
         tensorboard: a folder for TensorBoard's logs; None writes none.
+        start_from: the bundle whose weights to begin with, where they have not seen what the
+            training will be measured on.
         n_epochs: after how many epochs a training stops; ``find_epochs`` may lower it.
         curve: of the training that was validated, or else of the latest.
+        started_from: the version whose weights the latest training began with, if it did.
     """
 
     dataset: Dataset
     config: Config
     checkpoints: Path | None = None
     tensorboard: Path | None = None
+    start_from: TowerBundle | None = None
     n_epochs: int = 0
     curve: Curve = dataclasses.field(default_factory=list)
+    started_from: str | None = None
     _saved_in: list[Path] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -57,7 +62,7 @@ class Trainings:
             if parts.kind is SplitKind.NONE
             else validation_split(self.dataset, parts)
         )
-        self._fit(validation.train, "Finding the number of epochs", "validation", validation)
+        self._fit(validation, "Finding the number of epochs", "validation", watched=True)
         self.n_epochs = best_epoch(self.curve)
         say(
             f"Validation was best after epoch {self.n_epochs} of {len(self.curve)}, with an "
@@ -67,8 +72,8 @@ class Trainings:
     def fit_towers(self, parts: Split) -> Towers:
         """Train towers on the train rows of a split."""
         if parts.kind is SplitKind.NONE:
-            return self._fit(parts.train, "Training on everything", "all")
-        return self._fit(parts.train, f"Training on the {parts.kind} train part", "train")
+            return self._fit(parts, "Training on everything", "all")
+        return self._fit(parts, f"Training on the {parts.kind} train part", "train")
 
     def fit_ranker(self, parts: Split) -> Ranker | None:
         """Train a ranking model; None if none is wanted, or if there are no ratings."""
@@ -88,10 +93,10 @@ class Trainings:
         """Remove the checkpoints, when what they led to is in safety."""
         checkpoints.remove(self._saved_in)
 
-    def _fit(
-        self, rows: np.ndarray, what: str, name: str, validation: Split | None = None
-    ) -> Towers:
+    def _fit(self, parts: Split, what: str, name: str, *, watched: bool = False) -> Towers:
         curve: Curve = []
+        start_from = self._honest_start(parts)
+        self.started_from = None if start_from is None else start_from.manifest.version
         with epoch_progress(what, self.n_epochs) as show:
 
             def on_epoch(epoch: int, metrics: dict[str, float]) -> None:
@@ -100,26 +105,38 @@ class Trainings:
 
             towers = fit(
                 self.dataset,
-                rows,
+                parts.train,
                 self.config.towers,
                 self.config.seed,
                 on_epoch,
                 n_epochs=self.n_epochs,
-                validation=validation,
+                validation=parts if watched else None,
                 patience=self.config.patience,
-                checkpoints=self._checkpoints_of(rows, name),
+                checkpoints=self._checkpoints_of(parts, name),
                 tensorboard=self.tensorboard and self.tensorboard / name,
+                start_from=start_from,
             )
         if not any(MONITOR in metrics for metrics in self.curve):
             self.curve = curve
         return towers
 
-    def _checkpoints_of(self, rows: np.ndarray, name: str) -> Path | None:
+    def _honest_start(self, parts: Split) -> TowerBundle | None:
+        """Return the bundle to begin with; None if its towers know what they are to be asked."""
+        if self.start_from is None or not has_seen(self.start_from, self.dataset, parts.test):
+            return self.start_from
+        say(
+            f"The towers of {self.start_from.directory} may have seen what is held out: "
+            "those that are measured begin anew"
+        )
+        return None
+
+    def _checkpoints_of(self, parts: Split, name: str) -> Path | None:
         """Return the folder for the checkpoints of one training, and say if there are any."""
         if self.checkpoints is None:
             return None
         directory = checkpoints.directory_of(
-            self.checkpoints, self.dataset, rows, self.config.towers, self.config.seed, name
+            *(self.checkpoints, self.dataset, parts.train),
+            *(self.config.towers, self.config.seed, f"{name} {self.started_from}"),
         )
         if checkpoints.is_there(directory):
             say(f"Going on from the checkpoint in {directory}")

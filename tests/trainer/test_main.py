@@ -84,6 +84,30 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_towers(tmp_path: Path) -> Non
     assert not (killed / ".checkpoints").exists()
 
 
+def test_a_bundle_gives_its_weights_to_the_next_and_can_be_refreshed(tmp_path: Path) -> None:
+    output = ("--output", tmp_path / "towers")
+    assert trainer("fit", *QUICK, "--split", "temporal", "--no-refit", *output).exit_code == 0
+    first = TowerBundle.open(tmp_path / "towers" / "current").manifest
+    warm = trainer("fit", *QUICK, "--warm-start", tmp_path / "towers" / "current", *output)
+    assert warm.exit_code == 0, warm.stderr
+    assert "may have seen what is held out: those that are measured begin anew" in warm.stderr
+    second = TowerBundle.open(tmp_path / "towers" / "current")
+    assert second.manifest.started_from == first.version
+    card = (second.directory / "model_card.md").read_text()
+    assert f"began with the weights of {first.version}" in card
+    new_user = tmp_path / "interactions.csv"
+    known = second.candidate_ids.token(3)
+    new_user.write_text(f"user_id,candidate_id\nzoe,{known}\nzoe,never seen\n")
+    done = trainer("refresh", tmp_path / "towers" / "current", "--interactions", new_user, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert "1 of 2 interactions are with candidates that the towers do not know" in done.stderr
+    said = json.loads(done.stdout)
+    assert (1, 1) == (said["n_users"], said["n_left_out"])
+    third = TowerBundle.open(tmp_path / "towers" / "current")
+    assert said["directory"] == str(third.directory)
+    assert [3] == third.query.history(0).tolist()
+
+
 def test_fit_can_export_what_has_seen_the_train_part_only(tmp_path: Path) -> None:
     done = trainer("fit", *QUICK, "--split", "temporal", "--no-refit", "--output", tmp_path)
     assert done.exit_code == 0, done.stderr

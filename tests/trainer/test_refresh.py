@@ -1,0 +1,142 @@
+"""Newer histories under the same towers."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from trainer.bundle import TowerBundle
+from trainer.datasets import Dataset, load_dataset
+from trainer.export import export
+from trainer.features import USER_ID, encode_query
+from trainer.ranking import RankerConfig
+from trainer.ranking import fit as fit_ranker
+from trainer.refresh import RefreshError, refresh
+from trainer.splits import split
+from trainer.towers import Towers, TowersConfig
+from trainer.training import collect_histories, fit
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return load_dataset("sample")
+
+
+@pytest.fixture(scope="module")
+def train_rows(dataset: Dataset) -> np.ndarray:
+    return split(dataset, "temporal").train
+
+
+@pytest.fixture(scope="module")
+def towers(dataset: Dataset, train_rows: np.ndarray) -> Towers:
+    return fit(dataset, train_rows, TowersConfig(dim=8, width=8, epochs=1), seed=0)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("towers")
+
+
+@pytest.fixture(scope="module")
+def bundle(dataset: Dataset, train_rows: np.ndarray, towers: Towers, root: Path) -> TowerBundle:
+    return TowerBundle.open(export(towers, dataset, train_rows, root, seed=0))
+
+
+def histories_of(bundle: TowerBundle) -> dict[str, list[str]]:
+    users = bundle.query.user_ids
+    assert users is not None
+    return {
+        users.token(row): bundle.candidate_ids.tokens(bundle.query.history(row))
+        for row in range(len(users))
+    }
+
+
+def test_histories_are_newer_and_all_else_is_as_it_was(
+    bundle: TowerBundle, dataset: Dataset, towers: Towers, root: Path
+) -> None:
+    done = refresh(bundle, dataset, root)
+    refreshed = TowerBundle.open(root / "current")
+    assert (refreshed.directory, 500, 0) == (done.directory, done.n_users, done.n_left_out)
+    changed = {
+        name
+        for name, entry in refreshed.manifest.files.items()
+        if entry != bundle.manifest.files[name]
+    }
+    assert {"histories.parquet", "query_embeddings.npy", "model_card.md"} == changed
+    assert bundle.manifest.files.keys() == refreshed.manifest.files.keys()
+    assert bundle.manifest.version == refreshed.manifest.refreshed_from
+    card = (refreshed.directory / "model_card.md").read_text()
+    assert f"The models are those of {bundle.manifest.version}; " in card
+    histories = collect_histories(dataset, np.arange(len(dataset)), len(dataset))
+    expected = [dataset.candidate_ids.tokens(history) for history in histories]
+    assert expected == list(histories_of(refreshed).values())
+    np.testing.assert_allclose(
+        towers.embed_queries(histories), refreshed.query.query_embeddings, atol=1e-5
+    )
+
+
+def small(user_ids: list[str], candidate_ids: list[str]) -> Dataset:
+    """One interaction of each user, in a catalogue of its own."""
+    users, candidates = sorted(set(user_ids)), sorted(set(candidate_ids))
+    return Dataset(
+        name="small",
+        users=pa.table({"user_id": users}),
+        candidates=pa.table({"candidate_id": candidates}),
+        user_rows=np.array([users.index(one) for one in user_ids], dtype=np.int32),
+        candidate_rows=np.array([candidates.index(one) for one in candidate_ids], dtype=np.int32),
+    )
+
+
+def test_new_users_are_known_and_new_candidates_are_left_out(
+    bundle: TowerBundle, root: Path
+) -> None:
+    second, first = bundle.candidate_ids.tokens([7, 3])
+    data = small(["zoe", "zoe", "amy", "amy"], [second, "never seen", first, second])
+    done = refresh(bundle, data, root)
+    assert (2, 1) == (done.n_users, done.n_left_out)
+    expected = {"amy": [first, second], "zoe": [second]}
+    assert expected == histories_of(TowerBundle.open(done.directory))
+
+
+def test_a_ranking_model_knows_its_users_by_the_lines_they_had(
+    dataset: Dataset, train_rows: np.ndarray, towers: Towers, tmp_path: Path
+) -> None:
+    ages = pa.array(np.arange(dataset.n_users) % 3)
+    rated = dataclasses.replace(dataset, users=dataset.users.append_column("age", ages))
+    ranker = fit_ranker(rated, train_rows, RankerConfig(epochs=1, dim=2, members=1), seed=0)
+    bundle = TowerBundle.open(export(towers, rated, train_rows, tmp_path, seed=0, ranker=ranker))
+    known = rated.user_ids.token(5)
+    candidate = bundle.candidate_ids.token(0)
+    data = small(["a newcomer", known], [candidate, candidate])
+    query = TowerBundle.open(refresh(bundle, data, tmp_path).directory).query
+    assert query.user_ids is not None
+    assert query.ranker is not None
+    assert [*rated.user_ids.array.to_pylist(), "a newcomer"] == query.user_ids.array.to_pylist()
+    assert [[0], []] == [query.history(5).tolist(), query.history(6).tolist()]
+    assert [{"age": 2}, {"age": None}] == [query.user_values(row) for row in (5, 500)]
+    features = query.ranker.features.model_copy(
+        update={"query": tuple(f for f in query.ranker.features.query if f.name == USER_ID)}
+    )
+    tokens = [
+        encode_query(features, {USER_ID: query.user_ids}, np.array([0]), {USER_ID: user})[USER_ID]
+        for user in (known, "a newcomer")
+    ]
+    assert [6, 0] == np.concatenate(tokens).ravel().tolist()
+
+
+def test_towers_that_know_none_of_the_candidates_are_not_refreshed(
+    bundle: TowerBundle, tmp_path: Path
+) -> None:
+    with pytest.raises(RefreshError, match="know none of the candidates in small: train"):
+        refresh(bundle, small(["amy"], ["never seen"]), tmp_path)
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_without_histories_there_is_nothing_to_refresh(
+    dataset: Dataset, train_rows: np.ndarray, towers: Towers, tmp_path: Path
+) -> None:
+    directory = export(towers, dataset, train_rows, tmp_path, seed=0, with_histories=False)
+    with pytest.raises(RefreshError, match="holds no histories to refresh"):
+        refresh(TowerBundle.open(directory), dataset, tmp_path)

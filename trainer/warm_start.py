@@ -1,0 +1,87 @@
+"""Warm start: a training that begins with the weights of a published bundle.
+
+Candidates and labels are found again by their names, so the catalogue may have changed; what the
+bundle does not know begins as it would without it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from trainer.bundle import CANDIDATE_TOWER, QUERY_TOWER, TowerBundle
+from trainer.datasets import Dataset
+from trainer.features import Features, Vocabularies
+from trainer.keras import tf
+from trainer.publish import BundleError
+from trainer.towers import CandidateTower, QueryTower, TowersConfig, TwoTowers
+from trainer.vocabulary import Vocabulary
+
+
+def warm_start(
+    model: TwoTowers, features: Features, vocabularies: Vocabularies, bundle: TowerBundle
+) -> None:
+    """Give a model the weights of a bundle's towers, as far as both read the same.
+
+    Args:
+        model: to begin training with.
+        features: what it reads.
+        vocabularies: the tokens of each feature that has any.
+        bundle: whose towers to begin with.
+
+    Raises:
+        BundleError: if they are of another width or of another version of this program.
+    """
+    towers: dict[str, Any] = {
+        QUERY_TOWER: model.query_tower,
+        CANDIDATE_TOWER: model.candidate_tower,
+    }
+    known = {feature.name: feature.kind for feature in bundle.query.features.candidate}
+    for name, ours in towers.items():
+        theirs = _saved(type(ours), name, bundle)
+        for feature in features.candidate:
+            if known.get(feature.name) != feature.kind:
+                continue
+            table, saved = (tower.encoder.table(feature.name) for tower in (ours, theirs))
+            if table.shape[1] != saved.shape[1]:
+                raise BundleError(
+                    f"{bundle.directory} was trained with another towers.width: set it to "
+                    f"{bundle.manifest.config['width']} to begin with its weights"
+                )
+            lines = _lines(feature.name, vocabularies, bundle.vocabularies, saved.shape[0])
+            values = np.where(lines[:, None] >= 0, saved.numpy()[lines], table.numpy())
+            table.assign(values)
+
+
+def has_seen(bundle: TowerBundle, dataset: Dataset, rows: np.ndarray) -> bool:
+    """Whether a bundle's towers may have seen some of these interactions (n,) in training."""
+    newest = bundle.manifest.trained_on.newest_timestamp
+    if newest is None or dataset.timestamps is None or not len(rows):
+        return bool(len(rows))
+    return bool(dataset.timestamps[rows].min() <= newest)
+
+
+def _saved(kind: type[QueryTower | CandidateTower], name: str, bundle: TowerBundle) -> Any:
+    """Return a tower of a bundle with its weights."""
+    try:
+        config = TowersConfig.model_validate(bundle.manifest.config)
+        tower = kind(bundle.query.features, config, seed=0)
+        variables = bundle.directory / Path(name).stem / "1" / "variables" / "variables"
+        restored = tf.train.Checkpoint(tower=tower).read(str(variables))
+        restored.assert_existing_objects_matched()
+    except (AssertionError, ValidationError, ValueError, tf.errors.OpError) as error:
+        raise BundleError(
+            f"{bundle.directory} was made by another version of this program: train without it"
+        ) from error
+    return tower
+
+
+def _lines(name: str, ours: Vocabularies, theirs: Vocabularies, n_lines: int) -> np.ndarray:
+    """Return which line of their table stands for each line of ours, (n,); -1 where none does."""
+    if name not in ours:
+        return np.arange(n_lines)
+    rows = theirs.get(name, Vocabulary([])).rows(ours[name].array.to_pylist())
+    return np.concatenate([[0], np.where(rows >= 0, rows + 1, -1)])
