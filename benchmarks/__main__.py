@@ -39,6 +39,10 @@ def search(
         bool,
         typer.Option("--peers", help="Measure FAISS, hnswlib, USearch and Voyager beside ours."),
     ] = False,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Measure this peer only: FAISS IVF-PQ; may be repeated."),
+    ] = None,
     output: Annotated[
         Path, typer.Option(help="Folder for search.json, search.png and search.html.")
     ] = Path("artifacts/benchmarks"),
@@ -54,7 +58,7 @@ def search(
     """
     _use_one_thread()
     from benchmarks.page import write_page
-    from benchmarks.peers import PeersMissingError, build_peers
+    from benchmarks.peers import PeersMissingError, build_peers, peers_named
     from benchmarks.report import build_table, draw_search, search_table
     from benchmarks.search import benchmark_search
     from benchmarks.workloads import parse_size, synthetic_bundle
@@ -63,6 +67,7 @@ def search(
 
     try:
         output.mkdir(parents=True, exist_ok=True)
+        chosen = peers_named(peer or ()) if peers or peer else ()
         with stderr.status("opening the index") as status:
             bundle = (
                 IndexBundle.open(index)
@@ -71,7 +76,7 @@ def search(
             )
             report = benchmark_search(
                 bundle,
-                peers=build_peers(bundle.corpus.embeddings, status.update) if peers else (),
+                peers=build_peers(bundle.corpus.embeddings, status.update, chosen),
                 seconds_per_point=seconds_per_point,
                 on_step=status.update,
             )

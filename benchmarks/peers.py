@@ -11,7 +11,7 @@ import importlib
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,9 @@ class FaissIvfFlat(_Faiss):
 
 
 class FaissIvfPq(_Faiss):
-    """Inverted lists of quantised vectors (fast scan), refined by whole ones."""
+    """Inverted lists of quantised vectors, scanned by fast scan and refined by whole ones."""
 
-    name = "FAISS IVF-PQ fast scan, refined"
+    name = "FAISS IVF-PQ"
     factory = "IVF{n_lists},PQ{half_dim}x4fs,RFlat"
     effort = "nprobe"
 
@@ -194,14 +194,29 @@ PEERS: tuple[type[_Peer], ...] = (
 )
 
 
-def build_peers(embeddings: np.ndarray, on_step: OnStep) -> Iterator[Contender]:
+def peers_named(names: Sequence[str]) -> tuple[type[_Peer], ...]:
+    """Return the peers of these names, in any letter case; all if there are no names.
+
+    Raises:
+        ValueError: if there is no peer of a name.
+    """
+    known = {peer.name.casefold(): peer for peer in PEERS}
+    for name in names:
+        if name.casefold() not in known:
+            raise ValueError(f"unknown peer {name!r}; there are {', '.join(p.name for p in PEERS)}")
+    return tuple(known[name.casefold()] for name in names) or PEERS
+
+
+def build_peers(
+    embeddings: np.ndarray, on_step: OnStep, peers: Sequence[type[_Peer]] = PEERS
+) -> Iterator[Contender]:
     """Build one peer after the other; each is let go before the next if the caller lets it go.
 
     Raises:
         PeersMissingError: if a library is not installed.
     """
     vectors = np.array(embeddings)  # a copy: some libraries refuse what is mapped read-only
-    for peer in PEERS:
+    for peer in peers:
         on_step(f"{peer.name}: building")
         try:
             yield peer(vectors)

@@ -3,7 +3,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from benchmarks.peers import PEERS, PeersMissingError, build_peers
+from benchmarks.peers import PEERS, PeersMissingError, build_peers, peers_named
 from benchmarks.workloads import generate_corpus, parse_size
 from indexer.exact import ExactScorer
 from indexer.recall import recall_at_k
@@ -33,6 +33,13 @@ def test_every_peer_finds_most_of_the_exact_answer() -> None:
         assert recalls[0] <= recalls[-1] + 0.01
         assert recalls[-1] > 0.7, peer.name
     assert [peer.name for peer in PEERS] == names
+
+
+def test_peers_are_chosen_by_name() -> None:
+    assert PEERS == peers_named([])
+    assert ["hnswlib", "FAISS IVF-PQ"] == [p.name for p in peers_named(["hnswlib", "faiss ivf-pq"])]
+    with pytest.raises(ValueError, match="unknown peer 'nmslib'; there are FAISS IVF-Flat, FAISS"):
+        peers_named(["hnswlib", "nmslib"])
 
 
 @pytest.mark.skipif(not is_missing("faiss"), reason="the `peers` extra is installed")
