@@ -125,9 +125,11 @@ class Hnswlib(_Peer):
     def _settings(self, k: int) -> Iterator[Setting]:
         for effort in (one for one in _EFFORTS if one >= k):
             self._index.set_ef(effort)
-            yield Setting(
-                None, {"ef": effort}, lambda queries: self._index.knn_query(queries, k)[0]
-            )
+            yield Setting(None, {"ef": effort}, lambda queries: self._rows(queries, k))
+
+    def _rows(self, queries: np.ndarray, k: int) -> np.ndarray:
+        labels: np.ndarray = self._index.knn_query(queries, k)[0]
+        return labels.astype(np.int64)
 
 
 class Usearch(_Peer):
