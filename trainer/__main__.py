@@ -94,6 +94,12 @@ def fit(
             help="A tower bundle, or a `current` link to one, whose weights training begins with."
         ),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Publish even what is worse than the current bundle beyond chance."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train two towers and publish them as a tower bundle.
@@ -101,8 +107,10 @@ def fit(
     Example: python -m trainer fit --dataset movielens/100k --output artifacts/towers
     """
     with sentences_for_errors():
+        from trainer.acceptance import compare_with_current, quality_by_user
         from trainer.bundle import TowerBundle
         from trainer.config import load_config
+        from trainer.evaluation import rank, summarise
         from trainer.export import export
         from trainer.report import print_evaluation
         from trainer.trainings import Trainings
@@ -130,10 +138,14 @@ def fit(
             start_from=None if warm_start is None else TowerBundle.open(warm_start),
         )
         trainings.find_epochs(parts)
-        evaluation: Evaluation | None = None
+        evaluation, quality = None, None
         if parts.kind is not SplitKind.NONE:
             towers = trainings.fit_towers(parts)
-            evaluation = _evaluate(data, parts, towers, ranker=None)
+            rankings = rank(data, parts, _scorer(towers))
+            evaluation = summarise(data, parts, rankings)
+            quality = quality_by_user(data, rankings)
+        if sentence := compare_with_current(output, evaluation, quality, force=force):
+            say(sentence)
         if chosen.refit or parts.kind is SplitKind.NONE:
             parts = split_dataset(data, SplitKind.NONE)
             towers = trainings.fit_towers(parts)
@@ -150,6 +162,7 @@ def fit(
             ranker=trainings.fit_ranker(parts),
             curve=trainings.curve,
             started_from=trainings.started_from,
+            user_quality=quality,
         )
         trainings.forget_checkpoints()
         if as_json:

@@ -15,6 +15,7 @@
     tuning_queries.npy              (n_queries, dim) float32, embeddings of held-out users
     popularity.npy                  (n_candidates,) float32, interactions the weights have seen
     evaluation.json model_card.md   how good the towers are, and how that was measured
+    user_quality.parquet            user_id, ndcg@10: the same by user, to compare the next bundle
     learning_curve.png              loss, and validation if there was any, by epoch
 
 ``trainer.export`` is the only writer. The indexer copies ``QUERY_ASSET_FILES`` into the index
@@ -49,6 +50,7 @@ QUERY_EMBEDDINGS = "query_embeddings.npy"
 TUNING_QUERIES = "tuning_queries.npy"
 POPULARITY = "popularity.npy"
 EVALUATION = "evaluation.json"
+USER_QUALITY = "user_quality.parquet"
 LEARNING_CURVE = "learning_curve.png"
 MODEL_CARD = "model_card.md"
 
@@ -262,6 +264,12 @@ class TowerBundle:
     def popularity(self) -> np.ndarray:
         """(n_candidates,) float32: how many interactions of each the weights have seen."""
         return _load_array(self.directory / POPULARITY)
+
+    @cached_property
+    def user_quality(self) -> pa.Table | None:
+        """The held-out quality by user, if it was measured and users travel with the towers."""
+        path = self.directory / USER_QUALITY
+        return pq.read_table(path) if path.exists() else None
 
     @cached_property
     def tuning_queries(self) -> np.ndarray:

@@ -50,6 +50,7 @@ def epoch_progress(what: str, n_epochs: int) -> Iterator[Callable[[int, dict[str
 @contextmanager
 def sentences_for_errors() -> Iterator[None]:
     """Turn what the user can mend into one sentence on stderr and exit code 1."""
+    from trainer.acceptance import WorseError  # noqa: PLC0415
     from trainer.checkpoints import CheckpointError  # noqa: PLC0415 - brings TensorFlow with it
     from trainer.config import ConfigError  # noqa: PLC0415
     from trainer.datasets import DatasetError  # noqa: PLC0415
@@ -63,7 +64,7 @@ def sentences_for_errors() -> Iterator[None]:
         yield
     except (
         *(BundleError, CheckpointError, ConfigError, DatasetError),
-        *(EvaluationError, ExportError, RefreshError, TrainingError),
+        *(EvaluationError, ExportError, RefreshError, TrainingError, WorseError),
     ) as error:
         stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error

@@ -120,7 +120,23 @@ def evaluate(
     Raises:
         EvaluationError: if there is nobody to score, or a score is not a number.
     """
-    rankings = rank(dataset, split, score_users)
+    return summarise(dataset, split, rank(dataset, split, score_users), predict_ratings)
+
+
+def summarise(
+    dataset: Dataset,
+    split: Split,
+    rankings: Rankings,
+    predict_ratings: PredictRatings | None = None,
+) -> Evaluation:
+    """Measure rankings as ``evaluate`` does.
+
+    Args:
+        dataset: What was split.
+        split: What the candidates were ranked for.
+        rankings: What ``rank`` made.
+        predict_ratings: The ranking model, if there is one.
+    """
     evaluation = Evaluation(
         dataset=dataset.name,
         split=split.kind,

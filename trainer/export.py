@@ -29,6 +29,7 @@ from trainer.bundle import (
     RANKER,
     RANKER_DESCRIPTION,
     TUNING_QUERIES,
+    USER_QUALITY,
     VOCABULARIES,
     TowerManifest,
     TrainedOn,
@@ -70,6 +71,7 @@ def export(
     ranker: Ranker | None = None,
     curve: Curve | None = None,
     started_from: str | None = None,
+    user_quality: pa.Table | None = None,
 ) -> Path:
     """Publish trained towers as a new version under ``root``.
 
@@ -86,6 +88,7 @@ def export(
         ranker: the ranking model trained on the same rows, if there is one.
         curve: the metrics of every epoch, to be drawn.
         started_from: the version whose weights the training began with, if it did.
+        user_quality: the evaluation by user, from ``trainer.acceptance``; left out with the users.
 
     Returns:
         The directory of the new version.
@@ -109,6 +112,8 @@ def export(
         if with_histories:
             pq.write_table(_history_table(dataset, histories, ranker), staged / HISTORIES)
             np.save(staged / QUERY_EMBEDDINGS, towers.embed_queries(histories))
+            if user_quality is not None:
+                pq.write_table(user_quality, staged / USER_QUALITY)
         np.save(staged / TUNING_QUERIES, _tuning_queries(towers, histories, seed))
         popularity = np.bincount(dataset.candidate_rows[rows], minlength=dataset.n_candidates)
         np.save(staged / POPULARITY, popularity.astype(np.float32))

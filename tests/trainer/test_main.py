@@ -108,6 +108,29 @@ def test_a_bundle_gives_its_weights_to_the_next_and_can_be_refreshed(tmp_path: P
     assert [3] == third.query.history(0).tolist()
 
 
+def test_worse_towers_are_published_by_force_only(tmp_path: Path) -> None:
+    config = tmp_path / "trainer.toml"
+    config.write_text(
+        'with_ranker = false\n[data]\ndataset = "sample"\n[towers]\nwidth = 8\ndim = 8\n'
+    )
+    command = ("fit", "--config", config, "--no-refit", "--output", tmp_path / "towers")
+    good = trainer(*command, "--epochs", 20)
+    assert good.exit_code == 0, good.stderr
+    assert "compared" not in good.stderr
+    first = TowerBundle.open(tmp_path / "towers" / "current")
+    assert first.user_quality is not None
+    assert first.manifest.evaluation["n_users"] == len(first.user_quality)
+    config.write_text(config.read_text() + "temperature = 50\ncontent = []\n")
+    worse = (*command, "--epochs", 1)
+    refused = trainer(*worse)
+    assert refused.exit_code == 1
+    assert f"against {first.manifest.version}, over 500 users. Nothing was" in refused.stderr
+    assert first.directory == TowerBundle.open(tmp_path / "towers" / "current").directory
+    forced = trainer(*worse, "--force")
+    assert forced.exit_code == 0, forced.stderr
+    assert first.directory != TowerBundle.open(tmp_path / "towers" / "current").directory
+
+
 def test_fit_can_export_what_has_seen_the_train_part_only(tmp_path: Path) -> None:
     done = trainer("fit", *QUICK, "--split", "temporal", "--no-refit", "--output", tmp_path)
     assert done.exit_code == 0, done.stderr

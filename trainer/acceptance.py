@@ -1,0 +1,89 @@
+"""Whether a new bundle may take the place of the current one: not if it is worse beyond chance.
+
+Both were measured by towers that had not seen what was held out for them. A paired bootstrap over
+the users that both were measured on tells a difference from noise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from trainer.bundle import TowerBundle
+from trainer.datasets import Dataset
+from trainer.evaluation import Evaluation, Rankings, user_metrics
+from trainer.metrics import PerUser, paired_bootstrap
+from trainer.publish import CURRENT, BundleError
+
+METRIC = "ndcg@10"
+
+
+class WorseError(Exception):
+    """Why a bundle is not published, for the user."""
+
+
+def quality_by_user(dataset: Dataset, rankings: Rankings) -> pa.Table:
+    """Tabulate what decides over a bundle: ``user_id`` and the metric of each scored user."""
+    users = dataset.users["user_id"].take(rankings.user_rows)
+    return pa.table({"user_id": users, METRIC: user_metrics(rankings)[METRIC]})
+
+
+def compare_with_current(
+    root: Path, evaluation: Evaluation | None, quality: pa.Table | None, *, force: bool = False
+) -> str | None:
+    """Compare new towers with the current bundle.
+
+    Args:
+        root: the folder that holds the versions.
+        evaluation: how good the new towers are; None if that was not measured.
+        quality: the same by user.
+        force: whether worse towers are welcome.
+
+    Returns:
+        How they compare or why they cannot be compared, for the user; None without a current
+        bundle.
+
+    Raises:
+        WorseError: if the new towers are worse beyond chance, without ``force``.
+    """
+    if not (root / CURRENT).exists():
+        return None
+    try:
+        current = TowerBundle.open(root / CURRENT, verify=False)
+        ours, theirs = _paired(evaluation, quality, current)
+    except (BundleError, _IncomparableError) as error:
+        return f"Not compared with the current bundle: {error}"
+    lead = paired_bootstrap(ours, theirs)
+    shown = (
+        f"{METRIC} {lead.mean:+.4f} ({lead.low:+.4f} to {lead.high:+.4f}) against "
+        f"{current.manifest.version}, over {len(ours):,} users"
+    )
+    if lead.high < 0 and not force:
+        raise WorseError(
+            f"the new towers are worse than the current ones beyond chance: {shown}. "
+            "Nothing was published; --force publishes them all the same"
+        )
+    return shown
+
+
+class _IncomparableError(Exception):
+    """Why two bundles cannot be compared."""
+
+
+def _paired(
+    evaluation: Evaluation | None, quality: pa.Table | None, current: TowerBundle
+) -> tuple[PerUser, PerUser]:
+    """Return what new and current towers reach for the users (n,) that both were measured on."""
+    if evaluation is None or quality is None:
+        raise _IncomparableError("the new towers were not measured")
+    if current.user_quality is None:
+        raise _IncomparableError("it holds no quality by user")
+    theirs = current.manifest.evaluation
+    if (evaluation.dataset, evaluation.split) != (theirs.get("dataset"), theirs.get("split")):
+        raise _IncomparableError("it was measured on another dataset or split")
+    both = quality.join(current.user_quality, "user_id", join_type="inner", right_suffix=" before")
+    if not len(both):
+        raise _IncomparableError("no user was measured in both")
+    both = both.sort_by("user_id")
+    return both[METRIC].to_numpy(), both[f"{METRIC} before"].to_numpy()
