@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from types import ModuleType
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -172,10 +173,66 @@ def prune(
             Console().print("\n".join(["Removed:", *removed]) if removed else "Nothing to remove.")
 
 
+@app.command("export-servable")
+def export_servable(
+    index: IndexPath,
+    *,
+    output: Annotated[
+        Path, typer.Option(help="The servable's folder; its name is the model's name.")
+    ] = Path("artifacts/servables/candidates"),
+    layer: Annotated[
+        Literal["brute_force", "scann"],
+        typer.Option(help="Which layer of TensorFlow Recommenders searches."),
+    ] = "brute_force",
+    max_count: Annotated[
+        int, typer.Option(min=1, help="The most candidates that a request is answered with.")
+    ] = 100,
+    recall: Annotated[
+        float, typer.Option(help="The recall@k that the layer scann aims at.")
+    ] = 0.95,
+    as_json: AsJson = False,
+) -> None:
+    """Write an index as a SavedModel for TensorFlow Serving; needs the `train` extra.
+
+    Example: python -m indexer export-servable artifacts/indexes/current --layer brute_force
+    """
+    _check_recall(recall)
+    with _sentences_for_errors():
+        with _progress() as announce:
+            announce("loading TensorFlow")
+            servable = _servable_module()
+            options = servable.ServableOptions(
+                layer=layer, max_count=max_count, recall_target=recall
+            )
+            announce("verifying the index")
+            bundle = IndexBundle.open(index)
+            announce(f"writing the servable over {bundle.manifest.n_candidates:,} candidates")
+            directory = servable.export_servable(bundle, output, options)
+        if as_json:
+            _print_json({"directory": str(directory)})
+        else:
+            Console().print(f"Servable: {directory}", soft_wrap=True)
+
+
+def _servable_module() -> ModuleType:
+    try:
+        from indexer import servable
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError(
+            f"{error.name} is not installed; a servable is written by TensorFlow, which comes with: "
+            "pip install 'candidate-search[train]'"
+        ) from error
+    return servable
+
+
 def _options(recall: float, k: int, seed: int, backends: tuple[str, ...] = ()) -> BuildOptions:
+    _check_recall(recall)
+    return BuildOptions(recall_target=recall, k=k, backends=backends, seed=seed)
+
+
+def _check_recall(recall: float) -> None:
     if not 0 < recall <= 1:
         raise typer.BadParameter(f"--recall must be above 0 and at most 1, not {recall}")
-    return BuildOptions(recall_target=recall, k=k, backends=backends, seed=seed)
 
 
 def _read_source(
