@@ -219,7 +219,7 @@ def _servable_module() -> ModuleType:
         from indexer import servable
     except ModuleNotFoundError as error:
         raise BackendUnavailableError(
-            f"{error.name} is not installed; a servable is written by TensorFlow, which comes with: "
+            f"{error.name} is not installed; TensorFlow writes servables, and comes with: "
             "pip install 'candidate-search[train]'"
         ) from error
     return servable
