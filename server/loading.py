@@ -30,6 +30,9 @@ _SELF_TEST_ROWS = 20_000_000
 _MIN_SELF_TEST_QUERIES, _MAX_SELF_TEST_QUERIES = 20, 200
 _SELF_TEST_SLACK = 0.02  # of recall: an interval around exactly 1 has no width
 
+# What reading and searching raise over files that are sound by themselves.
+_DOES_NOT_FIT = (LookupError, OSError, RuntimeError, SearchError, TypeError, ValueError)
+
 
 class IndexVersion:
     """What answers from one index version; workers that are forked share it.
@@ -58,9 +61,13 @@ class IndexVersion:
 
     def warm_up(self) -> None:
         """Make searches of every kind on this thread, so that no caller waits for the first."""
+        for _ in range(_WARM_UP_ROUNDS):
+            self.search_every_kind()
+
+    def search_every_kind(self) -> None:
+        """Make a search of every kind that the index can answer, over its first and last rows."""
         for query in _trial_queries(self.engine.bundle):
-            for _ in range(_WARM_UP_ROUNDS):
-                self.engine.search(SearchRequest(query, rank=self.engine.has_ranker))
+            self.engine.search(SearchRequest(query, rank=self.engine.has_ranker))
 
 
 def load(settings: Settings, directory: Path | None = None) -> IndexVersion:
@@ -76,10 +83,13 @@ def load(settings: Settings, directory: Path | None = None) -> IndexVersion:
         BackendUnavailableError: if its default backend's library is not installed.
     """
     bundle = IndexBundle.open(directory or settings.index)
-    bundle.check()
-    version = IndexVersion(bundle, settings)
-    _check_parts(version)
-    _self_test(version)
+    try:
+        bundle.check()
+        version = IndexVersion(bundle, settings)
+        version.search_every_kind()  # parts of different bundles fail here
+        _self_test(version)
+    except _DOES_NOT_FIT as error:
+        raise BundleError(f"{bundle.directory}: its parts do not fit: {error}") from error
     return version
 
 
@@ -110,23 +120,6 @@ def settle_memory() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
-
-
-def _check_parts(version: IndexVersion) -> None:
-    """Search for every kind of query: parts of different bundles fail here.
-
-    Raises:
-        BundleError: if a search fails.
-    """
-    directory = version.engine.bundle.directory
-    for query in _trial_queries(version.engine.bundle):
-        try:
-            version.engine.search(SearchRequest(query, rank=version.engine.has_ranker))
-        except (SearchError, ValueError, LookupError, RuntimeError) as error:
-            raise BundleError(
-                f"{directory}: its parts do not belong together: {type(query).__name__} fails: "
-                f"{error}"
-            ) from error
 
 
 def _self_test(version: IndexVersion) -> None:
@@ -170,7 +163,7 @@ def _promise(bundle: IndexBundle, backend: str) -> OperatingPoint:
 
 
 def _trial_queries(bundle: IndexBundle) -> Iterator[Query]:
-    """Yield a query of every kind that the index can answer, over its first and last rows."""
+    """Yield a query of every kind that the index can answer."""
     corpus, assets = bundle.corpus, bundle.query
     ends = np.unique([0, corpus.n_candidates // 2, corpus.n_candidates - 1])
     some_ids = corpus.candidate_ids.tokens(ends)

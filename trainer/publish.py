@@ -9,6 +9,7 @@ package that owns the bundle.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +28,8 @@ MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
 CURRENT = "current"
 
+# NumPy tells of what it could not write without a number.
+_NO_SPACE = frozenset({errno.EDQUOT, errno.EFBIG, errno.ENOSPC, None})
 _STAGING = ".staging-"
 _VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 _CHUNK_BYTES = 1 << 20
@@ -83,6 +86,12 @@ def staging(root: Path) -> Iterator[Path]:
     staged.mkdir()
     try:
         yield staged
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise BundleError(
+            f"there is no room for the new version under {root}: {error}; nothing was changed"
+        ) from error
     finally:
         # After a commit the directory has been renamed and there is nothing to remove.
         shutil.rmtree(staged, ignore_errors=True)

@@ -1,9 +1,11 @@
 """Whatever is sent, the answer is a response or a refusal, and never a fault of the server."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 from hypothesis import HealthCheck, given, settings
@@ -128,6 +130,71 @@ def test_any_message_is_answered_or_refused(
 ) -> None:
     code = outcome(channel, "SearchCandidates", request_.SerializeToString())
     assert code in REFUSALS | {grpc.StatusCode.OK}
+
+
+EXTREMES = {
+    "a long id": pb.SearchCandidatesRequest(query=pb.Query(user_id="x" * 1_000_000)),
+    "a long candidate": pb.SearchCandidatesRequest(query=pb.Query(candidate_id="\0" * 1_000_000)),
+    "a long token": pb.SearchCandidatesRequest(
+        query=pb.Query(user_id="1"), page_token="A" * 1_000_000
+    ),
+    "many exclusions": pb.SearchCandidatesRequest(
+        query=pb.Query(user_id="1"), excluded_candidate_ids=["1"] * 10_000
+    ),
+    "a long vector": pb.SearchCandidatesRequest(
+        query=pb.Query(embedding=pb.Embedding(values=[1e38] * 200_000))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(EXTREMES))
+def test_extremes_are_answered_or_refused(channel: grpc.Channel, name: str) -> None:
+    body = EXTREMES[name].SerializeToString()
+    assert outcome(channel, "SearchCandidates", body) in REFUSALS | {grpc.StatusCode.OK}
+
+
+def test_text_that_is_no_text_is_undecodable(channel: grpc.Channel) -> None:
+    user_id = b"\x0a\x04\x0a\x02\xff\xfe"
+    assert grpc.StatusCode.INVALID_ARGUMENT == outcome(channel, "SearchCandidates", user_id)
+
+
+def test_filters_deeper_than_any_parser_goes_are_refused(channel: grpc.Channel) -> None:
+    inner = b""
+    for _ in range(2_000):
+        inner = b"\x1a" + encoded_length(inner) + inner  # Filter.negated
+    body = b"\x2a" + encoded_length(inner) + inner  # SearchCandidatesRequest.filter
+    assert grpc.StatusCode.INVALID_ARGUMENT == outcome(channel, "SearchCandidates", body)
+
+
+def encoded_length(content: bytes) -> bytes:
+    number, written = len(content), bytearray()
+    while number > 127:
+        written.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*written, number])
+
+
+@pytest.mark.slow
+def test_ten_thousand_damaged_requests_are_answered_or_refused(channel: grpc.Channel) -> None:
+    """Half are random, half are a request of which some bytes were changed."""
+    rng = np.random.default_rng(0)
+    sound = pb.SearchCandidatesRequest(
+        query=pb.Query(user_id="1"),
+        candidate_count=5,
+        excluded_candidate_ids=["2", "3"],
+        filter=pb.Filter(
+            condition=pb.FieldCondition(field="title", contains=pb.FilterValue(text="a"))
+        ),
+        returned_fields=["title"],
+    ).SerializeToString()
+    codes = Counter[grpc.StatusCode]()
+    for number in range(10_000):
+        body = bytearray(rng.bytes(rng.integers(200)) if number % 2 else sound)
+        for position in rng.integers(len(body) or 1, size=3 if body else 0):
+            body[position] = rng.integers(256)
+        codes[outcome(channel, METHODS[rng.integers(len(METHODS))], bytes(body))] += 1
+    print(dict(codes))  # noqa: T201
+    assert codes.keys() <= REFUSALS | {grpc.StatusCode.OK}
 
 
 @given(method=st.sampled_from(METHODS), body=st.binary(max_size=200))

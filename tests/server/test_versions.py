@@ -238,7 +238,7 @@ def test_parts_that_do_not_belong_together_are_found(
     path = tmp_path / "embeddings.npy"
     np.save(path, known[:, :-1])
     publish_changed(link, "query/query_embeddings.npy", path.read_bytes())
-    with pytest.raises(BundleError, match="do not belong together: UserQuery fails"):
+    with pytest.raises(BundleError, match="its parts do not fit"):
         load(with_page_token_key(Settings(index=link)))
 
 

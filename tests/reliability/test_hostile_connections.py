@@ -1,0 +1,135 @@
+"""Peers that do not speak gRPC, or too slowly, or too much: others go on, and they are closed."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from candidate_search.v1 import candidate_search_service_pb2 as pb
+from candidate_search.v1.candidate_search_service_pb2_grpc import CandidateSearchServiceStub
+
+from server.client import Embedding, SearchClient
+from tests.server.processes import serving
+from tests.server.published import publish
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+PING = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + b"12345678"
+QUERY = Embedding([1.0] * 8)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("published")
+    publish(root, 1)
+    return root / "current"
+
+
+@pytest.fixture(params=[100, pytest.param(1000, marks=pytest.mark.slow)])
+def n_sockets(request: pytest.FixtureRequest) -> int:
+    number: int = request.param
+    return number
+
+
+def send_nothing(peer: socket.socket) -> None:
+    del peer
+
+
+def send_half_a_preface(peer: socket.socket) -> None:
+    peer.sendall(PREFACE[:5])
+
+
+def send_garbage(peer: socket.socket) -> None:
+    peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(range(256)))
+
+
+def flood_with_pings(peer: socket.socket) -> None:
+    peer.sendall(PREFACE + SETTINGS + 1000 * PING)
+
+
+@pytest.mark.parametrize(
+    "send", [send_nothing, send_half_a_preface, send_garbage, flood_with_pings]
+)
+def test_others_are_answered_and_the_sockets_closed(
+    index: Path, n_sockets: int, send: Callable[[socket.socket], None]
+) -> None:
+    flags = ("--handshake-timeout-seconds", "2")
+    with serving(index, *flags) as (process, address), SearchClient(address) as client:
+        client.search(QUERY)
+        before = n_descriptors(process.pid)
+        with connected(address, n_sockets) as peers:
+            for peer in peers:
+                try:
+                    send(peer)
+                except OSError:
+                    continue  # closed while it was still talking
+            for _ in range(20):
+                assert len(client.search(QUERY, timeout_seconds=30)) == 10
+            assert all(is_closed_within(peer, seconds=30) for peer in peers)
+        wait_for(lambda: n_descriptors(process.pid) <= before + 2)
+        assert len(client.search(QUERY)) == 10
+
+
+def test_a_byte_a_second_is_too_slow(index: Path) -> None:
+    flags = ("--handshake-timeout-seconds", "3")
+    with (
+        serving(index, *flags) as (_, address),
+        SearchClient(address) as client,
+        connected(address, 50) as peers,
+    ):
+        for byte in PREFACE[:8]:
+            for peer in peers:
+                try:
+                    peer.sendall(bytes([byte]))
+                except OSError:
+                    continue
+            assert len(client.search(QUERY, timeout_seconds=30)) == 10
+            time.sleep(0.5)
+        assert all(is_closed_within(peer, seconds=10) for peer in peers)
+
+
+def test_headers_beyond_the_limit_are_refused(index: Path) -> None:
+    with serving(index) as (_, address), grpc.insecure_channel(address) as channel:
+        stub = CandidateSearchServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.GetIndexInfo(pb.GetIndexInfoRequest(), metadata=(("x-long", "x" * 20_000),))
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert stub.GetIndexInfo(pb.GetIndexInfoRequest()).candidate_count > 0
+
+
+@contextmanager
+def connected(address: str, n_sockets: int) -> Iterator[list[socket.socket]]:
+    host, _, port = address.rpartition(":")
+    peers = [socket.create_connection((host, int(port))) for _ in range(n_sockets)]
+    try:
+        yield peers
+    finally:
+        for peer in peers:
+            peer.close()
+
+
+def is_closed_within(peer: socket.socket, seconds: float) -> bool:
+    """Return whether the other side closes a connection in time."""
+    peer.settimeout(seconds)
+    try:
+        while peer.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def n_descriptors(process_id: int) -> int:
+    return len(list(Path(f"/proc/{process_id}/fd").iterdir()))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
