@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trainer.datasets import Dataset, load_dataset, load_files
 from trainer.ranking import RankerConfig
 from trainer.splits import SplitKind
 from trainer.towers import TowersConfig
@@ -49,6 +50,19 @@ class DataConfig(BaseModel):
     """Your own candidates, CSV or Parquet: candidate_id, optionally title, and any metadata."""
     min_rating: float | None = None
     """Take only interactions rated at least this high."""
+
+    def load(self) -> Dataset:
+        """Load the data.
+
+        Raises:
+            ConfigError: if candidates are given without interactions.
+            DatasetError: if the data cannot be had or read.
+        """
+        if self.interactions is not None:
+            return load_files(self.interactions, self.candidates, min_rating=self.min_rating)
+        if self.candidates is not None:
+            raise ConfigError(f"{self.candidates}: --candidates needs --interactions as well")
+        return load_dataset(self.dataset, min_rating=self.min_rating, fallback_to_sample=True)
 
 
 class Config(BaseModel):
@@ -96,6 +110,21 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> Config:
         for name in _SOURCES:
             in_file.get("data", {}).pop(name, None)
     return _validated(_merged(in_file, given), "")
+
+
+def write_config(config: BaseModel, path: Path) -> None:
+    """Write a configuration as a TOML file, in one step.
+
+    Raises:
+        ConfigError: if it cannot be written there.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(as_toml(config), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def as_toml(config: BaseModel) -> str:

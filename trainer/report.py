@@ -9,6 +9,9 @@ from rich.table import Table
 from trainer.comparison import BOOTSTRAPPED, HEADLINES, Comparison
 from trainer.evaluation import Evaluation
 from trainer.metrics import Interval
+from trainer.tuning import Tuning
+
+_N_BEST = 5  # trials worth a line
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -69,6 +72,27 @@ def print_comparison(comparison: Comparison) -> None:
         console.print(ratings)
     for name, why in comparison.left_out.items():
         console.print(f"{name} was left out: {why}", soft_wrap=True)
+
+
+def print_tuning(tuning: Tuning) -> None:
+    """Print the first trial, which is the configuration as it was, and the best after it."""
+    first, *others = tuning.trials
+    complete = [trial for trial in others if trial.state == "complete"]
+    best = sorted(complete, key=lambda trial: trial.value or 0.0, reverse=True)[:_N_BEST]
+    table = Table("trial", f"{tuning.metric} on validation", box=SIMPLE, padding=0)
+    for name in first.options:
+        table.add_column(name.replace("_", "\n"), justify="right")
+    for trial in (first, *best):
+        options = (f"{value:g}" for value in trial.options.values())
+        table.add_row(str(trial.number), f"{trial.value:.4f}", *options)
+    console = Console()
+    console.print(table)
+    n_complete = len(complete) + 1
+    console.print(
+        f"{n_complete} of {len(tuning.trials)} trials were trained to their end; the best is "
+        f"trial {tuning.best.number}, {first.value:.4f} -> {tuning.best.value:.4f}",
+        soft_wrap=True,
+    )
 
 
 def shown_interval(interval: Interval) -> str:

@@ -11,13 +11,13 @@ from trainer.checkpoints import Curve
 from trainer.config import Config
 from trainer.console import epoch_progress, say
 from trainer.datasets import Dataset
+from trainer.evaluation import ScoreUsers
 from trainer.ranking import NoRatingsError, Ranker
 from trainer.ranking import fit as fit_ranking_model
-from trainer.splits import Split, SplitKind, validation_split
-from trainer.splits import split as split_dataset
+from trainer.splits import Split, SplitKind
 from trainer.towers import Towers
 from trainer.training import fit
-from trainer.validation import MONITOR, best_epoch
+from trainer.validation import MONITOR, best_epoch, validation_of
 from trainer.warm_start import has_seen
 
 
@@ -57,11 +57,7 @@ class Trainings:
         """
         if not self.config.patience:
             return
-        validation = (
-            split_dataset(self.dataset, SplitKind.LEAVE_LAST_OUT)
-            if parts.kind is SplitKind.NONE
-            else validation_split(self.dataset, parts)
-        )
+        validation = validation_of(self.dataset, parts)
         self._fit(validation, "Finding the number of epochs", "validation", watched=True)
         self.n_epochs = best_epoch(self.curve)
         say(
@@ -142,3 +138,10 @@ class Trainings:
             say(f"Going on from the checkpoint in {directory}")
         self._saved_in.append(directory)
         return directory
+
+
+def scorer(towers: Towers) -> ScoreUsers:
+    """Return what scores all candidates for some of the users the towers were trained on."""
+    candidates = towers.embed_candidates().T
+    histories = towers.histories
+    return lambda rows: towers.embed_queries([histories[row] for row in rows]) @ candidates

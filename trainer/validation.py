@@ -9,7 +9,8 @@ import numpy as np
 from trainer.datasets import Dataset
 from trainer.evaluation import rank, user_metrics
 from trainer.keras import tf
-from trainer.splits import Split
+from trainer.splits import Split, SplitKind, validation_split
+from trainer.splits import split as split_dataset
 from trainer.towers import TwoTowers
 
 WATCHED = ("ndcg@10", "heldout_recall@10")
@@ -48,6 +49,16 @@ class Validation:
 
         values = user_metrics(rank(self._dataset, self._split, score_users))
         return {f"val_{name}": float(values[name].mean()) for name in WATCHED}
+
+
+def validation_of(dataset: Dataset, split: Split) -> Split:
+    """Cut a validation part from the train rows of a split, in its manner.
+
+    From a split that holds nothing out it is every user's last interaction.
+    """
+    if split.kind is SplitKind.NONE:
+        return split_dataset(dataset, SplitKind.LEAVE_LAST_OUT)
+    return validation_split(dataset, split)
 
 
 def best_epoch(curve: list[dict[str, float]]) -> int:

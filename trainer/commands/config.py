@@ -1,0 +1,19 @@
+"""``python -m trainer config``."""
+
+from __future__ import annotations
+
+import sys
+
+from trainer.console import sentences_for_errors
+from trainer.options import ConfigFile
+
+
+def show_config(*, config: ConfigFile = None) -> None:
+    """Print every option with what it does, as the TOML that --config reads.
+
+    Example: python -m trainer config > trainer.toml
+    """
+    with sentences_for_errors():
+        from trainer.config import as_toml, load_config
+
+        sys.stdout.write(as_toml(load_config(config, {})))

@@ -1,0 +1,134 @@
+"""``python -m trainer evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from trainer.console import print_json, sentences_for_errors, stderr
+from trainer.options import (
+    AsJson,
+    CandidatesFile,
+    ConfigFile,
+    DatasetName,
+    Dim,
+    Epochs,
+    HeldOut,
+    InteractionsFile,
+    MinRating,
+    Patience,
+    Seed,
+    TensorBoardFolder,
+    WithRanker,
+    source,
+)
+from trainer.splits import SplitKind
+from trainer.splits import split as split_dataset
+
+if TYPE_CHECKING:
+    from trainer.comparison import Comparison
+    from trainer.datasets import Dataset
+    from trainer.evaluation import Evaluation, PredictRatings
+    from trainer.ranking import Ranker
+    from trainer.splits import Split
+    from trainer.towers import Towers
+
+
+def evaluate(
+    *,
+    config: ConfigFile = None,
+    dataset: DatasetName = None,
+    interactions: InteractionsFile = None,
+    candidates: CandidatesFile = None,
+    min_rating: MinRating = None,
+    split: HeldOut = None,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    patience: Patience = None,
+    dim: Dim = None,
+    ranker: WithRanker = None,
+    tensorboard: TensorBoardFolder = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Measure popularity, item-kNN, EASE... beside them.")
+    ] = False,
+    plot: Annotated[Path, typer.Option(help="Where --compare draws its picture, a PNG.")] = Path(
+        "artifacts/comparison.png"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Train on the train part of a split and measure what the towers find of the rest.
+
+    Example: python -m trainer evaluate --dataset movielens/100k --split random --compare
+    """
+    with sentences_for_errors():
+        from trainer.comparison import Comparison
+        from trainer.config import load_config
+        from trainer.plots import draw_comparison
+        from trainer.report import print_comparison, print_evaluation
+        from trainer.trainings import Trainings
+
+        chosen = load_config(
+            config,
+            {
+                "seed": seed,
+                "split": split,
+                "patience": patience,
+                "with_ranker": ranker,
+                "data": source(dataset, interactions, candidates, min_rating),
+                "towers": {"epochs": epochs, "dim": dim},
+            },
+        )
+        if chosen.split is SplitKind.NONE:
+            raise typer.BadParameter("a split that holds nothing out cannot be evaluated")
+        data = chosen.data.load()
+        parts = split_dataset(data, chosen.split)
+        trainings = Trainings(data, chosen, tensorboard=tensorboard)
+        trainings.find_epochs(parts)
+        towers = trainings.fit_towers(parts)
+        measure = _compare if compare else _evaluate
+        result = measure(data, parts, towers, trainings.fit_ranker(parts))
+        if isinstance(result, Comparison):
+            plot.parent.mkdir(parents=True, exist_ok=True)
+            draw_comparison(result, plot)
+        if as_json:
+            print_json(result.model_dump(mode="json"))
+        elif isinstance(result, Comparison):
+            print_comparison(result)
+            Console().print(f"Drew {plot}", soft_wrap=True)
+        else:
+            print_evaluation(result)
+
+
+def _evaluate(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None) -> Evaluation:
+    from trainer.evaluation import evaluate as evaluate_scores
+    from trainer.trainings import scorer
+
+    predict = None if ranker is None else ranker.predict
+    return evaluate_scores(data, parts, scorer(towers), predict)
+
+
+def _compare(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None) -> Comparison:
+    from trainer.comparison import compare as compare_models
+    from trainer.trainings import scorer
+
+    with stderr.status("Comparing") as status:
+        return compare_models(
+            data,
+            parts,
+            scorer(towers),
+            rating_models=_rating_models(ranker),
+            on_model=lambda name: status.update(f"Comparing {name}"),
+        )
+
+
+def _rating_models(ranker: Ranker | None) -> dict[str, PredictRatings]:
+    """Return what predicts ratings, by the name it has in tables."""
+    if ranker is None:
+        return {}
+    return {
+        "ranking model": ranker.predict,
+        "ranking model, by history alone": ranker.without_users().predict,
+    }

@@ -1,0 +1,153 @@
+"""``python -m trainer fit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from trainer.console import print_json, say, sentences_for_errors
+from trainer.options import (
+    AsJson,
+    CandidatesFile,
+    ConfigFile,
+    DatasetName,
+    Dim,
+    Epochs,
+    HeldOut,
+    InteractionsFile,
+    MinRating,
+    Patience,
+    Seed,
+    TensorBoardFolder,
+    WithRanker,
+    source,
+)
+from trainer.splits import SplitKind
+from trainer.splits import split as split_dataset
+
+
+def fit(
+    *,
+    output: Annotated[Path, typer.Option(help="Folder of the tower bundles.")] = Path(
+        "artifacts/towers"
+    ),
+    config: ConfigFile = None,
+    dataset: DatasetName = None,
+    interactions: InteractionsFile = None,
+    candidates: CandidatesFile = None,
+    min_rating: MinRating = None,
+    split: HeldOut = None,
+    refit: Annotated[
+        bool | None,
+        typer.Option(
+            "--refit/--no-refit",
+            help="Train again on everything before the export, or export the towers that have "
+            "seen the train part of the split only.",
+        ),
+    ] = None,
+    with_histories: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-histories/--no-with-histories",
+            help="Let the users' histories travel with the towers, or leave them out.",
+        ),
+    ] = None,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    patience: Patience = None,
+    dim: Dim = None,
+    ranker: WithRanker = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of checkpoints, from which the same command goes on if it was killed; "
+            ".checkpoints in --output if not given.",
+        ),
+    ] = None,
+    tensorboard: TensorBoardFolder = None,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option(
+            help="A tower bundle, or a `current` link to one, whose weights training begins with."
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Publish even what is worse than the current bundle beyond chance."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train two towers and publish them as a tower bundle.
+
+    Example: python -m trainer fit --dataset movielens/100k --output artifacts/towers
+    """
+    with sentences_for_errors():
+        from trainer.acceptance import compare_with_current, quality_by_user
+        from trainer.bundle import TowerBundle
+        from trainer.config import load_config
+        from trainer.evaluation import rank, summarise
+        from trainer.export import export
+        from trainer.report import print_evaluation
+        from trainer.trainings import Trainings, scorer
+
+        chosen = load_config(
+            config,
+            {
+                "seed": seed,
+                "split": split,
+                "patience": patience,
+                "refit": refit,
+                "with_histories": with_histories,
+                "with_ranker": ranker,
+                "data": source(dataset, interactions, candidates, min_rating),
+                "towers": {"epochs": epochs, "dim": dim},
+            },
+        )
+        data = chosen.data.load()
+        parts = split_dataset(data, chosen.split)
+        trainings = Trainings(
+            data,
+            chosen,
+            checkpoints=checkpoints or output / ".checkpoints",
+            tensorboard=tensorboard,
+            start_from=None if warm_start is None else TowerBundle.open(warm_start),
+        )
+        trainings.find_epochs(parts)
+        evaluation, quality = None, None
+        if parts.kind is not SplitKind.NONE:
+            towers = trainings.fit_towers(parts)
+            rankings = rank(data, parts, scorer(towers))
+            evaluation = summarise(data, parts, rankings)
+            quality = quality_by_user(data, rankings)
+        if sentence := compare_with_current(output, evaluation, quality, force=force):
+            say(sentence)
+        if chosen.refit or parts.kind is SplitKind.NONE:
+            parts = split_dataset(data, SplitKind.NONE)
+            towers = trainings.fit_towers(parts)
+        report = None if evaluation is None else evaluation.model_dump(mode="json")
+        directory = export(
+            towers,
+            data,
+            parts.train,
+            output,
+            seed=chosen.seed,
+            rows_name="all" if parts.kind is SplitKind.NONE else f"{parts.kind} train",
+            evaluation=report,
+            with_histories=chosen.with_histories,
+            ranker=trainings.fit_ranker(parts),
+            curve=trainings.curve,
+            started_from=trainings.started_from,
+            user_quality=quality,
+        )
+        trainings.forget_checkpoints()
+        if as_json:
+            print_json({"directory": str(directory), "evaluation": report})
+        else:
+            if evaluation is not None:
+                print_evaluation(evaluation)
+            Console().print(f"Published {directory}", soft_wrap=True)

@@ -1,0 +1,56 @@
+"""``python -m trainer refresh``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from trainer.console import print_json, say, sentences_for_errors
+from trainer.options import AsJson, ConfigFile, DatasetName, InteractionsFile, MinRating, source
+
+
+def refresh(
+    towers: Annotated[
+        Path, typer.Argument(help="A tower bundle, or a `current` link to one.", metavar="TOWERS")
+    ],
+    *,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the tower bundles; that of TOWERS if not given.")
+    ] = None,
+    config: ConfigFile = None,
+    dataset: DatasetName = None,
+    interactions: InteractionsFile = None,
+    min_rating: MinRating = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish towers with the histories that users have now, without training.
+
+    Example: python -m trainer refresh artifacts/towers/current --interactions interactions.csv
+    """
+    with sentences_for_errors():
+        from trainer.bundle import TowerBundle
+        from trainer.config import load_config
+        from trainer.refresh import refresh as refresh_bundle
+
+        flags = {"data": source(dataset, interactions, None, min_rating)}
+        data = load_config(config, flags).data.load()
+        bundle = TowerBundle.open(towers)
+        done = refresh_bundle(bundle, data, output or bundle.directory.parent)
+        if done.n_left_out:
+            say(
+                f"{done.n_left_out:,} of {len(data):,} interactions are with candidates that the "
+                "towers do not know, and were left out: train again to have them"
+            )
+        if as_json:
+            print_json(
+                {
+                    "directory": str(done.directory),
+                    "n_users": done.n_users,
+                    "n_left_out": done.n_left_out,
+                }
+            )
+        else:
+            Console().print(f"Published {done.directory}, {done.n_users:,} users", soft_wrap=True)
