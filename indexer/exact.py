@@ -18,6 +18,7 @@ import numpy as np
 
 _GATHERED_FLOATS = 1 << 16  # 256 KiB of gathered vectors stay in the second-level cache
 _SCORED_FLOATS = 1 << 24  # scores held at once while a batch scans the corpus: 64 MiB
+_PARTITION_ABOVE = 4  # times k, from where splitting off the best saves more sorting than it costs
 _SCORE_ALL_ABOVE = 0.25  # share of the rows from which scoring all beats gathering those rows
 _GROUPS_PER_RESULT = 4  # groups of rows whose maxima bound the k-th best score from below...
 _MIN_GROUPS = 256  # ... but enough for NumPy to reduce them at full speed...
@@ -95,18 +96,27 @@ class ExactScorer:
             rows: (n_queries, n) integers, -1 where there is none.
             k: candidates wanted per query.
         """
+        scores = self._exact_scores(queries, rows)
+        scores += np.float32(0)  # mends -0, which would sort apart from 0
+        return _best(rows, scores, k)
+
+    def _exact_scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the exact scores of rows (n_queries, n); of -1, anything."""
+        # Clipping spares a check and a copy; the scores of what is clipped are not used.
+        if len(rows) == 1:
+            gathered = self.embeddings.take(rows[0], axis=0, mode="clip")
+            one: np.ndarray = np.vecdot(gathered, queries)[None]
+            return one
         scores = np.empty(rows.shape, dtype=np.float32)
         step = max(1, _GATHERED_FLOATS // max(1, rows.shape[1] * queries.shape[1]))
         vectors = np.empty((min(step, len(rows)), rows.shape[1], queries.shape[1]), np.float32)
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
-            # Clipping spares a check and a copy; the scores of what is clipped are not used.
             gathered = vectors[: len(part)]
             self.embeddings.take(part, axis=0, mode="clip", out=gathered)
             some = queries[start : start + step, None, :]
             np.vecdot(gathered, some, out=scores[start : start + step])
-        scores += np.float32(0)  # mends -0, which would sort apart from 0
-        return _best(rows, scores, k)
+        return scores
 
     def shortlist(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> np.ndarray:
         """Return rows that certainly hold the exact top k of each query, and few others.
@@ -237,7 +247,7 @@ def _best_of_distinct(rows: np.ndarray, scores: np.ndarray, k: int) -> Neighbors
     A search for one query spends its time on calls of NumPy, and keys take twice as many.
     """
     turned = -scores
-    if len(scores) > k:
+    if len(scores) > _PARTITION_ABOVE * k:
         nearest = turned.argpartition(k)[: k + 1]  # one more, to see whether it is equal
         order = nearest.take(turned.take(nearest).argsort())
     else:

@@ -95,7 +95,10 @@ class Retriever:
         self, several: Sequence[Wanted], choice: IndexChoice, n_fetched: int
     ) -> list[Found]:
         """Return what ``search`` finds for each of several, all with the same ``n_fetched``."""
-        queries = np.array([self._query(wanted) for wanted in several])
+        if len(several) == 1:
+            queries = self._query(several[0])[None]
+        else:
+            queries = np.array([self._query(wanted) for wanted in several])
         neighbors = choice.index.search(queries, n_fetched, choice.params_at(n_fetched))
         return [self._kept(_line(neighbors, i), wanted, choice) for i, wanted in enumerate(several)]
 
