@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import json
 import logging
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,7 +91,7 @@ def serve(
     if print_config:
         typer.echo(as_toml(settings))
         return
-    _configure_logging(settings.log_level)
+    _configure_logging(settings)
     _serve(settings)
 
 
@@ -97,6 +100,8 @@ def _serve(settings: Settings) -> None:
     # imported, and only here: no other command needs the server's own libraries.
     for library in ("OPENBLAS", "OMP", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+    if settings.workers > 1:
+        _count_together()
     from indexer.backends import BackendUnavailableError
     from server.loading import load, settle_memory, with_page_token_key
     from server.serve import PortTakenError, run_event_loop, serve_alone
@@ -113,6 +118,14 @@ def _serve(settings: Settings) -> None:
             run_event_loop(serve_alone(settings, active, _announce))
     except (BackendUnavailableError, BundleError, PortTakenError, WorkerError) as error:
         raise _fail(error) from error
+
+
+def _count_together() -> None:
+    """Have all processes count into one directory, which goes with this process."""
+    # The client library of Prometheus reads this when it is imported.
+    directory = tempfile.mkdtemp(prefix="candidate-search-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
 
 
 def _announce(where: str) -> None:
@@ -223,9 +236,19 @@ def _split(text: str | None) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()] if text else []
 
 
-def _configure_logging(level: str) -> None:
+def _configure_logging(settings: Settings) -> None:
+    if settings.log_format == "json":
+        structlog.configure(
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso"),
+                structlog.processors.dict_tracebacks,
+                structlog.processors.JSONRenderer(),
+            ]
+        )
+    level = logging.getLevelName(settings.log_level.upper())
     structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
 

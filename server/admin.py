@@ -16,7 +16,7 @@ from candidate_search.v1 import admin_service_pb2 as pb
 from google.protobuf.message import Message
 
 from server.errors import SearchError
-from server.interceptors import method_handler
+from server.interceptors import Method, service_handler
 from server.versions import Versions, VersionSummary
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["AdminService"].full_name
@@ -46,11 +46,11 @@ class AdminServicer:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what a gRPC server calls."""
-        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: method_handler(partial(self._answer, name), request_type)
+        methods: dict[str, Method] = {
+            name: (partial(self._answer, name), request_type)
             for name, request_type in _REQUEST_TYPES.items()
         }
-        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+        return service_handler(SERVICE_NAME, methods)
 
     async def _answer(self, name: str, request: Message, seconds_left: float | None) -> bytes:
         del seconds_left  # what was begun is finished: another call can tell how it ended

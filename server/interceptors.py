@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
+from typing import Any, NoReturn
 
 import grpc
 import structlog
@@ -18,7 +19,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from server import errors
+from server import errors, metrics
 from server.limits import RETRY_AFTER_SECONDS, InFlight
 
 ERROR_DOMAIN = "candidate-search"
@@ -57,49 +58,74 @@ _MAX_MESSAGE_BYTES = 1000
 _MAX_METADATA_BYTES = 400
 _USABLE_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
-Request = TypeVar("Request", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
+Answer = Callable[[Any, float | None], Awaitable[bytes]]
+"""From a request, and the seconds until the caller gives up if it does, to a serialised response;
+what it raises becomes a status."""
+Method = tuple[Answer, type[Message]]
+"""What answers, and the message that it takes."""
 
 
-def method_handler(
-    method: Callable[[Request, float | None], Awaitable[bytes]],
-    request_type: type[Request],
-    in_flight: InFlight | None = None,
-) -> grpc.RpcMethodHandler[bytes, bytes]:
-    """Return the handler of a unary method that answers every error as the wire promises.
+def service_handler(
+    service: str, methods: Mapping[str, Method], in_flight: InFlight | None = None
+) -> grpc.GenericRpcHandler:
+    """Return what a gRPC server calls for one service of unary methods.
 
     Args:
-        method: from request, and the seconds until the caller gives up if it does, to serialised
-            response; what it raises becomes a status.
-        request_type: the message it takes.
-        in_flight: what bounds such calls, if anything does.
+        service: its full name.
+        methods: its methods by name.
+        in_flight: what bounds its calls, if anything does.
     """
+    handlers = {name: _handler(name, *method, in_flight) for name, method in methods.items()}
+    return grpc.method_handlers_generic_handler(service, handlers)
+
+
+def _handler(
+    name: str, answer: Answer, request_type: type[Message], in_flight: InFlight | None
+) -> grpc.RpcMethodHandler[bytes, bytes]:
+    """Return the handler of a method that answers every error as the wire promises."""
     decode = request_type.FromString
+    observe_seconds = metrics.REQUEST_SECONDS.labels(name).observe
+    counters = {code.name: metrics.REQUESTS.labels(name, code.name) for code in grpc.StatusCode}
 
     async def handle(body: bytes, context: Context) -> bytes:
+        start = perf_counter()
+        code = grpc.StatusCode.CANCELLED
         seconds_left = context.time_remaining()
-        if seconds_left is not None and seconds_left <= 0:
-            # Nobody waits for the answer any more; the caller knows this status already.
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED)
         try:
+            if seconds_left is not None and seconds_left <= 0:
+                # Nobody waits for the answer any more; the caller knows this status already.
+                code = grpc.StatusCode.DEADLINE_EXCEEDED
+                await context.abort(code)
             if in_flight is None:
-                return await method(decode(body), seconds_left)
-            in_flight.enter()
-            try:
-                return await method(decode(body), seconds_left)
-            finally:
-                in_flight.leave()
-        except errors.SearchError as error:
-            await _abort(context, error)
-        except DecodeError:
-            expected = request_type.DESCRIPTOR.full_name
-            await _abort(context, errors.UndecodableError(f"the body is no {expected}"))
+                response = await answer(decode(body), seconds_left)
+            else:
+                with in_flight:
+                    response = await answer(decode(body), seconds_left)
+            code = grpc.StatusCode.OK
+        except grpc.aio.AbortError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
+            if isinstance(error, DecodeError):
+                expected = request_type.DESCRIPTOR.full_name
+                error = errors.UndecodableError(f"the body is no {expected}")
+            code = _code(error)
             await _abort(context, error)
+        finally:
+            counters[code.name].inc()
+            observe_seconds(perf_counter() - start)
+        return response
 
     # The body is decoded in here: gRPC would answer a bad one with INTERNAL.
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(handle)
     return handler
+
+
+def _code(error: Exception) -> grpc.StatusCode:
+    """Return the status that an error becomes."""
+    if isinstance(error, errors.SearchError):
+        return STATUS_CODES[type(error)]
+    return grpc.StatusCode.INTERNAL
 
 
 def status_of(error: Exception, request_id: str) -> status_pb2.Status:

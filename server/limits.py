@@ -30,7 +30,7 @@ class InFlight:
         self.n_ended = 0
         self._limit = limit
 
-    def enter(self) -> None:
+    def __enter__(self) -> None:
         """Count a call.
 
         Raises:
@@ -44,7 +44,7 @@ class InFlight:
             )
         self.count += 1
 
-    def leave(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Count a call no longer."""
         self.count -= 1
         self.n_ended += 1

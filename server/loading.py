@@ -10,12 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import structlog
+from prometheus_client import Counter
 from pydantic import SecretStr
 
 from indexer.bundle import IndexBundle, OperatingPoint
 from indexer.exact import ExactScorer, Neighbors
 from indexer.recall import mean_interval, recall_at_k
-from server.domain import CandidateQuery, EmbeddingQuery, Query, SearchRequest, UserQuery
+from server import metrics
+from server.domain import (
+    CandidateQuery,
+    EmbeddingQuery,
+    Query,
+    SearchPlan,
+    SearchRequest,
+    UserQuery,
+)
 from server.encoding import FoundEncoder, index_info_message, plan_fields
 from server.engine import Engine
 from server.errors import SearchError
@@ -58,11 +67,16 @@ class IndexVersion:
         self.page_tokens = PageTokens(self.name, page_token_key(settings))
         self.index_info = index_info_message(self.engine, settings).SerializeToString()
         self.plan_fields = lru_cache(4096)(partial(plan_fields, index_version=self.name))
+        self.counter = lru_cache(4096)(self._counter)
 
     def warm_up(self) -> None:
         """Make searches of every kind on this thread, so that no caller waits for the first."""
         for _ in range(_WARM_UP_ROUNDS):
             self.search_every_kind()
+
+    def _counter(self, plan: SearchPlan) -> Counter:
+        """Return what counts the searches that were made by a plan."""
+        return metrics.SEARCHES.labels(plan.backend, plan.method.value, self.name)
 
     def search_every_kind(self) -> None:
         """Make a search of every kind that the index can answer, over its first and last rows."""

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from server import admin
+from server import admin, metrics
 from server.admin import AdminServicer
 from server.loading import IndexVersion
 from server.servicer import SERVICE_NAME, CandidateSearchServicer
@@ -98,9 +98,12 @@ class Worker:
             raise PortTakenError(
                 f"cannot listen on {where}: {_why_not(self._settings.host, port)}"
             ) from error
+        if self._settings.metrics_port is not None:
+            self._listen_for_prometheus(self._settings.metrics_port)
         await self._server.start()
         self.servicer.served.active.warm_up()
         self.servicer.is_serving = True
+        self._observing = asyncio.create_task(self._observe())
         await self._report(health_pb2.HealthCheckResponse.SERVING)
         return bound_port
 
@@ -108,6 +111,7 @@ class Worker:
         """Report NOT_SERVING, let calls in flight end, and close."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._settings.drain_seconds)
+        self._observing.cancel()
         self.servicer.close()
 
     async def take_over(self, served: Served) -> None:
@@ -115,6 +119,22 @@ class Worker:
         for version in filter(None, (served.active, served.canary)):
             version.warm_up()
         self.servicer.served = served
+
+    def _listen_for_prometheus(self, port: int) -> None:
+        host = self._settings.host
+        try:
+            bound_port = metrics.listen(host, port)
+        except OSError as error:
+            raise PortTakenError(
+                f"cannot listen on {address(host, port)} for Prometheus: {error.strerror}; "
+                "choose another port with --metrics-port"
+            ) from error
+        _log.info("metrics", address=f"http://{address(host, bound_port)}/metrics")
+
+    async def _observe(self) -> None:
+        while True:
+            self.servicer.observe()
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in (health.OVERALL_HEALTH, SERVICE_NAME):

@@ -7,18 +7,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 
+from server import metrics
 from server.decoding import RequestDecoder
 from server.domain import Notice, SearchRequest, SearchResult
 from server.encoding import batch_response, batch_status, explanation_message, other_fields
 from server.errors import LimitExceededError, NotServingError, OverloadedError, SearchError
 from server.explaining import explain
-from server.interceptors import method_handler, new_request_id, status_of
+from server.interceptors import Method, new_request_id, service_handler, status_of
 from server.limits import InFlight, fitted
+from server.live_recall import LiveRecall
 from server.loading import IndexVersion
 from server.settings import Settings
 from server.versions import Served
@@ -61,26 +63,24 @@ class CandidateSearchServicer:
         self.served = served
         self._settings = settings
         self._decoder = RequestDecoder(settings)
+        self._live_recall = LiveRecall(settings.live_recall_share)
+        self._n_searches = 0
         self._threads = ThreadPoolExecutor(settings.long_search_threads, "long-search")
         self.in_flight = InFlight(settings.max_calls_in_flight)
         self._n_long = 0
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what a gRPC server calls."""
-        in_flight = self.in_flight
-        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "SearchCandidates": method_handler(
-                self.search_candidates, pb.SearchCandidatesRequest, in_flight
+        methods: dict[str, Method] = {
+            "SearchCandidates": (self.search_candidates, pb.SearchCandidatesRequest),
+            "BatchSearchCandidates": (
+                self.batch_search_candidates,
+                pb.BatchSearchCandidatesRequest,
             ),
-            "BatchSearchCandidates": method_handler(
-                self.batch_search_candidates, pb.BatchSearchCandidatesRequest, in_flight
-            ),
-            "ExplainSearch": method_handler(
-                self.explain_search, pb.ExplainSearchRequest, in_flight
-            ),
-            "GetIndexInfo": method_handler(self.get_index_info, pb.GetIndexInfoRequest, in_flight),
+            "ExplainSearch": (self.explain_search, pb.ExplainSearchRequest),
+            "GetIndexInfo": (self.get_index_info, pb.GetIndexInfoRequest),
         }
-        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+        return service_handler(SERVICE_NAME, methods, self.in_flight)
 
     async def search_candidates(
         self, request: pb.SearchCandidatesRequest, seconds_left: float | None
@@ -154,8 +154,13 @@ class CandidateSearchServicer:
             self._n_long -= 1
 
     def close(self) -> None:
-        """End the threads of long searches."""
+        """End the threads."""
         self._threads.shutdown(cancel_futures=True)
+        self._live_recall.close()
+
+    def observe(self) -> None:
+        """Tell Prometheus what is being done now."""
+        metrics.observe_process(self.in_flight.count, self._n_long)
 
     def _begin(self, request: pb.SearchCandidatesRequest, seconds_left: float | None) -> _Call:
         """Translate a request into a search for which there is time, or refuse it."""
@@ -182,6 +187,10 @@ class CandidateSearchServicer:
         if result.has_more:
             offset = call.search.offset + len(result.rows)
             next_page_token = version.page_tokens.sign(call.all_but_token, offset)
+        version.counter(result.plan).inc()
+        metrics.observe_search(result, self._n_searches)
+        self._n_searches += 1
+        self._live_recall.consider(version, call.search, result)
         found = version.encoder.encode(result.rows, result.scores)
         returned_fields = call.request.returned_fields
         others = other_fields(result, returned_fields, version.engine, next_page_token)

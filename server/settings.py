@@ -62,6 +62,22 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least important message that is logged."
     )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Where Prometheus reads what all workers count; none if it is not set.",
+    )
+    live_recall_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="The share of approximate searches that are made exactly as well, to measure "
+        "recall; they take at most a hundredth of a core.",
+    )
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="Whether log lines are for people or for programs."
+    )
     drain_seconds: float = Field(
         default=10.0, ge=0, description="How long calls in flight may go on after SIGTERM."
     )

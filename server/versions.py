@@ -16,6 +16,7 @@ from typing import Protocol
 import structlog
 
 from indexer.backends import BackendUnavailableError
+from server import metrics
 from server.backoff import Backoff
 from server.errors import (
     LimitExceededError,
@@ -240,6 +241,7 @@ class Versions:
             raise self._refuse(newcomer.name, error) from error
         self.served = served
         settle_memory()
+        metrics.VERSION_CHANGES.labels("took over").inc()
         _log.info(
             "index version took over",
             index_version=served.active.name,
@@ -252,6 +254,7 @@ class Versions:
         reason = str(error).replace(f"{self._root}/", "")
         refusal = self._refusals.setdefault(name, _Refusal())
         refusal.reason = reason
+        metrics.VERSION_CHANGES.labels("refused").inc()
         refusal.retry_at = time.monotonic() + refusal.backoff.pause_seconds()
         return VersionRefusedError(f"index version {name} is refused: {reason}", version=name)
 

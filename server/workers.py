@@ -32,7 +32,7 @@ from typing import NoReturn, Self
 import structlog
 from google.protobuf.message import Message
 
-from server import admin
+from server import admin, metrics
 from server.backoff import Backoff
 from server.errors import NotServingError
 from server.loading import IndexVersion, settle_memory
@@ -363,6 +363,7 @@ def _has_ended(process: _Process) -> bool:
     if ended_id == 0:
         return False
     process.close()
+    metrics.forget_process(process.process_id)
     return True
 
 

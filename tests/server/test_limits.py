@@ -37,13 +37,11 @@ class FixedPlanner:
 
 def test_calls_beyond_the_limit_are_refused_until_others_leave() -> None:
     calls = InFlight(2)
-    calls.enter()
-    calls.enter()
-    with pytest.raises(OverloadedError, match=r"2 calls are .* try again after 0\.1 seconds"):
-        calls.enter()
-    calls.leave()
-    calls.enter()
-    assert (2, 1) == (calls.count, calls.n_ended)
+    with calls:
+        with calls, pytest.raises(OverloadedError, match=r"2 calls .* after 0\.1 seconds"), calls:
+            pass
+        assert (1, 1) == (calls.count, calls.n_ended)
+    assert (0, 2) == (calls.count, calls.n_ended)
 
 
 @pytest.mark.parametrize(

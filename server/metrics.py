@@ -1,0 +1,156 @@
+"""What a server counts, and where Prometheus reads it.
+
+With several workers each process counts into files of its own, in the directory that the
+environment names, and the client library adds them up: whichever process is asked answers for all.
+The variable must be set before this module is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import threading
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Summary,
+    make_wsgi_app,
+    multiprocess,
+)
+from prometheus_client.exposition import ThreadingWSGIServer
+
+from server.domain import SearchResult
+
+DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+STAGES_EVERY = 16  # searches: what a histogram tells of stages needs no more
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_STAGE_SECONDS = (0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+REGISTRY = CollectorRegistry()
+_PREFIX = "candidate_search"
+
+REQUESTS = Counter(
+    "requests", "Calls that ended.", ["method", "code"], namespace=_PREFIX, registry=REGISTRY
+)
+REQUEST_SECONDS = Histogram(
+    "request_seconds",
+    "From a call's arrival to its answer.",
+    ["method"],
+    namespace=_PREFIX,
+    registry=REGISTRY,
+    buckets=_SECONDS,
+)
+SEARCHES = Counter(
+    "searches",
+    "Searches that were answered.",
+    ["backend", "search_method", "index_version"],
+    namespace=_PREFIX,
+    registry=REGISTRY,
+)
+STAGE_SECONDS = Histogram(
+    "stage_seconds",
+    f"The stages of one search in {STAGES_EVERY}.",
+    ["stage"],
+    namespace=_PREFIX,
+    registry=REGISTRY,
+    buckets=_STAGE_SECONDS,
+)
+NOTICES = Counter(
+    "notices", "What callers were told.", ["code"], namespace=_PREFIX, registry=REGISTRY
+)
+LIVE_RECALL = Summary(
+    "live_recall",
+    "Recall of sampled searches against exact search.",
+    ["backend", "index_version"],
+    namespace=_PREFIX,
+    registry=REGISTRY,
+)
+VERSION_CHANGES = Counter(
+    "version_changes",
+    "Index versions that took over or were refused.",
+    ["outcome"],
+    namespace=_PREFIX,
+    registry=REGISTRY,
+)
+IN_FLIGHT = Gauge(
+    "calls_in_flight",
+    "Calls that are being answered.",
+    namespace=_PREFIX,
+    registry=REGISTRY,
+    multiprocess_mode="livesum",
+)
+LONG_SEARCHES = Gauge(
+    "long_searches",
+    "Long searches that are being made or wait.",
+    namespace=_PREFIX,
+    registry=REGISTRY,
+    multiprocess_mode="livesum",
+)
+PEAK_MEMORY_BYTES = Gauge(
+    "peak_memory_bytes",
+    "The most memory that the largest process has had resident.",
+    namespace=_PREFIX,
+    registry=REGISTRY,
+    multiprocess_mode="livemax",
+)
+
+
+class _SilentHandler(WSGIRequestHandler):
+    """Logs nothing: scrapes are many and all alike."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Drop the line."""
+
+
+class _Server(ThreadingWSGIServer):
+    """Answers Prometheus; workers share the port, as they share what they count."""
+
+    allow_reuse_port = DIRECTORY_VARIABLE in os.environ
+
+
+def listen(host: str, port: int) -> int:
+    """Answer Prometheus on a thread of its own, until the process ends; return the port.
+
+    Raises:
+        OSError: if the address cannot be listened on.
+    """
+    registry = REGISTRY
+    if DIRECTORY_VARIABLE in os.environ:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    server = make_server(host, port, make_wsgi_app(registry), _Server, _SilentHandler)
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server.server_port
+
+
+def forget_process(process_id: int) -> None:
+    """Count no longer as present what a process that ended had in flight."""
+    if DIRECTORY_VARIABLE in os.environ:
+        multiprocess.mark_process_dead(process_id)  # type: ignore[no-untyped-call]
+
+
+def observe_search(result: SearchResult, number: int) -> None:
+    """Count what a search was told and, now and then, how long its stages took.
+
+    Args:
+        result: the answer.
+        number: how many searches were answered before it.
+    """
+    for notice in result.notices:
+        NOTICES.labels(notice.code.name).inc()
+    if number % STAGES_EVERY == 0:
+        for stage, nanos in result.stage_nanos.items():
+            STAGE_SECONDS.labels(stage).observe(nanos / 1e9)
+
+
+def observe_process(n_in_flight: int, n_long: int) -> None:
+    """Note what a worker is doing now, and how much memory it has had."""
+    IN_FLIGHT.set(n_in_flight)
+    LONG_SEARCHES.set(n_long)
+    unit = 1 if sys.platform == "darwin" else 1024
+    PEAK_MEMORY_BYTES.set(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
