@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -22,19 +24,22 @@ app = typer.Typer(
 )
 stderr = Console(stderr=True)
 
+DEFAULT_INDEX, DEFAULT_OUTPUT = Path("artifacts/indexes/current"), Path("artifacts/benchmarks")
+DEFAULT_SIZES = ("10000x64", "30000x64", "100000x64", "300000x64", "1000000x64")
+
+Index = Annotated[Path, typer.Option(help="An index bundle.")]
+Synthetic = Annotated[
+    str | None,
+    typer.Option(metavar="ROWSxDIM", help="Generated embeddings instead of --index: 1000000x64."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
 
 @app.command()
 def search(
     *,
-    index: Annotated[Path, typer.Option(help="An index bundle.")] = Path(
-        "artifacts/indexes/current"
-    ),
-    synthetic: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ROWSxDIM", help="Generated embeddings instead of --index: 1000000x64."
-        ),
-    ] = None,
+    index: Index = DEFAULT_INDEX,
+    synthetic: Synthetic = None,
     peers: Annotated[
         bool,
         typer.Option("--peers", help="Measure FAISS, hnswlib, USearch and Voyager beside ours."),
@@ -45,11 +50,11 @@ def search(
     ] = None,
     output: Annotated[
         Path, typer.Option(help="Folder for search.json, search.png and search.html.")
-    ] = Path("artifacts/benchmarks"),
+    ] = DEFAULT_OUTPUT,
     seconds_per_point: Annotated[
         float, typer.Option(min=0.01, help="How long each set of search params is timed.")
     ] = 0.5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare the backends of an index: recall, latency, queries a second, build time, size.
 
@@ -58,14 +63,13 @@ def search(
     """
     _use_one_thread()
     from benchmarks.page import write_page
-    from benchmarks.peers import PeersMissingError, build_peers, peers_named
+    from benchmarks.peers import build_peers, peers_named
     from benchmarks.report import build_table, draw_search, search_table
     from benchmarks.search import benchmark_search
     from benchmarks.workloads import parse_size, synthetic_bundle
     from indexer.bundle import IndexBundle
-    from trainer.publish import BundleError
 
-    try:
+    with _sentences_for_errors():
         output.mkdir(parents=True, exist_ok=True)
         chosen = peers_named(peer or ()) if peers or peer else ()
         with stderr.status("opening the index") as status:
@@ -80,9 +84,6 @@ def search(
                 seconds_per_point=seconds_per_point,
                 on_step=status.update,
             )
-    except (BundleError, OSError, PeersMissingError, ValueError) as error:
-        stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     (output / "search.json").write_text(report.model_dump_json(indent=2) + "\n")
     draw_search(report, output / "search.png")
     write_page(report, output / "search.html")
@@ -96,6 +97,84 @@ def search(
 
 
 @app.command()
+def eligibility(
+    *,
+    index: Index = DEFAULT_INDEX,
+    synthetic: Synthetic = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Which backend; by default, the index's own choice.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for eligibility.json.")] = DEFAULT_OUTPUT,
+    as_json: AsJson = False,
+) -> None:
+    """Search among eligible candidates only: recall, and cost against no mask and against a scan.
+
+    Example: python -m benchmarks eligibility --synthetic 1000000x64
+    """
+    _use_one_thread()
+    from benchmarks.eligibility import benchmark_eligibility
+    from benchmarks.report import eligibility_table
+    from benchmarks.workloads import parse_size, synthetic_bundle
+    from indexer.bundle import IndexBundle
+
+    with _sentences_for_errors(), stderr.status("opening the index") as status:
+        output.mkdir(parents=True, exist_ok=True)
+        bundle = (
+            IndexBundle.open(index)
+            if synthetic is None
+            else synthetic_bundle(
+                output,
+                *parse_size(synthetic),
+                backends=("brute_force", "scann"),
+                on_step=status.update,
+            )
+        )
+        report = benchmark_eligibility(bundle, backend=backend, on_step=status.update)
+    text = report.model_dump_json(indent=2) + "\n"
+    (output / "eligibility.json").write_text(text)
+    if as_json:
+        sys.stdout.write(text)
+    else:
+        Console().print(eligibility_table(report))
+
+
+@app.command()
+def scaling(
+    *,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROWSxDIM",
+            help="A generated corpus; may be repeated. By default 10,000 to 1,000,000 x 64.",
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for scaling.json.")] = DEFAULT_OUTPUT,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how cost, memory and build time grow with the corpus.
+
+    Example: python -m benchmarks scaling --size 10000x64 --size 100000x64 --size 100000x128
+    """
+    _use_one_thread()
+    from pydantic_core import to_json
+
+    from benchmarks.report import scaling_table
+    from benchmarks.scaling import benchmark_scaling
+    from benchmarks.workloads import parse_size
+
+    with _sentences_for_errors(), stderr.status("generating") as status:
+        output.mkdir(parents=True, exist_ok=True)
+        sizes = [parse_size(one) for one in size or DEFAULT_SIZES]
+        points = benchmark_scaling(output, sizes, on_step=status.update)
+    text = to_json(points, indent=2).decode() + "\n"
+    (output / "scaling.json").write_text(text)
+    if as_json:
+        sys.stdout.write(text)
+    else:
+        Console().print(scaling_table(points))
+
+
+@app.command()
 def serve(
     *,
     index: Annotated[
@@ -106,35 +185,28 @@ def serve(
         int, typer.Option(min=1000, help="Size of the generated catalogue.")
     ] = 100_000,
     seconds: Annotated[int, typer.Option(min=1, help="How long each scenario lasts.")] = 5,
-    output: Annotated[Path, typer.Option(help="Folder for serve.json and serve.png.")] = Path(
-        "artifacts/benchmarks"
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    output: Annotated[
+        Path, typer.Option(help="Folder for serve.json and serve.png.")
+    ] = DEFAULT_OUTPUT,
+    as_json: AsJson = False,
 ) -> None:
     """Load the server and a null server: CPU a request, latency, and the cost of each stage.
 
     Example: python -m benchmarks serve --seconds 5
     """
     _use_one_thread()
-    from benchmarks.load import LoadError
     from benchmarks.report import draw_serve, serve_summary, serve_table
     from benchmarks.serve import benchmark_serve
     from benchmarks.workloads import serving_bundle
     from indexer.bundle import IndexBundle
-    from server.client import SearchFailedError
-    from trainer.publish import BundleError
 
-    try:
-        with stderr.status("opening the index") as status:
-            bundle = (
-                serving_bundle(output, n_candidates=candidates, on_step=status.update)
-                if index is None
-                else IndexBundle.open(index)
-            )
-            report = benchmark_serve(bundle, seconds=seconds, on_step=status.update)
-    except (BundleError, LoadError, OSError, RuntimeError, SearchFailedError) as error:
-        stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
+    with _sentences_for_errors(), stderr.status("opening the index") as status:
+        bundle = (
+            serving_bundle(output, n_candidates=candidates, on_step=status.update)
+            if index is None
+            else IndexBundle.open(index)
+        )
+        report = benchmark_serve(bundle, seconds=seconds, on_step=status.update)
     (output / "serve.json").write_text(report.model_dump_json(indent=2) + "\n")
     draw_serve(report, output / "serve.png")
     if as_json:
@@ -152,6 +224,24 @@ def demo() -> None:
     from benchmarks.demo import run
 
     raise typer.Exit(run())
+
+
+@contextmanager
+def _sentences_for_errors() -> Iterator[None]:
+    """Turn what the user can mend into one sentence on stderr and exit code 1."""
+    from benchmarks.load import LoadError
+    from benchmarks.peers import PeersMissingError
+    from server.client import SearchFailedError
+    from trainer.publish import BundleError
+
+    try:
+        yield
+    except (
+        *(BundleError, LoadError, PeersMissingError, SearchFailedError),
+        *(OSError, RuntimeError, ValueError),
+    ) as error:
+        stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(1) from error
 
 
 def _use_one_thread() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,6 +13,8 @@ from matplotlib import pyplot as plt
 from rich import box
 from rich.table import Table
 
+from benchmarks.eligibility import EligibilityReport
+from benchmarks.scaling import ScalingPoint
 from benchmarks.search import BATCH_SIZE, SearchPoint, SearchReport
 from benchmarks.serve import ServeReport
 
@@ -110,6 +113,65 @@ def draw_search(report: SearchReport, path: Path) -> None:
     axes.legend()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def eligibility_table(report: EligibilityReport) -> Table:
+    """Tabulate an eligibility benchmark."""
+    table = Table(
+        title=f"{report.k} of {report.n_candidates:,} candidates of {report.dim} dimensions, "
+        f"{report.backend} at recall {report.recall:.3f} without a mask",
+        caption="times: the median of each search's time divided by that of the same search "
+        "without a mask, and of an exact scan of the eligible rows",
+        box=box.SIMPLE,
+        padding=0,
+    )
+    table.add_column("mask")
+    for heading in ("recall", "p50 us", "x unfiltered", "x scan"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("method")
+    for point in report.points:
+        table.add_row(
+            point.mask,
+            f"{point.recall:.3f}",
+            f"{point.p50_microseconds:,.0f}",
+            f"{point.to_unfiltered:.1f}",
+            f"{point.to_scan:.2f}",
+            ", ".join(f"{method} {count}" for method, count in point.methods.items()),
+        )
+    return table
+
+
+def scaling_table(points: Sequence[ScalingPoint]) -> Table:
+    """Tabulate how cost and memory grow."""
+    table = Table(
+        caption=f"QPS: one query a call, and in batches of {BATCH_SIZE}; speed: against exact "
+        "search of the same minute",
+        box=box.SIMPLE,
+        padding=0,
+    )
+    for heading in ("candidates", "dim"):
+        table.add_column(heading, justify="right")
+    table.add_column("index")
+    for heading in (
+        *("recall", "p50/p99 us", "QPS", f"in {BATCH_SIZE}s", "speed"),
+        *("vectors MB", "index MB", "build s"),
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for point in points:
+        table.add_row(
+            f"{point.n_candidates:,}",
+            f"{point.dim}",
+            point.backend,
+            f"{point.recall:.3f}",
+            f"{point.latency.p50_us:,.0f}/{point.latency.p99_us:,.0f}",
+            f"{1e6 / point.latency.mean_us:,.0f}",
+            f"{point.batch_qps:,.0f}",
+            f"{point.speedup:.1f}x",
+            f"{point.vectors_bytes / 1e6:,.1f}",
+            f"{point.index_bytes / 1e6:,.1f}",
+            f"{point.build_seconds:.1f}",
+        )
+    return table
 
 
 def serve_table(report: ServeReport) -> Table:

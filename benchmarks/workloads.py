@@ -121,7 +121,12 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def synthetic_bundle(
-    root: Path, n_candidates: int, dim: int, on_step: OnStep = lambda _: None
+    root: Path,
+    n_candidates: int,
+    dim: int,
+    *,
+    backends: tuple[str, ...] = (),
+    on_step: OnStep = lambda _: None,
 ) -> IndexBundle:
     """Return an index bundle over generated embeddings, made on first use.
 
@@ -129,13 +134,15 @@ def synthetic_bundle(
         root: where it is kept, in a folder named by its size.
         n_candidates: how many candidates.
         dim: dimension of the embeddings.
+        backends: which to build; empty for all.
         on_step: called with a line of progress.
     """
-    indexes = root / f"synthetic-{n_candidates}x{dim}"
+    indexes = root / "-".join(["synthetic", f"{n_candidates}x{dim}", *backends])
     if not (indexes / CURRENT).exists():
         on_step(f"generating {n_candidates:,} embeddings")
         corpus, queries = generate_corpus(n_candidates, dim)
-        build_bundle(corpus, queries, indexes, BuildOptions(), announce=on_step)
+        options = BuildOptions(backends=backends)
+        build_bundle(corpus, queries, indexes, options, announce=on_step)
     return IndexBundle.open(indexes / CURRENT)
 
 

@@ -65,6 +65,11 @@ class EligibleSearch:
         self._n_candidates = n_candidates = len(exact.embeddings)
         self._n_eligible = n_candidates if eligible is None else int(np.count_nonzero(eligible))
 
+    @property
+    def includes_all(self) -> bool:
+        """Whether every candidate is eligible."""
+        return self._n_eligible == self._n_candidates
+
     def search(self, queries: np.ndarray) -> Neighbors:
         """Return the best k eligible candidates of each query (n_queries, dim) float32."""
         neighbors = Neighbors.none(len(queries), self._k, SearchMethod.MASKED_SCAN)
@@ -136,6 +141,8 @@ class EligibleSearch:
 
 
 def _fill(neighbors: Neighbors, lines: np.ndarray, found: Neighbors) -> Neighbors:
-    """Put what was found for some of the queries into their lines."""
+    """Put what was found for some of the queries, or for all, into their lines."""
+    if len(lines) == len(neighbors.rows):
+        return found
     neighbors.rows[lines], neighbors.scores[lines] = found.rows, found.scores
     return replace(neighbors, method=found.method)

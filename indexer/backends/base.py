@@ -295,7 +295,7 @@ class LocalIndex(Index[S], Generic[B, S]):
             neighbors = self._search_all(queries, k, chosen)
         else:
             self._check_eligible(eligible)
-            neighbors = self._eligible_search(k, chosen, eligible).search(queries)
+            neighbors = self._search_eligible(queries, k, chosen, eligible)
         return replace(neighbors, method=SearchMethod.EXACT) if self.is_exact else neighbors
 
     def _search_all(self, queries: np.ndarray, k: int, params: S) -> Neighbors:
@@ -305,6 +305,14 @@ class LocalIndex(Index[S], Generic[B, S]):
         if len(short) == 0:
             return neighbors
         return self._eligible_search(k, params, None).complete(queries, neighbors, short)
+
+    def _search_eligible(
+        self, queries: np.ndarray, k: int, params: S, eligible: np.ndarray
+    ) -> Neighbors:
+        search = self._eligible_search(k, params, eligible)
+        if search.includes_all:
+            return self._search_all(queries, k, params)
+        return search.search(queries)
 
     def _eligible_search(self, k: int, params: S, eligible: np.ndarray | None) -> EligibleSearch:
         return EligibleSearch(

@@ -1,0 +1,163 @@
+"""What it costs to search among eligible candidates only, and what is found there.
+
+Each masked search is timed right after the same search without a mask and a scan of the eligible
+rows: its cost is told as ratios to both.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from time import perf_counter_ns
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from indexer.bundle import IndexBundle
+from indexer.exact import ExactScorer, Neighbors
+from indexer.recall import recall_at_k
+
+SHARES = (0.001, 0.01, 0.1, 0.5, 1.0)
+N_EXCLUDED = (0, 100, 1_000, 10_000)
+
+_K = 100
+_RECALL_TARGET = 0.95
+_MAX_QUERIES = 100
+
+OnStep = Callable[[str], None]
+MakeMask = Callable[[np.ndarray], np.ndarray]
+"""A query (dim,) -> the eligible candidates (n_candidates,) bool."""
+
+
+class EligibilityPoint(BaseModel):
+    """One kind of mask."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mask: str
+    recall: float
+    """Against an exact search among the eligible candidates."""
+    p50_microseconds: float
+    to_unfiltered: float
+    """The median of its time divided by that of the same search without a mask."""
+    to_scan: float
+    """The median of its time divided by that of an exact scan of the eligible rows."""
+    methods: dict[str, int]
+    """How many searches were made in which way."""
+
+
+class EligibilityReport(BaseModel):
+    """One backend under masks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    index_version: str
+    n_candidates: int
+    dim: int
+    backend: str
+    k: int
+    recall: float
+    """Of the operating point, without a mask."""
+    points: tuple[EligibilityPoint, ...]
+
+
+class _Timed(NamedTuple):
+    """One masked search, with nanoseconds of it, of a scan, and of a search without a mask."""
+
+    found: Neighbors
+    exact: Neighbors
+    nanos: int
+    scan_nanos: int
+    unfiltered_nanos: int
+
+
+def benchmark_eligibility(
+    bundle: IndexBundle, *, backend: str | None = None, on_step: OnStep = lambda _: None
+) -> EligibilityReport:
+    """Measure random masks, masks that a query's score decides, and exclusions of a query's best.
+
+    Args:
+        bundle: an open index bundle.
+        backend: which backend; by default, the bundle's own choice.
+        on_step: called with a line of progress.
+
+    Raises:
+        ValueError: if the bundle has no such backend.
+    """
+    k = min(_K, bundle.manifest.n_candidates)
+    name = backend or bundle.manifest.default_backend
+    choice = bundle.choose(k, recall_target=_RECALL_TARGET, backend=name)
+    index = bundle.index(name)
+    scorer = ExactScorer(bundle.corpus.embeddings)
+    queries = np.ascontiguousarray(bundle.tuning_queries[:_MAX_QUERIES])
+
+    def timed(query: np.ndarray, eligible: np.ndarray) -> _Timed:
+        index.search(query, k, choice.params, eligible)
+        started = perf_counter_ns()
+        index.search(query, k, choice.params)
+        unfiltered = perf_counter_ns()
+        found = index.search(query, k, choice.params, eligible)
+        searched = perf_counter_ns()
+        exact = scorer.search(query, k, np.flatnonzero(eligible))
+        scanned = perf_counter_ns()
+        return _Timed(found, exact, searched - unfiltered, scanned - searched, unfiltered - started)
+
+    points = []
+    for mask, make in _masks(scorer):
+        on_step(f"{name}: {mask}")
+        points.append(_point(mask, [timed(query[None], make(query)) for query in queries]))
+    return EligibilityReport(
+        index_version=bundle.manifest.version,
+        n_candidates=bundle.manifest.n_candidates,
+        dim=bundle.manifest.dim,
+        backend=name,
+        k=k,
+        recall=choice.point.recall,
+        points=tuple(points),
+    )
+
+
+def _point(mask: str, searches: list[_Timed]) -> EligibilityPoint:
+    nanos = np.array([one.nanos for one in searches])
+    return EligibilityPoint(
+        mask=mask,
+        recall=float(np.mean([recall_at_k(one.found, one.exact) for one in searches])),
+        p50_microseconds=float(np.median(nanos)) / 1e3,
+        to_unfiltered=float(np.median(nanos / [one.unfiltered_nanos for one in searches])),
+        to_scan=float(np.median(nanos / [one.scan_nanos for one in searches])),
+        methods=Counter(one.found.method.value for one in searches),
+    )
+
+
+def _masks(scorer: ExactScorer) -> Iterator[tuple[str, MakeMask]]:
+    n = len(scorer.embeddings)
+    rng = np.random.default_rng(42)
+    for share in SHARES:
+        yield f"random, {share:.1%} eligible", _always(rng.random(n) < share)
+    for share in SHARES[1:-1]:
+        n_eligible = round(share * n)
+        yield f"best {share:.1%} eligible", _best(scorer, n_eligible)
+        yield f"worst {share:.1%} eligible", _all_but_best(scorer, n - n_eligible)
+    for n_excluded in (one for one in N_EXCLUDED if one < n):
+        yield f"best {n_excluded:,} excluded", _all_but_best(scorer, n_excluded)
+
+
+def _always(eligible: np.ndarray) -> MakeMask:
+    return lambda _: eligible
+
+
+def _best(scorer: ExactScorer, n_best: int) -> MakeMask:
+    def make(query: np.ndarray) -> np.ndarray:
+        eligible = np.zeros(len(scorer.embeddings), dtype=bool)
+        if n_best:
+            scores = scorer.embeddings @ query
+            eligible[np.argpartition(-scores, n_best - 1)[:n_best]] = True
+        return eligible
+
+    return make
+
+
+def _all_but_best(scorer: ExactScorer, n_best: int) -> MakeMask:
+    best = _best(scorer, n_best)
+    return lambda query: ~best(query)
