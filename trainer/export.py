@@ -100,10 +100,7 @@ def export(
     histories = collect_histories(dataset, rows, len(rows))
     with staging(root) as staged:
         with _native_messages_held_back():
-            queries, candidates = _some_queries(towers, histories), _some_candidates(towers)
-            query, candidate = towers.query_module, towers.candidate_module
-            _write_model(staged, QUERY_TOWER, query, query.embed, {HISTORY: queries})
-            _write_model(staged, CANDIDATE_TOWER, candidate, candidate.embed, candidates)
+            _write_towers(staged, towers, histories)
             if ranker is not None:
                 _write_ranker(staged, ranker if with_histories else ranker.without_users())
         (staged / FEATURES).write_text(towers.features.model_dump_json(indent=2) + "\n")
@@ -143,6 +140,22 @@ def export(
         return commit(staged, root, manifest)
 
 
+def _write_towers(staged: Path, towers: Towers, histories: list[np.ndarray]) -> None:
+    """Write both towers; what must agree are the scores that they give together.
+
+    Single dimensions need not: where data are few, some hold next to nothing but rounding errors.
+    """
+    query, candidate = towers.query_module, towers.candidate_module
+    histories = histories[:_N_EXAMPLES]
+    queries = towers.embed_queries(histories)
+    candidates = towers.embed_candidates()[:_N_EXAMPLES]
+    encoded = {HISTORY: encode_histories(histories, towers.features.max_history_length)}
+    names = (feature.name for feature in towers.features.candidate)
+    corpus = {name: towers.corpus[name][:_N_EXAMPLES] for name in names}
+    _write_model(staged, QUERY_TOWER, query, query.embed, encoded, against=candidates)
+    _write_model(staged, CANDIDATE_TOWER, candidate, candidate.embed, corpus, against=queries)
+
+
 def _write_ranker(staged: Path, ranker: Ranker) -> None:
     example = ranker.example(_N_EXAMPLES)
     _write_model(staged, RANKER, ranker.module, ranker.module.rank, example)
@@ -151,7 +164,12 @@ def _write_ranker(staged: Path, ranker: Ranker) -> None:
 
 
 def _write_model(
-    staged: Path, name: str, module: tf.Module, function: Any, example: Mapping[str, np.ndarray]
+    staged: Path,
+    name: str,
+    module: tf.Module,
+    function: Any,
+    example: Mapping[str, np.ndarray],
+    against: np.ndarray | None = None,
 ) -> None:
     """Write a function of a module as SavedModel and in LiteRT form, and check that both agree.
 
@@ -161,6 +179,8 @@ def _write_model(
         module: what owns the weights.
         function: of arrays, in the order of ``example``; returns a dictionary of one array.
         example: what to check on, by the names of the function's inputs.
+        against: (n, dim) float32, embeddings that the function's are scored against before they
+            are compared; None compares what it returns.
     """
     saved_model = staged / Path(name).stem / "1"
     tf.saved_model.save(module, str(saved_model), signatures={_SIGNATURE: function})
@@ -168,9 +188,11 @@ def _write_model(
         str(saved_model), signature_keys=[_SIGNATURE]
     )
     (staged / name).write_bytes(converter.convert())
-    (expected,) = function(*map(tf.constant, example.values())).values()
-    actual = _run_lite(staged / name, example)
-    difference = float(np.abs(expected.numpy() - actual).max())
+    (returned,) = function(*map(tf.constant, example.values())).values()
+    expected, actual = returned.numpy(), _run_lite(staged / name, example)
+    if against is not None:
+        expected, actual = expected @ against.T, actual @ against.T
+    difference = float(np.abs(expected - actual).max())
     allowed = _PARITY * max(1.0, float(np.abs(expected).max()))
     if not difference <= allowed:
         raise ExportError(
@@ -209,15 +231,6 @@ def _native_messages_held_back() -> Iterator[None]:
             raise
 
 
-def _some_queries(towers: Towers, histories: list[np.ndarray]) -> np.ndarray:
-    return encode_histories(histories[:_N_EXAMPLES], towers.features.max_history_length)
-
-
-def _some_candidates(towers: Towers) -> dict[str, np.ndarray]:
-    names = (feature.name for feature in towers.features.candidate)
-    return {name: towers.corpus[name][:_N_EXAMPLES] for name in names}
-
-
 def _vocabulary_table(vocabularies: Mapping[str, Vocabulary]) -> pa.Table:
     """Tabulate all vocabularies but the candidates' ids, which have a file of their own."""
     named = [(name, v) for name, v in vocabularies.items() if name != CANDIDATE_ID]
@@ -252,8 +265,12 @@ def history_table(users: pa.Table, histories: Sequence[np.ndarray]) -> pa.Table:
 
 
 def _tuning_queries(towers: Towers, histories: list[np.ndarray], seed: int) -> np.ndarray:
-    """Embed users as they were before their last interaction, in random order."""
-    earlier = [history[:-1] for history in histories if len(history) > 1]
+    """Embed users as they were before their last interaction, in random order.
+
+    Where nobody has more than one, they stand for queries as they are.
+    """
+    known = [history for history in histories if len(history)]
+    earlier = [history[:-1] for history in known if len(history) > 1] or known
     chosen = np.random.default_rng(seed).permutation(len(earlier))[:MAX_TUNING_QUERIES]
     return towers.embed_queries([earlier[i] for i in chosen])
 

@@ -70,18 +70,3 @@ WithRanker = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
-
-
-def source(
-    dataset: str | None,
-    interactions: Path | None,
-    candidates: Path | None,
-    min_rating: float | None,
-) -> dict[str, object]:
-    """Return what the flags say of the data, in the structure of the configuration."""
-    return {
-        "dataset": dataset,
-        "interactions": interactions,
-        "candidates": candidates,
-        "min_rating": min_rating,
-    }

@@ -198,7 +198,10 @@ def steps_per_epoch(histories: list[np.ndarray], config: TowersConfig) -> int:
     """
     n_users = sum(len(history) > 0 for history in histories)
     if not n_users:
-        raise TrainingError("there is no interaction to learn from: the train rows are empty")
+        raise TrainingError(
+            "there is no interaction to learn from: the train rows are empty; "
+            "--split none holds nothing out"
+        )
     return -(-n_users // config.batch_size)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from trainer.commands.data import load, source
 from trainer.console import print_json, sentences_for_errors, stderr
 from trainer.options import (
     AsJson,
@@ -23,7 +24,6 @@ from trainer.options import (
     Seed,
     TensorBoardFolder,
     WithRanker,
-    source,
 )
 from trainer.splits import SplitKind
 from trainer.splits import split as split_dataset
@@ -83,7 +83,7 @@ def evaluate(
         )
         if chosen.split is SplitKind.NONE:
             raise typer.BadParameter("a split that holds nothing out cannot be evaluated")
-        data = chosen.data.load()
+        data = load(chosen.data)
         parts = split_dataset(data, chosen.split)
         trainings = Trainings(data, chosen, tensorboard=tensorboard)
         trainings.find_epochs(parts)

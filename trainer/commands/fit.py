@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from trainer.commands.data import load, source
 from trainer.console import print_json, say, sentences_for_errors
 from trainer.options import (
     AsJson,
@@ -23,7 +24,6 @@ from trainer.options import (
     Seed,
     TensorBoardFolder,
     WithRanker,
-    source,
 )
 from trainer.splits import SplitKind
 from trainer.splits import split as split_dataset
@@ -108,7 +108,7 @@ def fit(
                 "towers": {"epochs": epochs, "dim": dim},
             },
         )
-        data = chosen.data.load()
+        data = load(chosen.data)
         parts = split_dataset(data, chosen.split)
         trainings = Trainings(
             data,

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from trainer.commands.data import load, source
 from trainer.console import print_json, say, sentences_for_errors
-from trainer.options import AsJson, ConfigFile, DatasetName, InteractionsFile, MinRating, source
+from trainer.options import AsJson, ConfigFile, DatasetName, InteractionsFile, MinRating
 
 
 def refresh(
@@ -36,7 +37,7 @@ def refresh(
         from trainer.refresh import refresh as refresh_bundle
 
         flags = {"data": source(dataset, interactions, None, min_rating)}
-        data = load_config(config, flags).data.load()
+        data = load(load_config(config, flags).data)
         bundle = TowerBundle.open(towers)
         done = refresh_bundle(bundle, data, output or bundle.directory.parent)
         if done.n_left_out:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from trainer.commands.data import load, source
 from trainer.console import epoch_progress, print_json, sentences_for_errors
 from trainer.options import (
     AsJson,
@@ -20,7 +21,6 @@ from trainer.options import (
     InteractionsFile,
     MinRating,
     Seed,
-    source,
 )
 from trainer.splits import split as split_dataset
 
@@ -67,7 +67,7 @@ def tune(
                 "towers": {"epochs": epochs, "dim": dim},
             },
         )
-        data = chosen.data.load()
+        data = load(chosen.data)
 
         def write_best(tuning: Tuning) -> None:
             towers = chosen.towers.model_copy(update=tuning.best.options)
