@@ -103,20 +103,31 @@ def _serve(settings: Settings) -> None:
     if settings.workers > 1:
         _count_together()
     from indexer.backends import BackendUnavailableError
+    from server.auth import check_exposure
     from server.loading import load, settle_memory, with_page_token_key
     from server.serve import PortTakenError, run_event_loop, serve_alone
+    from server.tls import CertificateError, certificates
     from server.workers import WorkerError, serve_with_workers
     from trainer.publish import BundleError
 
     settings = with_page_token_key(settings)
     try:
+        check_exposure(settings)
+        certificates(settings)  # told before the index is loaded, if they cannot be used
         active = load(settings)
         settle_memory()
         if settings.workers > 1:
             serve_with_workers(settings, active, _announce)
         else:
             run_event_loop(serve_alone(settings, active, _announce))
-    except (BackendUnavailableError, BundleError, PortTakenError, WorkerError) as error:
+    except (
+        BackendUnavailableError,
+        BundleError,
+        CertificateError,
+        PortTakenError,
+        SettingsError,
+        WorkerError,
+    ) as error:
         raise _fail(error) from error
 
 
@@ -156,6 +167,8 @@ def search(
         typer.Option(help="Metadata columns, separated by commas; title and genres if there are."),
     ] = None,
     address: Annotated[str, typer.Option(help="Where the server listens.")] = "localhost:50051",
+    token: admin_commands.Token = None,
+    authority: admin_commands.Authority = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 5.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
@@ -172,7 +185,12 @@ def search(
     if rank:
         options["rank"] = True
     try:
-        with SearchClient(address, timeout_seconds=timeout) as client:
+        with SearchClient(
+            address,
+            timeout_seconds=timeout,
+            token=token,
+            credentials=admin_commands.tls_credentials(authority),
+        ) as client:
             if fields is None:
                 known = [one.name for one in client.index_info().metadata_fields]
                 options["returned_fields"] = [n for n in ("title", "genres") if n in known]

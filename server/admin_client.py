@@ -17,7 +17,7 @@ import grpc
 from candidate_search.v1 import admin_service_pb2 as pb
 from candidate_search.v1.admin_service_pb2_grpc import AdminServiceStub
 
-from server.client_messages import failure
+from server.client_messages import failure, token_metadata
 
 DEFAULT_TIMEOUT_SECONDS = 300.0  # a version is hashed and tried before it takes over
 
@@ -32,6 +32,7 @@ class AdminClient:
         target: ``host:port``, or any name that gRPC resolves.
         timeout_seconds: the deadline of each call.
         credentials: for TLS; None connects in the clear.
+        token: one of the role admin, if the server has a file of tokens.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class AdminClient:
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
     ) -> None:
         self._timeout_seconds = timeout_seconds
+        self._metadata = token_metadata(token)
         if credentials is None:
             self._channel = grpc.insecure_channel(target)
         else:
@@ -92,6 +95,6 @@ class AdminClient:
 
     def _call(self, method: Any, request: Any) -> Any:
         try:
-            return method(request, timeout=self._timeout_seconds)
+            return method(request, timeout=self._timeout_seconds, metadata=self._metadata)
         except grpc.RpcError as error:
             raise failure(error) from error

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
+import grpc
 import typer
 from candidate_search.v1 import admin_service_pb2 as pb
 from google.protobuf.json_format import MessageToDict
@@ -23,17 +25,27 @@ app = typer.Typer(
 )
 
 Address = Annotated[str, typer.Option(help="Where the server listens.")]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        help="A token that the server knows; better in the environment than on the command line.",
+        envvar="CANDIDATE_SEARCH_TOKEN",
+    ),
+]
+Authority = Annotated[
+    Path | None, typer.Option(help="Connect by TLS, to a server this authority (PEM) vouches for.")
+]
 Version = Annotated[str, typer.Argument(help="The version's name, as `admin versions` shows it.")]
 LOCAL = "localhost:50051"
 
 
 @app.command()
-def versions(address: Address = LOCAL) -> None:
+def versions(address: Address = LOCAL, token: Token = None, authority: Authority = None) -> None:
     """List the versions on disk.
 
     Example: python -m server admin versions
     """
-    with _connected(address) as client:
+    with _connected(address, token, authority) as client:
         table = Table("version", "state", "why it was refused")
         for one in client.versions():
             state = pb.IndexVersionState.Name(one.state).removeprefix("INDEX_VERSION_STATE_")
@@ -42,22 +54,24 @@ def versions(address: Address = LOCAL) -> None:
 
 
 @app.command()
-def status(address: Address = LOCAL) -> None:
+def status(address: Address = LOCAL, token: Token = None, authority: Authority = None) -> None:
     """Show what answers now, as JSON.
 
     Example: python -m server admin status
     """
-    with _connected(address) as client:
+    with _connected(address, token, authority) as client:
         _print(client.status())
 
 
 @app.command()
-def verify(version: Version, address: Address = LOCAL) -> None:
+def verify(
+    version: Version, address: Address = LOCAL, token: Token = None, authority: Authority = None
+) -> None:
     """Have a version hashed and tried; nothing changes.
 
     Example: python -m server admin verify 20261122T101953Z-5a4b8e5f
     """
-    with _connected(address) as client:
+    with _connected(address, token, authority) as client:
         client.verify(version)
     typer.echo(f"{version} is sound")
 
@@ -69,34 +83,46 @@ def activate(
         float, typer.Option(help="The share of searches that it answers; below 1, as a canary.")
     ] = 1.0,
     address: Address = LOCAL,
+    token: Token = None,
+    authority: Authority = None,
 ) -> None:
     """Have a version answer, until the watched link names another or the server ends.
 
     Example: python -m server admin activate 20261122T101953Z-5a4b8e5f --traffic-share 0.05
     """
-    with _connected(address) as client:
+    with _connected(address, token, authority) as client:
         _print(client.activate(version, traffic_share))
 
 
 @app.command()
-def roll_back(address: Address = LOCAL) -> None:
+def roll_back(address: Address = LOCAL, token: Token = None, authority: Authority = None) -> None:
     """End the canary's trial; without one, return to the version that answered before.
 
     Example: python -m server admin roll-back
     """
-    with _connected(address) as client:
+    with _connected(address, token, authority) as client:
         _print(client.roll_back())
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[AdminClient]:
+def _connected(address: str, token: str | None, authority: Path | None) -> Iterator[AdminClient]:
     """Yield a client, and say in a sentence what it is refused."""
     try:
-        with AdminClient(address) as client:
+        with AdminClient(address, token=token, credentials=tls_credentials(authority)) as client:
             yield client
     except SearchFailedError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+def tls_credentials(authority: Path | None) -> grpc.ChannelCredentials | None:
+    """Return what connects by TLS; None, for in the clear, without an authority."""
+    if authority is None:
+        return None
+    try:
+        return grpc.ssl_channel_credentials(authority.read_bytes())
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {authority}: {error.strerror}") from error
 
 
 def _print(status: pb.ServingStatus) -> None:

@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 import grpc
 from candidate_search.v1 import candidate_search_service_pb2 as pb
@@ -42,6 +42,7 @@ from server.client_messages import (
     failure,
     search_request,
     search_results,
+    token_metadata,
 )
 
 __all__ = [
@@ -100,6 +101,7 @@ class SearchClient:
         target: ``host:port``, or any name that gRPC resolves.
         timeout_seconds: the deadline of each call that does not bring its own.
         credentials: for TLS; None connects in the clear.
+        token: what the server's file of tokens lists, if it has one.
     """
 
     def __init__(
@@ -108,8 +110,10 @@ class SearchClient:
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
     ) -> None:
         self._timeout_seconds = timeout_seconds
+        self._metadata = token_metadata(token)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
         else:
@@ -140,8 +144,8 @@ class SearchClient:
     ) -> SearchResults:
         """Search for one query."""
         request = search_request(query, **options)
-        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
-            return search_results(self._stub.SearchCandidates(request, timeout=timeout))
+        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+            return search_results(self._stub.SearchCandidates(request, **call_options))
 
     def search_batch(
         self,
@@ -151,8 +155,8 @@ class SearchClient:
     ) -> list[SearchResults | SearchFailedError]:
         """Search for several queries, made by ``search_request``; a refused one is its error."""
         batch = pb.BatchSearchCandidatesRequest(requests=requests)
-        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
-            return batch_results(self._stub.BatchSearchCandidates(batch, timeout=timeout))
+        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+            return batch_results(self._stub.BatchSearchCandidates(batch, **call_options))
 
     def explain(
         self,
@@ -163,13 +167,13 @@ class SearchClient:
     ) -> pb.ExplainSearchResponse:
         """Make one search in every way the index can, and compare."""
         request = pb.ExplainSearchRequest(request=search_request(query, **options))
-        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
-            return self._stub.ExplainSearch(request, timeout=timeout)
+        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+            return self._stub.ExplainSearch(request, **call_options)
 
     def index_info(self, *, timeout_seconds: float | None = None) -> pb.GetIndexInfoResponse:
         """Describe the index that is being served."""
-        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
-            return self._stub.GetIndexInfo(pb.GetIndexInfoRequest(), timeout=timeout)
+        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+            return self._stub.GetIndexInfo(pb.GetIndexInfoRequest(), **call_options)
 
 
 class AsyncSearchClient:
@@ -182,6 +186,7 @@ class AsyncSearchClient:
         target: ``host:port``, or any name that gRPC resolves.
         timeout_seconds: the deadline of each call that does not bring its own.
         credentials: for TLS; None connects in the clear.
+        token: what the server's file of tokens lists, if it has one.
     """
 
     def __init__(
@@ -190,8 +195,10 @@ class AsyncSearchClient:
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
     ) -> None:
         self._timeout_seconds = timeout_seconds
+        self._metadata = token_metadata(token)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
         else:
@@ -222,8 +229,8 @@ class AsyncSearchClient:
     ) -> SearchResults:
         """Search for one query."""
         request = search_request(query, **options)
-        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
-            return search_results(await self._stub.SearchCandidates(request, timeout=timeout))
+        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+            return search_results(await self._stub.SearchCandidates(request, **call_options))
 
     async def search_batch(
         self,
@@ -233,8 +240,8 @@ class AsyncSearchClient:
     ) -> list[SearchResults | SearchFailedError]:
         """Search for several queries, made by ``search_request``; a refused one is its error."""
         batch = pb.BatchSearchCandidatesRequest(requests=requests)
-        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
-            return batch_results(await self._stub.BatchSearchCandidates(batch, timeout=timeout))
+        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+            return batch_results(await self._stub.BatchSearchCandidates(batch, **call_options))
 
     async def explain(
         self,
@@ -245,19 +252,21 @@ class AsyncSearchClient:
     ) -> pb.ExplainSearchResponse:
         """Make one search in every way the index can, and compare."""
         request = pb.ExplainSearchRequest(request=search_request(query, **options))
-        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
-            return await self._stub.ExplainSearch(request, timeout=timeout)
+        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+            return await self._stub.ExplainSearch(request, **call_options)
 
     async def index_info(self, *, timeout_seconds: float | None = None) -> pb.GetIndexInfoResponse:
         """Describe the index that is being served."""
-        with _failures(timeout_seconds or self._timeout_seconds) as timeout:
-            return await self._stub.GetIndexInfo(pb.GetIndexInfoRequest(), timeout=timeout)
+        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+            return await self._stub.GetIndexInfo(pb.GetIndexInfoRequest(), **call_options)
 
 
 @contextmanager
-def _failures(timeout_seconds: float) -> Iterator[float]:
-    """Yield the deadline of a call, and raise what gRPC says of it in our own words."""
+def _call(
+    timeout_seconds: float, metadata: tuple[tuple[str, str], ...]
+) -> Iterator[dict[str, Any]]:
+    """Yield what every call is made with, and raise what gRPC says of it in our own words."""
     try:
-        yield timeout_seconds
+        yield {"timeout": timeout_seconds, "metadata": metadata}
     except grpc.RpcError as error:
         raise failure(error) from error

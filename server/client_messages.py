@@ -305,6 +305,11 @@ def batch_results(
     ]
 
 
+def token_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    """Return the metadata that carries a token."""
+    return () if token is None else (("authorization", f"Bearer {token}"),)
+
+
 def failure(error: grpc.RpcError) -> SearchFailedError:
     """Read why a call failed."""
     trailing: Any = error.trailing_metadata()

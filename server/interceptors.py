@@ -110,7 +110,7 @@ def _handler(
                 expected = request_type.DESCRIPTOR.full_name
                 error = errors.UndecodableError(f"the body is no {expected}")
             code = _code(error)
-            await _abort(context, error)
+            await abort(context, error)
         finally:
             counters[code.name].inc()
             observe_seconds(perf_counter() - start)
@@ -179,12 +179,12 @@ def _request_id(context: Context) -> str:
     return new_request_id()
 
 
-async def _abort(context: Context, error: Exception) -> NoReturn:
+async def abort(context: Context, error: Exception) -> NoReturn:
+    """End a call with the status that an error becomes."""
     request_id = _request_id(context)
     status = status_of(error, request_id)
-    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
     await context.abort(
-        code,
+        _code(error),
         status.message,
         trailing_metadata=(
             (REQUEST_ID_KEY, request_id),

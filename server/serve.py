@@ -18,9 +18,11 @@ from grpc_reflection.v1alpha import reflection
 
 from server import admin, metrics
 from server.admin import AdminServicer
+from server.auth import TokenInterceptor, Tokens
 from server.loading import IndexVersion
 from server.servicer import SERVICE_NAME, CandidateSearchServicer
 from server.settings import Settings
+from server.tls import certificates
 from server.versions import Served, Versions
 
 _log = structlog.get_logger(__name__)
@@ -58,6 +60,10 @@ class Worker:
         settings: where it listens, and the limits.
         execute: what carries out commands of the admin service, if it is answered.
         shares_port: whether other workers listen on the same port.
+
+    Raises:
+        CertificateError: if the files of TLS cannot be used.
+        SettingsError: if the file of tokens cannot be used.
     """
 
     def __init__(
@@ -71,7 +77,12 @@ class Worker:
         self._settings = settings
         self.servicer = CandidateSearchServicer(served, settings)
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=_options(settings, shares_port=shares_port))
+        self._certificates = certificates(settings)
+        self._tokens = Tokens(settings.token_file) if settings.token_file else None
+        self._server = grpc.aio.server(
+            options=_options(settings, shares_port=shares_port),
+            interceptors=[TokenInterceptor(self._tokens)] if self._tokens else [],
+        )
         self._server.add_generic_rpc_handlers((self.servicer.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [SERVICE_NAME, health.SERVICE_NAME]
@@ -93,7 +104,11 @@ class Worker:
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         where = address(self._settings.host, port)
         try:
-            bound_port = self._server.add_insecure_port(where)
+            if self._certificates is None:
+                bound_port = self._server.add_insecure_port(where)
+            else:
+                credentials = self._certificates.credentials()
+                bound_port = self._server.add_secure_port(where, credentials)
         except RuntimeError as error:
             raise PortTakenError(
                 f"cannot listen on {where}: {_why_not(self._settings.host, port)}"
@@ -134,6 +149,8 @@ class Worker:
     async def _observe(self) -> None:
         while True:
             self.servicer.observe()
+            if self._tokens is not None:
+                self._tokens.refresh()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

@@ -51,6 +51,23 @@ class Settings(BaseSettings):
         le=256,
         description="Processes that serve; a core each is what they can use.",
     )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="The server's certificate chain (PEM); with it the port speaks TLS only. Read "
+        "anew when it is replaced.",
+    )
+    tls_key: Path | None = Field(
+        default=None, description="The private key of the certificate (PEM)."
+    )
+    tls_client_authority: Path | None = Field(
+        default=None,
+        description="The authority (PEM) that must have signed the clients' certificates.",
+    )
+    token_file: Path | None = Field(
+        default=None,
+        description="Lines of a role, read or admin, and a bearer token; calls need one then. Read "
+        "anew when it is replaced.",
+    )
     reflection: bool = Field(
         default=False, description="Whether clients may ask for the service's description."
     )

@@ -1,0 +1,126 @@
+"""TLS: rotation under load, and what is refused."""
+
+import shutil
+import ssl
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+
+from server.client import Embedding, SearchClient, SearchFailedError
+from server.settings import Settings
+from server.tls import CertificateError, certificates
+from tests.server.authority import Authority
+from tests.server.processes import serving
+from tests.server.published import publish
+
+QUERY = Embedding([1.0] * 8)
+N_ROTATIONS = 4
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("published")
+    publish(root, 1)
+    return root / "current"
+
+
+def flags(certificate: Path, key: Path, *others: str) -> list[str]:
+    return ["--tls-certificate", str(certificate), "--tls-key", str(key), *others]
+
+
+def search(address: str, credentials: grpc.ChannelCredentials | None) -> int:
+    with SearchClient(address, credentials=credentials, timeout_seconds=10) as client:
+        return len(client.search(QUERY))
+
+
+def served_serial(address: str) -> int:
+    """Return the serial number of the certificate that the server shows now."""
+    host, _, port = address.rpartition(":")
+    pem = ssl.get_server_certificate((host, int(port)))
+    return x509.load_pem_x509_certificate(pem.encode()).serial_number
+
+
+def serial(certificate: Path) -> int:
+    return x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number
+
+
+def test_certificates_rotate_while_calls_succeed_and_bad_ones_change_nothing(
+    index: Path, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path, "authority")
+    trusting = grpc.ssl_channel_credentials(authority.path.read_bytes())
+    certificate, key = authority.issue("server")
+    with serving(index, *flags(certificate, key)) as (_, address):
+        with SearchClient(address, credentials=trusting) as lasting:
+            for number in range(N_ROTATIONS):
+                fresh_certificate, fresh_key = authority.issue(f"fresh-{number}")
+                fresh_certificate.replace(certificate)
+                fresh_key.replace(key)
+                assert serial(certificate) == served_serial(address)
+                assert 10 == search(address, trusting) == len(lasting.search(QUERY))
+            in_force = serial(certificate)
+            certificate.write_text("no certificate")
+            assert in_force == served_serial(address)
+            assert 10 == search(address, trusting) == len(lasting.search(QUERY))
+        other = Authority(tmp_path, "other")
+        strange = grpc.ssl_channel_credentials(other.path.read_bytes())
+        for credentials in (strange, None):
+            with pytest.raises(SearchFailedError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"):
+                search(address, credentials)
+
+
+def test_clients_need_a_certificate_of_the_authority(index: Path, tmp_path: Path) -> None:
+    authority, other = Authority(tmp_path, "authority"), Authority(tmp_path, "other")
+    root = authority.path.read_bytes()
+
+    def with_own(paths: tuple[Path, Path]) -> grpc.ChannelCredentials:
+        certificate, key = (path.read_bytes() for path in paths)
+        return grpc.ssl_channel_credentials(root, key, certificate)
+
+    own = flags(*authority.issue("server"), "--tls-client-authority", str(authority.path))
+    with serving(index, *own) as (_, address):
+        assert 10 == search(address, with_own(authority.issue("client")))
+        for refused in (grpc.ssl_channel_credentials(root), with_own(other.issue("stranger"))):
+            with pytest.raises(SearchFailedError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"):
+                search(address, refused)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> tuple[Path, Path]:
+    return Authority(tmp_path, "authority").issue("server")
+
+
+def test_files_that_cannot_be_used_are_told_in_a_sentence(
+    good: tuple[Path, Path], tmp_path: Path
+) -> None:
+    certificate, key = good
+    expired, expired_key = Authority(tmp_path, "old").issue("expired", days=-1)
+    garbage = tmp_path / "garbage"
+    garbage.write_text("x")
+    for message, files in {
+        "needs both": {"tls_certificate": certificate},
+        "needs both tls_certificate": {"tls_client_authority": certificate},
+        "is not the key of": {"tls_certificate": certificate, "tls_key": expired_key},
+        "expired on": {"tls_certificate": expired, "tls_key": expired_key},
+        "cannot read the certificate": {"tls_certificate": garbage, "tls_key": key},
+        "No such file": {"tls_certificate": tmp_path / "none", "tls_key": key},
+    }.items():
+        with pytest.raises(CertificateError, match=message):
+            certificates(Settings(**files))
+    assert certificates(Settings()) is None
+
+
+def test_a_key_without_its_certificate_is_not_taken_halfway(
+    good: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Between the two renames of a rotation the files do not fit each other."""
+    loaded = certificates(Settings(tls_certificate=good[0], tls_key=good[1]))
+    assert loaded is not None
+    fresh = Authority(tmp_path, "next").issue("next")
+    shutil.copyfile(fresh[1], good[1])
+    assert loaded._replaced() is None
+    shutil.copyfile(fresh[0], good[0])
+    assert loaded._replaced() is not None
+    assert loaded._replaced() is None
