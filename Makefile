@@ -7,10 +7,10 @@ SETUP := $(VENV)/.setup-done
 PACKAGES := trainer indexer server benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format protos constraints soak clean
+.PHONY: help setup demo test check format protos constraints soak audit sbom deploy-check clean
 
 help: ## List the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(SETUP) ## Create .venv with the exact, hash-pinned set of packages
 
@@ -54,6 +54,16 @@ constraints: ## Pin the tested set of packages anew (needs uv)
 
 soak: $(SETUP) ## Run the long soak and chaos tests
 	$(BIN)/pytest -m slow
+
+audit: $(SETUP) ## Look for known vulnerabilities in the pinned packages
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement constraints/dev.txt
+
+sbom: $(SETUP) ## Write a bill of materials of the installed packages (CycloneDX, sbom.json)
+	$(BIN)/cyclonedx-py environment $(VENV) --pyproject pyproject.toml --output-file sbom.json
+
+deploy-check: $(SETUP) ## Check the Dockerfile and the manifests in deploy/
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/kubernetes-validate --strict deploy/kubernetes/*.yaml
 
 clean: ## Remove what the other commands made, .venv included
 	rm -rf $(VENV) artifacts build dist htmlcov .coverage* .*_cache .hypothesis *.egg-info

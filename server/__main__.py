@@ -146,6 +146,26 @@ def _announce(where: str) -> None:
 
 
 @app.command()
+def sign(
+    private_key: Annotated[Path, typer.Option(help="An Ed25519 key (PEM).")],
+    index: Annotated[
+        Path, typer.Option(help="The index bundle: a version's directory, or the link to one.")
+    ] = Path("artifacts/indexes/current"),
+) -> None:
+    """Sign an index version, for servers that were given the public key.
+
+    Example: python -m server sign --index artifacts/indexes/current --private-key signing.pem
+    """
+    from server.signing import sign as sign_bundle
+    from trainer.publish import BundleError
+
+    try:
+        typer.echo(f"signed {sign_bundle(index, private_key)}")
+    except BundleError as error:
+        raise _fail(error) from error
+
+
+@app.command()
 def search(
     *,
     user: Annotated[str | None, typer.Option(help="The id of a user known from training.")] = None,

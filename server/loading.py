@@ -30,7 +30,8 @@ from server.engine import Engine
 from server.errors import SearchError
 from server.paging import PageTokens
 from server.settings import Settings
-from trainer.publish import BundleError
+from server.signing import check_signature
+from trainer.publish import BundleError, resolve
 
 _log = structlog.get_logger(__name__)
 _WARM_UP_ROUNDS = 3
@@ -92,11 +93,14 @@ def load(settings: Settings, directory: Path | None = None) -> IndexVersion:
         directory: the bundle's directory, if it is another than the settings name.
 
     Raises:
-        BundleError: if there is no bundle, it is damaged, its parts do not belong together, or a
-            backend finds less than its operating point promises.
+        BundleError: if there is no bundle, it is not signed as the settings demand, it is damaged,
+            its parts do not fit each other, or a backend finds less than it promises.
         BackendUnavailableError: if its default backend's library is not installed.
     """
-    bundle = IndexBundle.open(directory or settings.index)
+    directory = resolve(directory or settings.index)
+    if settings.index_public_key is not None:
+        check_signature(directory, settings.index_public_key)
+    bundle = IndexBundle.open(directory)
     try:
         bundle.check()
         version = IndexVersion(bundle, settings)

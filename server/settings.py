@@ -63,6 +63,11 @@ class Settings(BaseSettings):
         default=None,
         description="The authority (PEM) that must have signed the clients' certificates.",
     )
+    index_public_key: Path | None = Field(
+        default=None,
+        description="The Ed25519 key (PEM) that must have signed an index version for it to be "
+        "served.",
+    )
     token_file: Path | None = Field(
         default=None,
         description="Lines of a role, read or admin, and a bearer token; calls need one then. Read "

@@ -26,6 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
+SIGNATURE = "manifest.ed25519"
+"""Of the manifest, made after publication by those who want to; it is no part of the content."""
 CURRENT = "current"
 
 # NumPy tells of what it could not write without a number.
@@ -194,7 +196,7 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
     Raises:
         BundleError: if a file is missing, extra, a link, of another size or of another content.
     """
-    found = set(_list_files(directory)) - {MANIFEST, MANIFEST_HASH}
+    found = set(_list_files(directory)) - {MANIFEST, MANIFEST_HASH, SIGNATURE}
     listed = set(manifest.files)
     if missing := sorted(listed - found):
         raise BundleError(f"{directory}: missing {', '.join(missing)}")
