@@ -146,6 +146,28 @@ def _announce(where: str) -> None:
 
 
 @app.command()
+def health(
+    *,
+    address: Annotated[str, typer.Option(help="Where the server listens.")] = "localhost:50051",
+    authority: admin_commands.Authority = None,
+    server_name: Annotated[
+        str | None,
+        typer.Option(help="What the server's certificate is for, if not for the address."),
+    ] = None,
+) -> None:
+    """Ask a server whether it answers searches; exit with 1 if not. For probes.
+
+    Example: python -m server health --address localhost:50051
+    """
+    from server.health import is_serving
+
+    credentials = admin_commands.tls_credentials(authority)
+    if not is_serving(address, credentials=credentials, server_name=server_name):
+        typer.echo(f"error: {address} does not answer searches", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def sign(
     private_key: Annotated[Path, typer.Option(help="An Ed25519 key (PEM).")],
     index: Annotated[

@@ -44,6 +44,11 @@ def test_every_setting_is_a_flag() -> None:
     assert "workers = 3\n" in printed
 
 
+def test_health_is_an_exit_status(server: Any) -> None:
+    assert run("health", "--address", server.address).exit_code == 0
+    assert run("health", "--address", "127.0.0.1:1").exit_code == 1
+
+
 def test_mistakes_are_sentences() -> None:
     assert "there are index, host" in run("serve", "--config", "pyproject.toml").output
     assert "is not a bundle" in run("serve", "--index", "nowhere").output

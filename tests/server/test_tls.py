@@ -7,7 +7,9 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography import x509
+from typer.testing import CliRunner
 
+from server.__main__ import app
 from server.client import Embedding, SearchClient, SearchFailedError
 from server.settings import Settings
 from server.tls import CertificateError, certificates
@@ -64,6 +66,10 @@ def test_certificates_rotate_while_calls_succeed_and_bad_ones_change_nothing(
             certificate.write_text("no certificate")
             assert in_force == served_serial(address)
             assert 10 == search(address, trusting) == len(lasting.search(QUERY))
+        trusted = ["health", "--address", address, "--authority", str(authority.path)]
+        assert CliRunner().invoke(app, trusted).exit_code == 0
+        assert CliRunner().invoke(app, [*trusted, "--server-name", "localhost"]).exit_code == 0
+        assert CliRunner().invoke(app, [*trusted, "--server-name", "elsewhere"]).exit_code == 1
         other = Authority(tmp_path, "other")
         strange = grpc.ssl_channel_credentials(other.path.read_bytes())
         for credentials in (strange, None):

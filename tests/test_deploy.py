@@ -1,0 +1,85 @@
+"""What ``deploy/`` says must be true of the server: its flags, its metrics; and linters pass."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from server import metrics
+from server.settings import Settings, load_settings
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+BIN = Path(sys.executable).parent
+
+
+def docker_command() -> list[str]:
+    (line,) = re.findall(r"^CMD (.*)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    command: list[str] = json.loads(line)
+    return command
+
+
+def compose_command() -> list[str]:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return list(compose["services"]["server"]["command"])
+
+
+def container() -> Any:
+    deployment = yaml.safe_load((DEPLOY / "kubernetes" / "deployment.yaml").read_text())
+    return deployment["spec"]["template"]["spec"]["containers"][0]
+
+
+@pytest.mark.parametrize(
+    "command", [docker_command(), compose_command(), container()["args"]], ids=str
+)
+def test_the_server_knows_every_flag(command: list[str]) -> None:
+    assert "serve" == command[0]
+    flags = dict(zip(command[1::2], command[2::2], strict=True))
+    named = {flag.removeprefix("--").replace("-", "_"): value for flag, value in flags.items()}
+    settings = load_settings(named)
+    assert "0.0.0.0" == settings.host
+    assert 9464 == settings.metrics_port
+
+
+def test_the_pods_end_after_they_have_drained() -> None:
+    deployment = yaml.safe_load((DEPLOY / "kubernetes" / "deployment.yaml").read_text())
+    grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    (waits,) = re.findall(r"sleep\((\d+)\)", str(container()["lifecycle"]))
+    assert grace >= int(waits) + Settings().drain_seconds + 5
+
+
+@pytest.mark.parametrize("path", ["prometheus/alerts.yml", "grafana/dashboard.json"])
+def test_every_metric_there_is_one_of_ours(path: str) -> None:
+    text = (DEPLOY / path).read_text()
+    assert yaml.safe_load(text)
+    named = set(re.findall(r"candidate_search_\w+", text))
+    families = {family.name for family in metrics.REGISTRY.collect()}
+    suffixes = "_total|_bucket|_sum|_count"
+    assert named
+    assert {re.sub(f"({suffixes})$", "", name) for name in named} <= families
+
+
+def test_every_alert_is_in_the_runbook() -> None:
+    alerts = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())
+    runbook = (DEPLOY.parent / "docs" / "operations.md").read_text()
+    names = [rule["alert"] for group in alerts["groups"] for rule in group["rules"]]
+    assert [] == [name for name in names if f"### {name}\n" not in runbook]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["hadolint", "deploy/Dockerfile"],
+        ["kubernetes-validate", "--strict", *map(str, sorted(DEPLOY.glob("kubernetes/*.yaml")))],
+    ],
+    ids=["hadolint", "kubernetes-validate"],
+)
+def test_linters_pass(command: list[str]) -> None:
+    checked = subprocess.run(
+        [BIN / command[0], *command[1:]], check=False, capture_output=True, cwd=DEPLOY.parent
+    )
+    assert 0 == checked.returncode, checked.stdout + checked.stderr
