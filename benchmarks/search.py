@@ -26,6 +26,7 @@ MAX_QUERIES = 1000
 
 _SMALL_K, _LARGE_K = 10, 100
 _ENOUGH_RECALL = 0.9995  # where a sweep ends: more effort costs and brings nothing
+_RECALL_SECONDS, _MIN_RECALL_QUERIES = 10.0, 100  # slow searches count on fewer queries
 
 OnStep = Callable[[str], None]
 
@@ -139,12 +140,14 @@ class _Bench:
                 self._on_step(f"{contender.name} {setting.name or ''} {_brief(setting.params)}")
                 point = self._measure(contender.name, setting, reference)
                 yield point
-                if setting.name is None and point.recall_at_100 > _ENOUGH_RECALL:
+                is_enough = point.recall_at_100 > _ENOUGH_RECALL or point.speedup < 1
+                if setting.name is None and is_enough:
                     break
 
     def _measure(self, contender: str, setting: Setting, reference: Latency) -> SearchPoint:
-        recall_10, recall_100 = self._recalls(setting)
         latency = self._time(setting.search)
+        affordable = int(_RECALL_SECONDS / latency.mean_us * 1e6)
+        recall_10, recall_100 = self._recalls(setting, max(_MIN_RECALL_QUERIES, affordable))
         return SearchPoint(
             contender=contender,
             name=setting.name,
@@ -156,12 +159,14 @@ class _Bench:
             speedup=reference.p50_us / latency.p50_us,
         )
 
-    def _recalls(self, setting: Setting) -> tuple[float, float]:
-        """Return the mean recall of the ten best and of all."""
-        found = self._scorer.rescore(self._queries, setting.search(self._queries), self._k)
+    def _recalls(self, setting: Setting, n_queries: int) -> tuple[float, float]:
+        """Return the mean recall of the ten best and of all, on the first queries."""
+        queries = self._queries[:n_queries]
+        exact = Neighbors(self._exact.rows[:n_queries], self._exact.scores[:n_queries])
+        found = self._scorer.rescore(queries, setting.search(queries), self._k)
         small = min(_SMALL_K, self._k)
-        few = recall_at_k(_top(found, small), _top(self._exact, small))
-        return float(few.mean()), float(recall_at_k(found, self._exact).mean())
+        few = recall_at_k(_top(found, small), _top(exact, small))
+        return float(few.mean()), float(recall_at_k(found, exact).mean())
 
     def _time(self, search: Callable[[np.ndarray], object]) -> Latency:
         return time_calls(search, self._singles, seconds=self._seconds)
