@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from trainer.datasets import Dataset
 from trainer.keras import tf
@@ -28,19 +29,28 @@ _MAX_SHARE = 0.05
 
 
 class CheckpointError(Exception):
-    """Why a training cannot go on from a checkpoint."""
+    """Why a checkpoint cannot be saved, or gone on from."""
 
 
 class Checkpoints:
     """The checkpoints of one training.
 
     Args:
-        directory: holds nothing else; made when the first checkpoint is saved.
+        directory: holds nothing else; made if it is not there.
         model: compiled.
+
+    Raises:
+        CheckpointError: if the directory cannot be made.
     """
 
     def __init__(self, directory: Path, model: TwoTowers) -> None:
         self.directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"{directory} cannot be made to hold checkpoints: {error.strerror}"
+            ) from error
         self._curve = tf.Variable("[]", dtype=tf.string, trainable=False)
         model.optimizer.build(model.trainable_variables)
         self._manager = tf.train.CheckpointManager(
@@ -69,12 +79,21 @@ class Checkpoints:
         return curve
 
     def save(self, curve: Curve) -> None:
-        """Save a checkpoint, unless that would take too much of the training's time."""
+        """Save a checkpoint, unless that would take too much of the training's time.
+
+        Raises:
+            CheckpointError: if it cannot be written; the one before stays.
+        """
         started = time.monotonic()
         if started < self._not_before:
             return
         self._curve.assign(json.dumps(curve))
-        self._manager.save()
+        try:
+            self._manager.save()
+        except tf.errors.OpError as error:
+            raise CheckpointError(
+                f"no checkpoint can be written to {self.directory}: {error.message}"
+            ) from error
         done = time.monotonic()
         self._not_before = done + (done - started) * (1 - _MAX_SHARE) / _MAX_SHARE
 
@@ -95,10 +114,18 @@ def directory_of(
         what: anything else.
     """
     digest = hashlib.sha256(config.model_dump_json(exclude={"learning_rate"}).encode())
-    digest.update(f"{seed} {what} {dataset.candidates.to_pylist()}".encode())
+    digest.update(f"{seed} {what}".encode())
+    digest.update(_serialised(dataset.candidates))
     for values in (dataset.user_rows, dataset.candidate_rows, dataset.timestamps, rows):
         digest.update(b"" if values is None else np.ascontiguousarray(values).tobytes())
     return root / digest.hexdigest()[:16]
+
+
+def _serialised(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return sink.getvalue()
 
 
 def is_there(directory: Path) -> bool:

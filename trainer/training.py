@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.bundle import TowerBundle
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints import Checkpoints, is_there
 from trainer.datasets import Dataset
 from trainer.features import (
     CANDIDATE_ID,
@@ -116,7 +116,7 @@ def _advice_on_divergence(config: TowersConfig, checkpoints: Path | None) -> Ite
         yield
     except FloatingPointError as error:
         advice = f"lower the learning rate (now {config.learning_rate:g}) or raise the temperature"
-        if checkpoints is not None and checkpoints.exists():
+        if checkpoints is not None and is_there(checkpoints):
             advice += (
                 f"; the last good checkpoint is kept in {checkpoints}, from where the same "
                 "training goes on with a lower learning rate"
@@ -127,6 +127,12 @@ def _advice_on_divergence(config: TowersConfig, checkpoints: Path | None) -> Ite
 def _tensorboard(directory: Path | None) -> list[Any]:
     if directory is None:
         return []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            f"{directory} cannot be made for TensorBoard: {error.strerror}"
+        ) from error
     return [tf.keras.callbacks.TensorBoard(str(directory), write_graph=False)]
 
 

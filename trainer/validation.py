@@ -41,7 +41,9 @@ class Validation:
         items, candidates = model.embed_corpus()
 
         def score_users(rows: np.ndarray) -> np.ndarray:
-            histories = tf.ragged.constant([self._histories[row] for row in rows], tf.int32) + 1
+            chosen = [self._histories[row] for row in rows]
+            lengths = [len(history) for history in chosen]
+            histories = tf.RaggedTensor.from_row_lengths(np.concatenate(chosen) + 1, lengths)
             scores: np.ndarray = tf.matmul(
                 model.query_tower.wide(histories, items), candidates, transpose_b=True
             ).numpy()

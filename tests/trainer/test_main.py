@@ -250,6 +250,14 @@ def test_an_unknown_key_is_a_sentence(tmp_path: Path) -> None:
     assert "dims: no such option; [towers] has dim," in done.stderr
 
 
+def test_an_output_that_is_no_folder_is_told_before_the_training(tmp_path: Path) -> None:
+    (tmp_path / "towers").write_text("no folder")
+    done = trainer("fit", *QUICK, "--output", tmp_path / "towers")
+    assert done.exit_code == 1
+    assert "must be a folder that can be written to" in done.stderr
+    assert "epochs" not in done.stderr
+
+
 def test_candidates_alone_are_not_enough(tmp_path: Path) -> None:
     done = trainer("fit", "--candidates", tmp_path / "candidates.csv")
     assert done.exit_code == 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,28 @@ def test_a_training_that_is_done_is_not_trained_further(tmp_path: Path) -> None:
     assert lengths[0] == lengths[1] < 40
     assert checkpoint
     np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "tensorboard"])
+def test_a_folder_that_cannot_be_made_is_told_before_the_training(
+    place: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises((CheckpointError, TrainingError), match=r"cannot be made .*: Not a dir"):
+        fit(two_tastes(), np.arange(120), SMALL, 0, **{place: tmp_path / "file" / "folder"})
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    def spoil(epoch: int, _: dict[str, float]) -> None:
+        if epoch == 1:
+            shutil.rmtree(tmp_path)
+            tmp_path.write_text("no folder any more")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("trainer.checkpoints._MAX_SHARE", 1.0)
+        with pytest.raises(CheckpointError, match="no checkpoint can be written to"):
+            fit(two_tastes(), np.arange(120), SMALL, 0, spoil, checkpoints=tmp_path)
+    tmp_path.unlink()
 
 
 def test_a_checkpoint_of_other_towers_is_refused(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from trainer.commands.options import ConfigFile
 from trainer.console import sentences_for_errors
-from trainer.options import ConfigFile
 
 
 def show_config(*, config: ConfigFile = None) -> None:

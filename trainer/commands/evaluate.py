@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 
 from trainer.commands.data import load, source
-from trainer.console import print_json, sentences_for_errors, stderr
-from trainer.options import (
+from trainer.commands.options import (
     AsJson,
     CandidatesFile,
     ConfigFile,
@@ -25,6 +24,7 @@ from trainer.options import (
     TensorBoardFolder,
     WithRanker,
 )
+from trainer.console import print_json, sentences_for_errors, stderr
 from trainer.splits import SplitKind
 from trainer.splits import split as split_dataset
 

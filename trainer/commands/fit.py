@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 
 from trainer.commands.data import load, source
-from trainer.console import print_json, say, sentences_for_errors
-from trainer.options import (
+from trainer.commands.options import (
     AsJson,
     CandidatesFile,
     ConfigFile,
@@ -25,6 +24,7 @@ from trainer.options import (
     TensorBoardFolder,
     WithRanker,
 )
+from trainer.console import print_json, say, sentences_for_errors
 from trainer.splits import SplitKind
 from trainer.splits import split as split_dataset
 
@@ -92,6 +92,7 @@ def fit(
         from trainer.config import load_config
         from trainer.evaluation import rank, summarise
         from trainer.export import export
+        from trainer.publish import staging
         from trainer.report import print_evaluation
         from trainer.trainings import Trainings, scorer
 
@@ -110,6 +111,8 @@ def fit(
         )
         data = load(chosen.data)
         parts = split_dataset(data, chosen.split)
+        with staging(output):
+            pass  # that nothing can be written there is better said before the training than after
         trainings = Trainings(
             data,
             chosen,

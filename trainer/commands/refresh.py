@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 from trainer.commands.data import load, source
+from trainer.commands.options import AsJson, ConfigFile, DatasetName, InteractionsFile, MinRating
 from trainer.console import print_json, say, sentences_for_errors
-from trainer.options import AsJson, ConfigFile, DatasetName, InteractionsFile, MinRating
 
 
 def refresh(

@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 
 from trainer.commands.data import load, source
-from trainer.console import epoch_progress, print_json, sentences_for_errors
-from trainer.options import (
+from trainer.commands.options import (
     AsJson,
     CandidatesFile,
     ConfigFile,
@@ -22,6 +21,7 @@ from trainer.options import (
     MinRating,
     Seed,
 )
+from trainer.console import epoch_progress, print_json, sentences_for_errors
 from trainer.splits import split as split_dataset
 
 
