@@ -19,6 +19,7 @@ from indexer.bundle import IndexBundle
 RECALL_TARGETS = (0.90, 0.95, 0.99, 1.0)
 
 _SWEPT_PER_LADDER = 8
+_TOO_SLOW_MICROSECONDS = 100_000  # to be of interest, as an exhaustive search of a large index is
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,14 @@ class OwnBackend(Contender):
     def ladders(self, k: int) -> Iterator[Iterable[Setting]]:
         """Yield the operating points for k results, then what is swept.
 
-        Params that serve several recall targets are named by the highest.
+        Params that serve several recall targets are named by the highest; what is far too slow
+        is left out.
         """
         names: dict[SearchParams, str] = {}
         for target in RECALL_TARGETS:
             choice = self._bundle.choose(k, recall_target=target, backend=self.name)
-            names[choice.params] = choice.point.name
+            if choice.point.p50_microseconds <= _TOO_SLOW_MICROSECONDS:
+                names[choice.params] = choice.point.name
         yield [self._setting(name, params, k) for params, name in names.items()]
         for ladder in self._index.effort_ladders(k):
             swept = (params for params in _thinned(ladder) if params not in names)
