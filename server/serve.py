@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import grpc
@@ -21,7 +23,7 @@ from server.admin import AdminServicer
 from server.auth import TokenInterceptor, Tokens
 from server.loading import IndexVersion
 from server.servicer import SERVICE_NAME, CandidateSearchServicer
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 from server.tls import certificates
 from server.versions import Served, Versions
 
@@ -75,13 +77,20 @@ class Worker:
         shares_port: bool = False,
     ) -> None:
         self._settings = settings
-        self.servicer = CandidateSearchServicer(served, settings)
+        interceptors: list[grpc.aio.ServerInterceptor] = []
+        self._tracer = None
+        if settings.trace_endpoint is not None:
+            tracing = _tracing()
+            self._tracer = tracing.Tracer(settings.trace_endpoint, settings.trace_share)
+            interceptors.append(tracing.TraceInterceptor())
+        self.servicer = CandidateSearchServicer(served, settings, self._tracer)
         self._health = health.aio.HealthServicer()
         self._certificates = certificates(settings)
         self._tokens = Tokens(settings.token_file) if settings.token_file else None
+        if self._tokens is not None:
+            interceptors.append(TokenInterceptor(self._tokens))
         self._server = grpc.aio.server(
-            options=_options(settings, shares_port=shares_port),
-            interceptors=[TokenInterceptor(self._tokens)] if self._tokens else [],
+            options=_options(settings, shares_port=shares_port), interceptors=interceptors
         )
         self._server.add_generic_rpc_handlers((self.servicer.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -127,6 +136,8 @@ class Worker:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._settings.drain_seconds)
         self._observing.cancel()
+        if self._tracer is not None:
+            self._tracer.close()
         self.servicer.close()
 
     async def take_over(self, served: Served) -> None:
@@ -236,6 +247,21 @@ async def wait_for_stop_signal() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await stop.wait()
+
+
+def _tracing() -> ModuleType:
+    """Return the module that traces, which needs an extra.
+
+    Raises:
+        SettingsError: if that is not installed.
+    """
+    try:
+        return importlib.import_module("server.tracing")
+    except ImportError as error:
+        raise SettingsError(
+            f"trace_endpoint: {error.name} is not installed; "
+            "`pip install candidate-search[trace]` does it"
+        ) from error
 
 
 def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:

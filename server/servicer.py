@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from time import time_ns
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 from candidate_search.v1 import candidate_search_service_pb2 as pb
@@ -24,6 +25,9 @@ from server.live_recall import LiveRecall
 from server.loading import IndexVersion
 from server.settings import Settings
 from server.versions import Served
+
+if TYPE_CHECKING:
+    from server.tracing import Tracer  # which needs an extra
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CandidateSearchService"].full_name
 
@@ -45,6 +49,8 @@ class _Call:
     """What is searched for, which may be less than was asked for."""
     is_long: bool
     degraded: Notice | None
+    begun_nanos: int
+    """Since the epoch."""
 
 
 _Answers = Mapping[IndexVersion, Iterator[SearchResult | SearchError]]
@@ -56,12 +62,14 @@ class CandidateSearchServicer:
     Args:
         served: the versions that answer; others may be put in their place at any time.
         settings: the limits.
+        tracer: what records searches, if anything does.
     """
 
-    def __init__(self, served: Served, settings: Settings) -> None:
+    def __init__(self, served: Served, settings: Settings, tracer: Tracer | None = None) -> None:
         self.is_serving = False
         self.served = served
         self._settings = settings
+        self._tracer = tracer
         self._decoder = RequestDecoder(settings)
         self._live_recall = LiveRecall(settings.live_recall_share)
         self._n_searches = 0
@@ -164,6 +172,7 @@ class CandidateSearchServicer:
 
     def _begin(self, request: pb.SearchCandidatesRequest, seconds_left: float | None) -> _Call:
         """Translate a request into a search for which there is time, or refuse it."""
+        begun_nanos = time_ns()
         if not self.is_serving:
             raise NotServingError("the server is starting or stopping; try again")
         page_token = request.page_token
@@ -177,7 +186,7 @@ class CandidateSearchServicer:
             n_ahead = self._n_long / self._settings.long_search_threads if is_long else 0.0
             search, degraded = fitted(search, engine.planner, seconds_left, n_ahead)
             is_long = is_long and (degraded is None or engine.is_long(search))
-        return _Call(version, request, all_but_token, search, is_long, degraded)
+        return _Call(version, request, all_but_token, search, is_long, degraded, begun_nanos)
 
     def _end(self, call: _Call, result: SearchResult) -> bytes:
         """Translate a result."""
@@ -190,6 +199,8 @@ class CandidateSearchServicer:
         version.counter(result.plan).inc()
         metrics.observe_search(result, self._n_searches)
         self._n_searches += 1
+        if self._tracer is not None:
+            self._tracer.record(result, call.begun_nanos, version.name)
         self._live_recall.consider(version, call.search, result)
         found = version.encoder.encode(result.rows, result.scores)
         returned_fields = call.request.returned_fields

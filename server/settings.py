@@ -97,6 +97,17 @@ class Settings(BaseSettings):
         description="The share of approximate searches that are made exactly as well, to measure "
         "recall; they take at most a hundredth of a core.",
     )
+    trace_endpoint: str | None = Field(
+        default=None,
+        description="Where an OpenTelemetry collector takes OTLP by gRPC, such as "
+        "http://localhost:4317; no traces if it is not set. Needs the extra trace.",
+    )
+    trace_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="The share of searches that are traced where the caller does not say.",
+    )
     log_format: Literal["console", "json"] = Field(
         default="console", description="Whether log lines are for people or for programs."
     )
