@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from trainer.bundle import LEARNING_CURVE, MODEL_CARD, TowerManifest
 
@@ -12,25 +14,12 @@ _RANKER_SENTENCE = {
     False: "There is no ranking model.",
 }
 _STARTED_FROM = "Training began with the weights of {}, which have seen what that had seen."
+_LEARNING_CURVE = f"\n![Loss and validation by epoch]({LEARNING_CURVE})\n"
 _REFRESHED_FROM = "The models are those of {}; the users' histories and embeddings are newer."
 
 
 def write_model_card(directory: Path, manifest: TowerManifest) -> None:
     """Write the model card of a bundle, whose learning curve is already drawn if it has one."""
-    curve = ""
-    if (directory / LEARNING_CURVE).exists():
-        curve = f"\n![Loss and validation by epoch]({LEARNING_CURVE})\n"
-    lineage = "".join(
-        f"- {sentence.format(version)}\n"
-        for sentence, version in (
-            (_STARTED_FROM, manifest.started_from),
-            (_REFRESHED_FROM, manifest.refreshed_from),
-        )
-        if version
-    )
-    evaluation = (
-        json.dumps(manifest.evaluation, indent=2) if manifest.evaluation else "not measured"
-    )
     card = f"""# Two towers, trained on {manifest.trained_on.dataset}
 
 - Retrieves candidates for a user from what the user has interacted with; the score is the inner
@@ -40,15 +29,11 @@ def write_model_card(directory: Path, manifest: TowerManifest) -> None:
   {manifest.seed}.
 - The query tower reads the newest {manifest.max_history_length} interactions of a user.
 - {_RANKER_SENTENCE[manifest.has_ranker]}
-{lineage}
+{_lineage(manifest)}
 ## Quality
 
-Measured on held-out interactions by towers trained in the same way on the rest.
-
-```json
-{evaluation}
-```
-{curve}
+{_quality(manifest.evaluation)}
+{_LEARNING_CURVE if (directory / LEARNING_CURVE).exists() else ""}
 ## Configuration
 
 ```json
@@ -62,3 +47,27 @@ recommended more. A candidate nobody has interacted with is placed by its
 content alone; how well has not been measured.
 """
     (directory / MODEL_CARD).write_text(card)
+
+
+def _lineage(manifest: TowerManifest) -> str:
+    sentences = {_STARTED_FROM: manifest.started_from, _REFRESHED_FROM: manifest.refreshed_from}
+    return "".join(f"- {one.format(version)}\n" for one, version in sentences.items() if version)
+
+
+def _quality(evaluation: Mapping[str, Any]) -> str:
+    """Tabulate the metrics by their cutoffs."""
+    if not evaluation:
+        return "Not measured."
+    figures: dict[str, dict[int, float]] = {}
+    for metric, value in evaluation["metrics"].items():
+        name, _, k = metric.partition("@")
+        figures.setdefault(name, {})[int(k)] = value
+    cutoffs = sorted({k for values in figures.values() for k in values})
+    lines = [["metric", *(f"@{k}" for k in cutoffs)], ["---"] * (1 + len(cutoffs))]
+    for name, values in sorted(figures.items()):
+        lines.append([name, *(f"{values[k]:.4f}" if k in values else "" for k in cutoffs)])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"""Measured on what the {evaluation["split"]} split held out, for
+{evaluation["n_users"]:,} users, by towers trained in the same way on the rest.
+
+{table}"""

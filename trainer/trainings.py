@@ -130,9 +130,10 @@ class Trainings:
         """Return the folder for the checkpoints of one training, and say if there are any."""
         if self.checkpoints is None:
             return None
+        what = f"{name} {self.started_from} {self.n_epochs} {self.config.patience}"
         directory = checkpoints.directory_of(
             *(self.checkpoints, self.dataset, parts.train),
-            *(self.config.towers, self.config.seed, f"{name} {self.started_from}"),
+            *(self.config.towers, self.config.seed, what),
         )
         if checkpoints.is_there(directory):
             say(f"Going on from the checkpoint in {directory}")

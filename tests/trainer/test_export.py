@@ -45,7 +45,8 @@ def bundle(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> TowerBundle:
     root = tmp_path_factory.mktemp("towers")
-    evaluation = {"metrics": {"heldout_recall@10": 0.5}}
+    metrics = {"heldout_recall@10": 0.5, "ndcg@10": 0.25, "ndcg@20": 0.3}
+    evaluation = {"split": "leave-last-out", "n_users": 1500, "metrics": metrics}
     directory = export(
         *(towers, dataset, train_rows, root),
         seed=1,
@@ -101,10 +102,13 @@ def test_tuning_queries_are_embeddings_of_earlier_histories(
 
 def test_the_evaluation_and_the_model_card_travel_along(bundle: TowerBundle) -> None:
     evaluation = json.loads((bundle.directory / "evaluation.json").read_text())
-    assert evaluation == bundle.manifest.evaluation == {"metrics": {"heldout_recall@10": 0.5}}
+    assert evaluation == bundle.manifest.evaluation
+    assert evaluation["metrics"]["heldout_recall@10"] == 0.5
     card = (bundle.directory / "model_card.md").read_text()
     assert "trained on sample" in card
-    assert "heldout_recall@10" in card
+    assert "the leave-last-out split held out, for\n1,500 users" in card
+    assert "| metric | @10 | @20 |\n| --- | --- | --- |\n| heldout_recall | 0.5000 |  |\n" in card
+    assert "| ndcg | 0.2500 | 0.3000 |\n" in card
 
 
 def test_without_histories_nothing_is_kept_about_a_user(
