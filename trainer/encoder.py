@@ -6,6 +6,7 @@ trained on has no id that says anything, but its content places it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from trainer.keras import tf
 _KNOT_DISTANCE = 0.1
 _KNOTS = np.arange(-3, 3 + _KNOT_DISTANCE, _KNOT_DISTANCE, dtype=np.float32)
 """Where numbers are read, in standard deviations from their mean."""
+_MANY = 200
+"""Tokens of a feature from which a sparse product is faster than a dense one."""
 
 
 class ItemEncoder(tf.keras.layers.Layer):  # type: ignore[misc]
@@ -58,29 +61,88 @@ class ItemEncoder(tf.keras.layers.Layer):  # type: ignore[misc]
         """Encode candidates.
 
         Args:
-            inputs: by feature (n, length) int32 tokens padded with 0, or float32 numbers; tokens
-                may be ragged (n, None) without padding.
+            inputs: by feature (n, length) int32 tokens padded with 0, or (n, 1) float32 numbers;
+                or either as ``Catalogue`` has them, the weights with which candidates read the
+                lines of the feature's table, (n, n_lines) float32, sparse or not.
 
         Returns:
             (n, width) float32.
         """
         parts = [
-            (self._number if feature.kind == "number" else self._tokens)(
-                self._tables[feature.name], inputs[feature.name]
-            )
+            self._read(feature, self._tables[feature.name], inputs[feature.name])
             for feature in self._features
         ]
         return tf.add_n(parts)
 
     @staticmethod
-    def _tokens(table: Any, tokens: Any) -> Any:
-        known = tf.cast(tokens > 0, tf.float32)
-        # The product makes the gradient dense, which the optimiser applies several times faster.
-        summed = tf.reduce_sum(tf.gather(table * 1.0, tokens) * tf.expand_dims(known, -1), axis=1)
+    def _read(feature: Feature, table: Any, values: Any) -> Any:
+        if isinstance(values, tf.SparseTensor):
+            return tf.sparse.sparse_dense_matmul(values, table)
+        if feature.kind == "number" and values.shape[1] == 1:
+            return tf.matmul(_closeness(values), table)
+        if values.dtype == tf.float32:
+            return tf.matmul(values, table)
+        known = tf.cast(values > 0, tf.float32)
+        if values.shape[1] == 1:
+            return tf.gather(table, values[:, 0]) * known
+        summed = tf.reduce_sum(tf.gather(table, values) * tf.expand_dims(known, -1), axis=1)
         counts = tf.reduce_sum(known, axis=1)
         return summed * tf.math.rsqrt(tf.maximum(counts, 1.0))[:, None]
 
-    @staticmethod
-    def _number(table: Any, numbers: Any) -> Any:
-        closeness = tf.nn.softmax(-(((numbers - _KNOTS) / _KNOT_DISTANCE) ** 2))
-        return tf.matmul(closeness, table)
+
+def _closeness(numbers: Any) -> Any:
+    """Return how close numbers (n, 1) are to each knot: (n, n_knots) float32, adding up to 1."""
+    return tf.nn.softmax(-(((numbers - _KNOTS) / _KNOT_DISTANCE) ** 2))
+
+
+class Catalogue:
+    """The candidates as a training step reads them.
+
+    What a candidate reads of a feature's table is a line of a matrix, and to encode is to multiply
+    both: a table that most candidates read some lines of is multiplied faster than gathered. Of the
+    ids in a large catalogue a step reads few, and gathers them, so that it changes no more of the
+    table than it reads.
+
+    Args:
+        features: of the candidates.
+        corpus: by feature (n_candidates, length), as ``trainer.features.encode_candidates`` has
+            them.
+    """
+
+    def __init__(self, features: Sequence[Feature], corpus: dict[str, np.ndarray]) -> None:
+        self._features = features
+        self._corpus = {name: tf.constant(values) for name, values in corpus.items()}
+
+    @functools.cached_property
+    def all(self) -> dict[str, Any]:
+        """All candidates, for ``ItemEncoder``."""
+        with tf.init_scope():
+            return {f.name: _weights(f, self._corpus[f.name]) for f in self._features}
+
+    def some(self, rows: Any) -> dict[str, Any]:
+        """Some candidates, (n,) int32 rows, for ``ItemEncoder``."""
+        gathered = {name: tf.gather(values, rows) for name, values in self._corpus.items()}
+        return {
+            f.name: gathered[f.name] if f.kind == "id" else _weights(f, gathered[f.name])
+            for f in self._features
+        }
+
+
+def _weights(feature: Feature, values: Any) -> Any:
+    """Return the weights of a feature's lines, (n, n_lines) float32, sparse if they are many."""
+    if feature.kind == "number":
+        return _closeness(values)
+    cells = tf.where(values > 0)
+    lines = cells[:, 0]
+    counts = tf.reduce_sum(tf.cast(values > 0, tf.float32), axis=1)
+    sparse = tf.SparseTensor(
+        tf.stack([lines, tf.cast(tf.gather_nd(values, cells), tf.int64)], axis=1),
+        tf.gather(tf.math.rsqrt(tf.maximum(counts, 1.0)), lines),
+        (tf.shape(values, tf.int64)[0], feature.n_tokens + 1),
+    )
+    return dense(sparse) if feature.n_tokens < _MANY else sparse
+
+
+def dense(sparse: Any) -> Any:
+    """Return a sparse matrix as a dense one; what is at the same place adds up."""
+    return tf.scatter_nd(sparse.indices, sparse.values, sparse.dense_shape)

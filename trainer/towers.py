@@ -21,13 +21,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.compression import compress
-from trainer.encoder import ItemEncoder
+from trainer.encoder import Catalogue, ItemEncoder, dense
 from trainer.features import CANDIDATE_ID, HISTORY, Feature, Features, encode_histories
 from trainer.keras import tf, tfrs
-from trainer.losses import SoftmaxRetrieval, cells
+from trainer.losses import SoftmaxRetrieval
 from trainer.vocabulary import Vocabulary
 
 _BATCH_SIZE = 4096
+
+_MAX_FULL = 20_000
+"""Candidates up to which a step over all of them is cheap."""
 
 HEADS = ("taste", "sequence")
 
@@ -63,10 +66,29 @@ class TowersConfig(BaseModel):
     """A user counts in the loss as the weight of their targets to this power."""
     learning_rate: float = Field(0.003, gt=0)
     """At the start; it falls linearly to 0."""
+    loss: Literal["auto", "full", "sampled"] = "auto"
+    """Which candidates compete with the targets: ``full`` takes all; ``sampled`` those that the
+    batch's users interacted with, and some drawn at random; ``auto`` is full up to 20,000."""
+    negatives: int = Field(4096, ge=1)
+    """Candidates drawn at random for a step, where the loss is sampled."""
+    hard_negatives: int = Field(0, ge=0)
+    """Of the candidates that compete, only so many count for a query, those that score highest;
+    0: all."""
     batch_size: int = Field(128, ge=2)
     """Users in a training step, and half as many for the sequence head."""
     epochs: int = Field(50, ge=1)
     """Passes over the users."""
+
+    def is_sampled(self, n_candidates: int) -> bool:
+        """Whether only some of so many candidates compete in a step."""
+        return self.loss == "sampled" or (self.loss == "auto" and n_candidates > _MAX_FULL)
+
+
+def _part(wide: Any, head: str) -> Any:
+    """Return the columns (n, width / 2) of one head."""
+    width = wide.shape[1] // len(HEADS)
+    first = HEADS.index(head) * width
+    return wide[:, first : first + width]
 
 
 class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
@@ -92,54 +114,58 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
         self.center = self.add_weight("center", (wide,), trainable=False)
         self.projection = self.add_weight("projection", (wide, config.dim - 1), trainable=False)
 
-    def encode_items(self, corpus: dict[str, Any]) -> Any:
-        """Encode all candidates as parts of histories: (n_candidates + 1, width), token 0 first."""
-        return tf.pad(self.encoder(corpus), [[1, 0], [0, 0]])
-
     def head(self, name: str, history: Any, items: Any) -> Any:
         """Embed histories with one head.
 
         Args:
             name: one of ``HEADS``.
-            history: (n, length) int32 tokens, oldest first, padded on the right with 0; or ragged
-                (n, None) without padding.
-            items: (n_candidates + 1, width), what ``encode_items`` made of the candidates.
+            history: (n, n_candidates) float32 sparse, the age of every interaction: 1 the newest.
+            items: (n_candidates, width), what ``encoder`` made of the candidates.
 
         Returns:
             (n, width + 1) float32; the last dimension is 1.
         """
-        vectors = tf.split(items, len(HEADS), axis=1)[HEADS.index(name)]
-        weights = self._weights(name, history)
-        if isinstance(history, tf.RaggedTensor):
-            # In training the catalogue is small enough for a matrix of users by candidates, and
-            # a matrix product is several times faster than to gather vectors and sum them.
-            shape = (history.nrows(tf.int32), tf.shape(vectors)[0])
-            summed = tf.matmul(tf.scatter_nd(cells(history), weights.values, shape), vectors)
-        else:
-            gathered = tf.gather(vectors, history) * tf.expand_dims(weights, -1)
-            summed = tf.reduce_sum(gathered, axis=1)
+        vectors = _part(items, name)
+        # The scores are a matrix of the same size: the dense product, several times faster than
+        # the sparse one, costs no more memory than they do.
+        weights = dense(history.with_values(history.values ** -self._recency(name)))
+        return self._directed(tf.matmul(weights, vectors))
+
+    def wide(self, history: Any, items: Any) -> Any:
+        """Embed histories, as ``head`` reads them, before compression: (n, wide) float32."""
+        return self._joined([self.head(name, history, items) for name in HEADS])
+
+    def call(self, history: Any) -> Any:
+        """Embed histories.
+
+        Args:
+            history: (n, length) int32 tokens, oldest first, padded on the right with 0.
+
+        Returns:
+            (n, dim) float32, whose last dimension is 1.
+        """
+        wide = self._joined([self._padded_head(name, history) for name in HEADS])
+        compressed = tf.matmul(wide - self.center, self.projection)
+        return tf.concat([compressed, tf.ones_like(compressed[:, :1])], axis=1)
+
+    def _padded_head(self, name: str, history: Any) -> Any:
+        known = tf.cast(history > 0, tf.float32)
+        lengths = tf.reduce_sum(known, axis=1, keepdims=True)
+        ages = lengths - tf.range(history.shape[1], dtype=tf.float32)
+        weights = tf.maximum(ages, 1.0) ** -self._recency(name) * known
+        vectors = tf.gather(_part(self.items, name), history)
+        return self._directed(tf.reduce_sum(vectors * tf.expand_dims(weights, -1), axis=1))
+
+    def _recency(self, name: str) -> float:
+        return self._config.recency if name == "sequence" else 0.0
+
+    def _directed(self, summed: Any) -> Any:
         direction = tf.math.l2_normalize(summed, axis=1) / self._config.temperature
         return tf.concat([direction, tf.ones_like(direction[:, :1])], axis=1)
 
-    def wide(self, history: Any, items: Any) -> Any:
-        """Embed histories (n, length) before compression: (n, wide) float32."""
-        taste, sequence = (self.head(name, history, items) for name in HEADS)
+    def _joined(self, heads: Sequence[Any]) -> Any:
+        taste, sequence = heads
         return tf.concat([taste, self._config.sequence_weight * sequence], axis=1)
-
-    def call(self, history: Any) -> Any:
-        """Embed histories (n, length): (n, dim) float32, whose last dimension is 1."""
-        compressed = tf.matmul(self.wide(history, self.items) - self.center, self.projection)
-        return tf.concat([compressed, tf.ones_like(compressed[:, :1])], axis=1)
-
-    def _weights(self, name: str, history: Any) -> Any:
-        recency = self._config.recency if name == "sequence" else 0.0
-        if isinstance(history, tf.RaggedTensor):
-            ranks = tf.ragged.range(history.row_lengths(), 0, -1)
-            return tf.cast(ranks, tf.float32) ** -recency
-        known = tf.cast(history > 0, tf.float32)
-        lengths = tf.reduce_sum(known, axis=1, keepdims=True)
-        ranks = lengths - tf.range(history.shape[1], dtype=tf.float32)
-        return tf.maximum(ranks, 1.0) ** -recency * known
 
 
 class CandidateTower(tf.keras.layers.Layer):  # type: ignore[misc]
@@ -160,10 +186,11 @@ class CandidateTower(tf.keras.layers.Layer):  # type: ignore[misc]
 
     def heads(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Embed candidates with each head: (n, width + 1) float32, whose last is the bias."""
-        parts = tf.split(self.encoder(inputs), len(HEADS), axis=1)
+        encoded = self.encoder(inputs)
+        parts = {name: _part(encoded, name) for name in HEADS}
         return {
             name: tf.concat([tf.math.l2_normalize(part[:, :-1], axis=1), part[:, -1:]], axis=1)
-            for name, part in zip(HEADS, parts, strict=True)
+            for name, part in parts.items()
         }
 
     def wide(self, inputs: dict[str, Any]) -> Any:
@@ -200,63 +227,60 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
         super().__init__()
         self.query_tower = QueryTower(features, config, seed=2 * seed)
         self.candidate_tower = CandidateTower(features, config, seed=2 * seed + 1)
+        self.task = SoftmaxRetrieval(config.user_weight, config.hard_negatives)
         self._dim = config.dim
-        self._corpus = {
-            name: tf.RaggedTensor.from_tensor(values, padding=0) if values.shape[1] > 1 else values
-            for name, values in corpus.items()
-        }
-        batches = tf.data.Dataset.from_tensor_slices(corpus).batch(_BATCH_SIZE)
-        self.task = SoftmaxRetrieval(
-            tfrs.metrics.FactorizedTopK(batches.map(self.candidate_tower.wide), ks=(10, 100)),
-            user_weight=config.user_weight,
-        )
+        self._n_candidates = len(corpus[CANDIDATE_ID])
+        self._catalogue = Catalogue(features.candidate, corpus)
 
     def compute_loss(self, inputs: dict[str, Any], training: bool = False) -> Any:
-        """Return the loss of a batch.
+        """Return the loss of a batch, as ``trainer.batches`` makes them: of each head on its own.
 
         Args:
-            inputs: ``history``, ragged (n, None) int32 tokens, ``targets``, ragged (n, None)
-                int32 candidate rows, and ``target_weights``, ragged (n, None) float32; in training
-                one such dictionary for each head, by its name.
-            training: whether the heads are trained, each on its own examples, or their sum is
-                measured.
+            inputs: by the name of a head its examples, ``history`` and ``targets``, both
+                (n, n_competing) float32 sparse, the ages of interactions and what each should
+                count; and of the candidates that compete, where they are not all, ``competing``,
+                (n_competing,) int32 rows, and ``log_chances``, (n_competing,) float32.
+            training: for Keras, which passes it; nothing differs.
         """
-        items = self.query_tower.encode_items(self._corpus)
-        if not training:
-            queries = self.query_tower.wide(inputs["history"], items)
-            return self._loss(queries, self.candidate_tower.wide(self._corpus), inputs, True)
-        losses = []
-        for name, candidates in self.candidate_tower.heads(self._corpus).items():
-            queries = self.query_tower.head(name, inputs[name]["history"], items)
-            losses.append(self._loss(queries, candidates, inputs[name], False))
+        del training
+        competing = inputs.get("competing")
+        candidates = self._catalogue.all if competing is None else self._catalogue.some(competing)
+        items = self.query_tower.encoder(candidates)
+        answers = self.candidate_tower.heads(candidates)
+        losses = [
+            self.task(
+                self.query_tower.head(name, inputs[name]["history"], items),
+                answers[name],
+                targets=inputs[name]["targets"],
+                seen=inputs[name]["history"],
+                log_chances=inputs.get("log_chances"),
+            )
+            for name in HEADS
+        ]
         return tf.add_n(losses)
-
-    def _loss(self, queries: Any, candidates: Any, examples: Any, compute_metrics: bool) -> Any:
-        return self.task(
-            queries,
-            candidates,
-            targets=examples["targets"],
-            target_weights=examples["target_weights"],
-            seen=examples["history"] - 1,
-            compute_metrics=compute_metrics,
-        )
 
     def embed_corpus(self) -> tuple[Any, Any]:
         """Embed all candidates before compression, as parts of histories and as answers.
 
         Returns:
-            What ``QueryTower.encode_items`` and ``CandidateTower.wide`` make of them.
+            (n_candidates, width) and (n_candidates, wide) float32.
         """
-        return self.query_tower.encode_items(self._corpus), self.candidate_tower.wide(self._corpus)
+        batches = [
+            self._catalogue.some(tf.range(start, min(start + _BATCH_SIZE, self._n_candidates)))
+            for start in range(0, self._n_candidates, _BATCH_SIZE)
+        ]
+        items = tf.concat([self.query_tower.encoder(batch) for batch in batches], axis=0)
+        return items, tf.concat([self.candidate_tower.wide(batch) for batch in batches], axis=0)
 
     def finish(self, histories: Any) -> None:
         """Settle, once the heads are trained, what the towers need to embed.
 
         Args:
-            histories: ragged (n, None) int32 tokens, the queries whose scores compression keeps.
+            histories: (n, n_candidates) float32 sparse ages, the queries whose scores compression
+                keeps.
         """
         items, candidates = self.embed_corpus()
-        self.query_tower.items.assign(items)
+        self.query_tower.items.assign(tf.pad(items, [[1, 0], [0, 0]]))
         queries = self.query_tower.wide(histories, items).numpy()
         center = queries.mean(axis=0)
         towers: tuple[Any, Any] = (self.query_tower, self.candidate_tower)

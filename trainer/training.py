@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from trainer.batches import ages, ragged, training_batches
 from trainer.bundle import TowerBundle
 from trainer.checkpoints import Checkpoints, is_there
 from trainer.datasets import Dataset
@@ -25,6 +25,7 @@ from trainer.features import (
 )
 from trainer.keras import tf
 from trainer.monitoring import Monitor, OnEpoch
+from trainer.optimizers import LazyAdam
 from trainer.splits import Split
 from trainer.towers import Towers, TowersConfig, TwoTowers
 from trainer.validation import Validation
@@ -87,7 +88,7 @@ def fit(
     learning_rate = tf.keras.optimizers.schedules.PolynomialDecay(
         config.learning_rate, config.epochs * n_steps, end_learning_rate=0.0
     )
-    model.compile(optimizer=tf.keras.optimizers.Adam(learning_rate))
+    model.compile(optimizer=LazyAdam(learning_rate))
     monitor = Monitor(
         on_epoch,
         None if validation is None else Validation(dataset, validation, histories),
@@ -98,7 +99,7 @@ def fit(
     if not monitor.is_out_of_patience:
         with _advice_on_divergence(config, checkpoints):
             model.fit(
-                training_batches(histories, config, seed, first_epoch),
+                training_batches(histories, dataset.n_candidates, config, seed, first_epoch),
                 initial_epoch=first_epoch,
                 epochs=n_epochs or config.epochs,
                 steps_per_epoch=n_steps,
@@ -106,7 +107,8 @@ def fit(
                 verbose=0,
             )
     known = [history for history in histories if len(history)]
-    model.finish(_ragged(known[:: 1 + len(known) // _MAX_COMPRESSED]) + 1)
+    some = ragged(known[:: 1 + len(known) // _MAX_COMPRESSED])
+    model.finish(ages(some, dataset.n_candidates))
     return Towers(model, config, features, vocabularies, corpus, histories)
 
 
@@ -209,89 +211,3 @@ def steps_per_epoch(histories: list[np.ndarray], config: TowersConfig) -> int:
             "--split none holds nothing out"
         )
     return -(-n_users // config.batch_size)
-
-
-def training_batches(
-    histories: list[np.ndarray], config: TowersConfig, seed: int, first_epoch: int = 0
-) -> Any:
-    """Make the batches of all epochs, with the users in random order.
-
-    An epoch depends on the seed and its number alone: a training that goes on from a checkpoint
-    sees what it would have seen.
-
-    Args:
-        histories: candidate rows of each user, oldest first.
-        config: how the towers are trained.
-        seed: of the order and of what the heads have to find; every epoch draws afresh.
-        first_epoch: the number, from 0, of the epoch to begin with.
-
-    Returns:
-        A ``tf.data.Dataset`` of what ``TwoTowers.compute_loss`` reads in training,
-        ``steps_per_epoch`` for each epoch.
-    """
-    learnable = [history for history in histories if len(history)]
-    interactions = _ragged(learnable)
-
-    def stream(key: Any, batch_size: int, example: Callable[..., Any]) -> Any:
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(learnable)), key)
-        batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size).enumerate(1)
-        return batches.map(
-            lambda step, users: example(
-                tf.gather(interactions, users), tf.random.experimental.stateless_fold_in(key, step)
-            )
-        )
-
-    def epoch_batches(epoch: Any) -> Any:
-        keys = [tf.stack([2 * seed + head, epoch]) for head in range(2)]
-        hide = partial(_hide, dropout=config.history_dropout)
-        cut = partial(_cut, decay=config.target_decay)
-        return tf.data.Dataset.zip(
-            {
-                "taste": stream(keys[0], config.batch_size, hide),
-                "sequence": stream(keys[1], config.batch_size // 2, cut),
-            }
-        )
-
-    epochs = tf.data.Dataset.range(first_epoch, config.epochs)
-    return epochs.flat_map(epoch_batches).prefetch(2)
-
-
-def _hide(candidates: Any, draw: Any, dropout: float) -> dict[str, Any]:
-    """Hide interactions anywhere in the histories, to be found by the rest.
-
-    Args:
-        candidates: ragged (n, None) candidate rows, oldest first.
-        draw: (2,) seed of what is hidden.
-        dropout: the share that is hidden.
-    """
-    hidden = tf.random.stateless_uniform(tf.shape(candidates.values), draw) < dropout
-    return _examples(candidates, hidden, tf.ones_like(candidates.values, tf.float32))
-
-
-def _cut(candidates: Any, draw: Any, decay: float) -> dict[str, Any]:
-    """Cut the histories anywhere in time; what came later is to be found, the next first.
-
-    Args:
-        candidates: ragged (n, None) candidate rows, oldest first.
-        draw: (2,) seed of the cuts.
-        decay: the n-th next interaction counts n to the power of minus this.
-    """
-    lengths = tf.cast(candidates.row_lengths(), tf.float32)
-    cuts = tf.floor(tf.random.stateless_uniform(tf.shape(lengths), draw) * (lengths - 1)) + 1
-    positions = tf.cast(tf.ragged.range(candidates.row_lengths()).values, tf.float32)
-    distances = positions - tf.gather(cuts, candidates.value_rowids()) + 1
-    return _examples(candidates, distances > 0, tf.maximum(distances, 1.0) ** -decay)
-
-
-def _examples(candidates: Any, is_target: Any, weights: Any) -> dict[str, Any]:
-    """Part interactions, whose flat values are told apart, into histories and targets."""
-    targets = candidates.with_values(is_target)
-    return {
-        "history": tf.ragged.boolean_mask(candidates, ~targets) + 1,
-        "targets": tf.ragged.boolean_mask(candidates, targets),
-        "target_weights": tf.ragged.boolean_mask(candidates.with_values(weights), targets),
-    }
-
-
-def _ragged(lists: list[np.ndarray]) -> Any:
-    return tf.RaggedTensor.from_row_lengths(np.concatenate(lists), [len(one) for one in lists])

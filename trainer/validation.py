@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from trainer.batches import ages, ragged
 from trainer.datasets import Dataset
 from trainer.evaluation import rank, user_metrics
 from trainer.keras import tf
@@ -41,9 +42,9 @@ class Validation:
         items, candidates = model.embed_corpus()
 
         def score_users(rows: np.ndarray) -> np.ndarray:
-            chosen = [self._histories[row] for row in rows]
-            lengths = [len(history) for history in chosen]
-            histories = tf.RaggedTensor.from_row_lengths(np.concatenate(chosen) + 1, lengths)
+            histories = ages(
+                ragged([self._histories[row] for row in rows]), self._dataset.n_candidates
+            )
             scores: np.ndarray = tf.matmul(
                 model.query_tower.wide(histories, items), candidates, transpose_b=True
             ).numpy()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer.encoder import ItemEncoder
+from trainer.encoder import Catalogue, ItemEncoder
 from trainer.features import Feature
 from trainer.keras import tf
 
@@ -42,10 +42,42 @@ def test_features_are_summed_and_tokens_divided_by_the_root_of_their_number(
     np.testing.assert_allclose(expected, encode(encoder, genres), atol=1e-3)
 
 
-def test_ragged_tokens_are_encoded_as_padded_ones(encoder: ItemEncoder) -> None:
-    padded = np.array([[2, 0], [1, 2]], dtype=np.int32)
-    ragged = tf.RaggedTensor.from_tensor(padded, padding=0)
-    np.testing.assert_allclose(encode(encoder, padded), encode(encoder, ragged), atol=1e-6)
+def test_a_catalogue_is_encoded_as_its_candidates_are(encoder: ItemEncoder) -> None:
+    corpus = {
+        "candidate_id": np.array([[1], [2]], dtype=np.int32),
+        "genres": np.array([[2, 0], [1, 2]], dtype=np.int32),
+        "year": np.array([[0.0], [1.5]], dtype=np.float32),
+    }
+    catalogue = Catalogue(FEATURES, corpus)
+    expected = encoder(corpus)
+    np.testing.assert_allclose(expected, encoder(catalogue.all), atol=1e-6)
+    some = encoder(catalogue.some(tf.constant([1, 0, 1])))
+    np.testing.assert_allclose(expected.numpy()[[1, 0, 1]], some, atol=1e-6)
+
+
+def test_many_tokens_are_multiplied_sparsely_and_encoded_alike() -> None:
+    features = (Feature(name="words", kind="text", length=3, n_tokens=1000),)
+    encoder = ItemEncoder(features, width=2, deviation=1.0, seed=0)
+    encoder.set_weights([np.random.default_rng(0).normal(size=(1001, 2))])
+    corpus = {"words": np.array([[5, 999, 0], [0, 0, 0], [7, 7, 1]], dtype=np.int32)}
+    read = Catalogue(features, corpus).all
+    assert isinstance(read["words"], tf.SparseTensor)
+    np.testing.assert_allclose(encoder(corpus), encoder(read), atol=1e-6)
+
+
+def test_of_a_large_catalogue_only_the_ids_that_are_read_have_a_gradient(
+    encoder: ItemEncoder,
+) -> None:
+    corpus = {
+        "candidate_id": np.array([[1], [2]], dtype=np.int32),
+        "genres": np.array([[2, 0], [1, 2]], dtype=np.int32),
+        "year": np.array([[0.0], [1.5]], dtype=np.float32),
+    }
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(encoder(Catalogue(FEATURES, corpus).some(tf.constant([1]))))
+    gradient = tape.gradient(total, encoder.table("candidate_id"))
+    assert isinstance(gradient, tf.IndexedSlices)
+    assert gradient.indices.numpy().tolist() == [2]
 
 
 def test_an_unknown_id_and_no_tokens_leave_the_rest_to_speak(encoder: ItemEncoder) -> None:

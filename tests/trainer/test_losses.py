@@ -9,25 +9,34 @@ from trainer.losses import SoftmaxRetrieval
 CANDIDATES = np.array([[0.0], [1.0], [2.0]], dtype=np.float32)
 
 
+def sparse(columns: list[list[int]], values: list[list[float]] | None = None) -> tf.SparseTensor:
+    cells = [(line, column) for line, row in enumerate(columns) for column in row]
+    flat = [1.0] * len(cells) if values is None else [one for row in values for one in row]
+    return tf.SparseTensor(
+        np.array(cells, dtype=np.int64).reshape(-1, 2),
+        np.array(flat, dtype=np.float32),
+        (len(columns), len(CANDIDATES)),
+    )
+
+
 def loss(
     queries: list[list[float]],
     targets: list[list[int]],
     *,
     weights: list[list[float]] | None = None,
     seen: list[list[int]] | None = None,
+    log_chances: list[float] | None = None,
     user_weight: float = 0.5,
+    hard_negatives: int = 0,
 ) -> float:
-    task = SoftmaxRetrieval(user_weight=user_weight)
-    rows = tf.ragged.constant(targets, dtype=tf.int32, ragged_rank=1)
+    task = SoftmaxRetrieval(user_weight, hard_negatives)
     return float(
         task(
             tf.constant(queries),
             tf.constant(CANDIDATES),
-            targets=rows,
-            target_weights=tf.ones_like(rows, tf.float32)
-            if weights is None
-            else tf.ragged.constant(weights, dtype=tf.float32),
-            seen=tf.ragged.constant(seen or [[]] * len(queries), dtype=tf.int32, ragged_rank=1),
+            targets=sparse(targets, weights),
+            seen=sparse(seen or [[]] * len(queries)),
+            log_chances=log_chances,
         )
     )
 
@@ -73,3 +82,20 @@ def test_a_target_that_was_seen_before_competes_all_the_same() -> None:
 
 def test_no_targets_at_all_is_no_loss() -> None:
     assert loss([[1.0]], [[]]) == 0
+
+
+def test_a_sampled_candidate_stands_for_as_many_as_its_chance_says() -> None:
+    expected = negative_log_likelihood(2.0, [0.0, *[1.0] * 4, 2.0])
+    chances = np.log([1, 1 / 4, 1 / 8]).astype(np.float32)
+    assert expected == pytest.approx(loss([[1.0]], [[2]], log_chances=chances))
+
+
+def test_of_what_competes_only_the_hardest_count() -> None:
+    expected = negative_log_likelihood(0.0, [0.0, 2.0])
+    assert expected == pytest.approx(loss([[1.0]], [[0]], hard_negatives=1))
+
+
+def test_as_many_hard_negatives_as_there_are_candidates_are_the_full_softmax() -> None:
+    queries, targets = [[1.0], [-2.0]], [[0, 2], [1]]
+    expected = loss(queries, targets)
+    assert expected == pytest.approx(loss(queries, targets, hard_negatives=10))

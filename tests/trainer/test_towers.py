@@ -1,5 +1,6 @@
 """The towers: what they compute, and that they can be exported."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from pydantic import ValidationError
 
+from trainer.batches import ages, ragged
 from trainer.features import Feature, Features, encode_histories
 from trainer.keras import tf
 from trainer.towers import HEADS, Towers, TowersConfig, TwoTowers
@@ -31,10 +33,19 @@ CORPUS = {
 }
 
 
+def read(histories: Sequence[np.ndarray]) -> tf.SparseTensor:
+    return ages(ragged(histories), N_CANDIDATES)
+
+
+def items(towers: Towers) -> tf.Tensor:
+    """Return the candidates as the query tower's histories read them, row by row."""
+    return towers.model.query_tower.items[1:]
+
+
 def untrained(config: TowersConfig) -> Towers:
     model = TwoTowers(FEATURES, CORPUS, config, seed=0)
     histories = [np.array(rows, dtype=np.int32) for rows in ([0, 1], [2], [6, 5, 4], [3, 1, 0, 2])]
-    model.finish(tf.ragged.constant([rows.tolist() for rows in histories], dtype=tf.int32) + 1)
+    model.finish(read(histories))
     vocabularies = {"candidate_id": Vocabulary([f"c{row}" for row in range(N_CANDIDATES)])}
     return Towers(model, config, FEATURES, vocabularies, CORPUS, histories)
 
@@ -58,7 +69,7 @@ def test_every_head_has_fixed_lengths_and_a_dimension_for_the_bias(
     towers: Towers, name: str
 ) -> None:
     tower = towers.model.query_tower
-    queries = tower.head(name, np.array([[3, 0, 0, 0], [1, 2, 3, 7]]), tower.items)
+    queries = tower.head(name, read([np.array([2]), np.array([0, 1, 2, 6])]), items(towers))
     lengths = np.linalg.norm(queries[:, :-1], axis=1)
     np.testing.assert_allclose(1 / CONFIG.temperature, lengths, 1e-5)
     np.testing.assert_array_equal([1, 1], queries[:, -1])
@@ -79,9 +90,8 @@ def test_queries_end_in_a_one_and_candidates_in_their_bias(towers: Towers) -> No
 def test_where_the_dimensions_suffice_compression_keeps_the_sum_of_both_heads() -> None:
     towers = untrained(UNCOMPRESSED)
     tower = towers.model.query_tower
-    history = encode_histories(towers.histories, UNCOMPRESSED.max_history_length)
     taste, sequence = (
-        tower.head(name, history, tower.items) @ tf.transpose(candidates)
+        tower.head(name, read(towers.histories), items(towers)) @ tf.transpose(candidates)
         for name, candidates in towers.model.candidate_tower.heads(CORPUS).items()
     )
     np.testing.assert_allclose(
@@ -93,18 +103,18 @@ def test_where_the_dimensions_suffice_compression_keeps_the_sum_of_both_heads() 
 
 def test_an_empty_history_is_answered_by_the_biases_alone(towers: Towers) -> None:
     tower = towers.model.query_tower
-    taste = tower.head("taste", np.zeros((1, 4), dtype=np.int32), tower.items)
+    taste = tower.head("taste", read([np.array([], dtype=np.int32)]), items(towers))
     np.testing.assert_array_equal([[0, 0, 0, 0, 1]], taste)
 
 
 def test_a_newer_interaction_weighs_more_for_the_sequence_and_the_same_for_the_taste(
     towers: Towers,
 ) -> None:
-    histories = np.array([[3, 2], [2, 3], [2, 0]], dtype=np.int32)
+    histories = read([np.array([2, 1]), np.array([1, 2]), np.array([1])])
     tower = towers.model.query_tower
-    newest, older, only = tower.head("sequence", histories, tower.items)[:, :-1].numpy()
+    newest, older, only = tower.head("sequence", histories, items(towers))[:, :-1].numpy()
     assert newest @ only > older @ only
-    same, again, _ = tower.head("taste", histories, tower.items).numpy()
+    same, again, _ = tower.head("taste", histories, items(towers)).numpy()
     np.testing.assert_allclose(same, again, atol=1e-6)
 
 
@@ -113,11 +123,13 @@ def test_only_the_newest_interactions_are_read(towers: Towers) -> None:
     np.testing.assert_array_equal(longer, kept)
 
 
-def test_ragged_and_padded_histories_are_embedded_alike(towers: Towers) -> None:
-    ragged = tf.ragged.constant([[1, 2, 3], [4], []], dtype=tf.int32)
-    padded = np.array([[1, 2, 3, 0], [4, 0, 0, 0], [0, 0, 0, 0]], dtype=np.int32)
+def test_padded_histories_are_embedded_as_those_of_training(towers: Towers) -> None:
+    histories = [np.array([0, 1, 2]), np.array([3]), np.array([], dtype=np.int64)]
     tower = towers.model.query_tower
-    np.testing.assert_allclose(tower(ragged), tower(padded), atol=1e-6)
+    wide = tower.wide(read(histories), items(towers))
+    expected = (wide - tower.center) @ tower.projection
+    actual = tower(encode_histories(histories, CONFIG.max_history_length))
+    np.testing.assert_allclose(expected, actual[:, :-1], atol=1e-5)
 
 
 def test_exported_query_tower_agrees_without_tensorflow_operations(

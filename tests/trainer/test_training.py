@@ -4,7 +4,6 @@ import dataclasses
 import datetime as dt
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +22,6 @@ from trainer.training import (
     collect_histories,
     describe,
     fit,
-    steps_per_epoch,
-    training_batches,
 )
 from trainer.validation import best_epoch
 
@@ -107,56 +104,6 @@ def test_one_seed_gives_one_result_and_another_seed_another() -> None:
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
-
-
-def test_the_taste_head_finds_what_is_hidden_and_other_interactions_in_every_epoch() -> None:
-    batches = training_batches([np.arange(100, dtype=np.int32)], SMALL, seed=3)
-    first, second = (batch["taste"] for batch in batches)
-    history, targets = (first[name].values.numpy() for name in ("history", "targets"))
-    assert sorted([*(history - 1), *targets]) == list(range(100))
-    assert first["target_weights"].values.numpy().tolist() == [1] * len(targets)
-    assert history.tolist() != second["history"].values.numpy().tolist()
-
-
-def test_the_sequence_head_finds_what_came_later_and_the_next_counts_most() -> None:
-    config = SMALL.model_copy(update={"epochs": 10})
-    for batch in training_batches([np.arange(5, dtype=np.int32)], config, seed=0):
-        examples = batch["sequence"]
-        (history,), (targets,) = (examples[name].to_list() for name in ("history", "targets"))
-        assert [token - 1 for token in history] + targets == [0, 1, 2, 3, 4]
-        assert history
-        assert targets
-        expected = [1 / n for n in range(1, len(targets) + 1)]
-        assert examples["target_weights"].values.numpy().tolist() == pytest.approx(expected)
-
-
-def read(batches: Any) -> list[Any]:
-    return [
-        {name: {key: value.to_list() for key, value in head.items()} for name, head in one.items()}
-        for one in batches
-    ]
-
-
-def test_every_user_comes_once_in_an_epoch_and_the_order_differs() -> None:
-    histories = [np.array([user, 9]) for user in range(5)]
-    config = TowersConfig(epochs=2, batch_size=2)
-    n_steps = steps_per_epoch(histories, config)
-    batches = read(training_batches(histories, config, seed=0))
-    assert (3, 6) == (n_steps, len(batches))
-    orders = [
-        [history[0] - 1 for batch in epoch for history in batch["sequence"]["history"]]
-        for epoch in (batches[:3], batches[3:])
-    ]
-    assert all(len(order) == len(set(order)) == 3 for order in orders)
-    assert orders[0] != orders[1]
-
-
-def test_an_epoch_depends_on_the_seed_and_its_number_alone() -> None:
-    histories = [np.arange(user + 2) for user in range(5)]
-    config = TowersConfig(epochs=4, batch_size=2)
-    whole = read(training_batches(histories, config, seed=5))
-    assert whole[6:] == read(training_batches(histories, config, seed=5, first_epoch=2))
-    assert whole != read(training_batches(histories, config, seed=6))
 
 
 def validation() -> Split:

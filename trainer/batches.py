@@ -1,0 +1,191 @@
+"""Training examples: what the heads read of a history, what they have to find, what competes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from trainer.keras import tf
+from trainer.towers import HEADS, TowersConfig
+
+
+def ragged(histories: Sequence[np.ndarray]) -> Any:
+    """Return histories as one ragged tensor (n, None)."""
+    return tf.RaggedTensor.from_row_lengths(
+        np.concatenate(histories), [len(history) for history in histories]
+    )
+
+
+def ages(histories: Any, n_candidates: int) -> Any:
+    """Return how old interactions are, the newest 1, as the query tower reads them in training.
+
+    Args:
+        histories: ragged (n, None) int32 candidate rows, oldest first.
+        n_candidates: that there are.
+
+    Returns:
+        (n, n_candidates) float32 sparse.
+    """
+    return _sparse(histories, _ages(histories), n_candidates)
+
+
+def training_batches(
+    histories: list[np.ndarray],
+    n_candidates: int,
+    config: TowersConfig,
+    seed: int,
+    first_epoch: int = 0,
+) -> Any:
+    """Make the batches of all epochs, with the users in random order.
+
+    An epoch depends on the seed and its number alone: a training that goes on from a checkpoint
+    sees what it would have seen.
+
+    Args:
+        histories: candidate rows of each user, oldest first.
+        n_candidates: that there are.
+        config: how the towers are trained.
+        seed: of the order and of what the heads have to find; every epoch draws afresh.
+        first_epoch: the number, from 0, of the epoch to begin with.
+
+    Returns:
+        A ``tf.data.Dataset`` of what ``TwoTowers.compute_loss`` reads in training.
+    """
+    learnable = [history for history in histories if len(history)]
+    interactions = ragged(learnable)
+    hide = partial(_hide, dropout=config.history_dropout)
+    cut = partial(_cut, decay=config.target_decay)
+    make_examples = dict(zip(HEADS, (hide, cut), strict=True))
+    compete = _all_compete
+    if config.is_sampled(n_candidates):
+        shares = np.bincount(interactions.values, minlength=n_candidates) / len(learnable)
+        compete = partial(_some_compete, shares=shares, n_drawn=config.negatives)
+
+    def stream(head: str, epoch: Any) -> Any:
+        key = tf.stack([2 * seed + HEADS.index(head), epoch])
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(learnable)), key)
+        batches = tf.data.Dataset.from_tensor_slices(order).batch(config.batch_size).enumerate(1)
+        return batches.map(
+            lambda step, users: make_examples[head](
+                tf.gather(interactions, users),
+                tf.random.experimental.stateless_fold_in(key, step),
+                n_candidates,
+            )
+        )
+
+    def epoch_batches(epoch: Any) -> Any:
+        examples = tf.data.Dataset.zip({head: stream(head, epoch) for head in HEADS})
+        key = tf.stack([seed, epoch])
+        return examples.enumerate().map(
+            lambda step, heads: compete(heads, tf.random.experimental.stateless_fold_in(key, step))
+        )
+
+    epochs = tf.data.Dataset.range(first_epoch, config.epochs)
+    return epochs.flat_map(epoch_batches).prefetch(2)
+
+
+def _hide(candidates: Any, draw: Any, n_candidates: int, dropout: float) -> dict[str, Any]:
+    """Hide interactions anywhere in the histories, to be found by the rest.
+
+    Args:
+        candidates: ragged (n, None) candidate rows, oldest first.
+        draw: (2,) seed of what is hidden.
+        n_candidates: that there are.
+        dropout: the share that is hidden.
+    """
+    hidden = tf.random.stateless_uniform(tf.shape(candidates.values), draw) < dropout
+    counts = tf.ones_like(candidates.values, tf.float32)
+    return _examples(candidates, hidden, counts, n_candidates)
+
+
+def _cut(candidates: Any, draw: Any, n_candidates: int, decay: float) -> dict[str, Any]:
+    """Cut the histories anywhere in time; what came later is to be found, the next first.
+
+    Args:
+        candidates: ragged (n, None) candidate rows, oldest first.
+        draw: (2,) seed of the cuts.
+        n_candidates: that there are.
+        decay: the n-th next interaction counts n to the power of minus this.
+    """
+    lengths = tf.cast(candidates.row_lengths(), tf.float32)
+    cuts = tf.floor(tf.random.stateless_uniform(tf.shape(lengths), draw) * (lengths - 1)) + 1
+    positions = tf.cast(tf.ragged.range(candidates.row_lengths()).values, tf.float32)
+    distances = positions - tf.gather(cuts, candidates.value_rowids()) + 1
+    counts = tf.maximum(distances, 1.0) ** -decay
+    return _examples(candidates, distances > 0, counts, n_candidates)
+
+
+def _examples(candidates: Any, is_target: Any, counts: Any, n_candidates: int) -> dict[str, Any]:
+    """Part interactions, whose flat values are told apart, into histories and targets."""
+    lines = candidates.value_rowids()
+
+    def those(mask: Any) -> Any:
+        return tf.RaggedTensor.from_value_rowids(
+            tf.boolean_mask(candidates.values, mask),
+            tf.boolean_mask(lines, mask),
+            candidates.nrows(),
+            validate=False,
+        )
+
+    targets = _sparse(those(is_target), tf.boolean_mask(counts, is_target), n_candidates)
+    return {"history": ages(those(~is_target), n_candidates), "targets": targets}
+
+
+def _all_compete(heads: dict[str, Any], draw: Any) -> dict[str, Any]:
+    del draw
+    return heads
+
+
+def _some_compete(
+    heads: dict[str, Any], draw: Any, shares: np.ndarray, n_drawn: int
+) -> dict[str, Any]:
+    """Narrow the catalogue of a step to what its users interacted with and some drawn at random.
+
+    Both together are what Yang et al. (2020) call mixed negatives: the first are as popular as
+    candidates are, the second as rare.
+
+    Args:
+        heads: examples by head.
+        draw: (2,) seed of what is drawn.
+        shares: (n_candidates,), of the users that interacted with each candidate.
+        n_drawn: at random, with replacement.
+    """
+    parts = [part for examples in heads.values() for part in examples.values()]
+    n_candidates = len(shares)
+    drawn = tf.random.stateless_uniform((n_drawn,), draw, 0, n_candidates, tf.int64)
+    competing, positions = tf.unique(
+        tf.concat([*(part.indices[:, 1] for part in parts), drawn], axis=0), tf.int64
+    )
+    columns = iter(tf.split(positions, [*(tf.size(part.values) for part in parts), n_drawn]))
+
+    def narrowed(part: Any) -> Any:
+        indices = tf.stack([part.indices[:, 0], next(columns)], axis=1)
+        shape = tf.stack([part.dense_shape[0], tf.size(competing, tf.int64)])
+        return tf.SparseTensor(indices, part.values, shape)
+
+    n_users = sum(examples["history"].dense_shape[0] for examples in heads.values())
+    rates = n_drawn / n_candidates + tf.cast(n_users, tf.float32) * tf.constant(shares, tf.float32)
+    return {
+        **{
+            head: {name: narrowed(part) for name, part in examples.items()}
+            for head, examples in heads.items()
+        },
+        "competing": tf.cast(competing, tf.int32),
+        "log_chances": tf.math.log(-tf.math.expm1(-tf.gather(rates, competing))),
+    }
+
+
+def _ages(histories: Any) -> Any:
+    """Return the age of every interaction of ragged histories, flat: 1 is the newest."""
+    ranks = tf.ragged.range(histories.row_lengths(), 0, -1)
+    return tf.cast(ranks.values, tf.float32)
+
+
+def _sparse(rows: Any, values: Any, n_candidates: int) -> Any:
+    """Return a sparse matrix (n, n_candidates) from its ragged columns and flat values."""
+    columns = tf.cast(rows.values, tf.int64)
+    indices = tf.stack([rows.value_rowids(), columns], axis=1)
+    return tf.SparseTensor(indices, values, (rows.nrows(), n_candidates))
