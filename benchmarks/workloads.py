@@ -43,18 +43,17 @@ def generate_dataset(
     """
     rng = np.random.default_rng(seed)
     clusters = rng.integers(_N_CLUSTERS, size=n_candidates)
-    members = [np.flatnonzero(clusters == cluster) for cluster in range(_N_CLUSTERS)]
+    by_cluster = np.argsort(clusters, kind="stable")
+    sizes = np.bincount(clusters, minlength=_N_CLUSTERS)
+    starts = np.cumsum(sizes) - sizes
     user_rows = np.repeat(np.arange(n_users, dtype=np.int32), interactions_per_user)
     tastes = rng.integers(_N_CLUSTERS, size=(n_users, _CLUSTERS_PER_USER))
     chosen = tastes[user_rows, rng.integers(_CLUSTERS_PER_USER, size=len(user_rows))]
     # Within a cluster the popularity falls with the rank, by a power law.
     quantiles = rng.random(len(user_rows)) ** (1 / (1 - _POPULARITY_EXPONENT))
-    sizes = np.array([max(1, len(rows)) for rows in members])
     ranks = (quantiles * sizes[chosen]).astype(np.int64)
-    candidate_rows = np.array(
-        [members[c][rank] if len(members[c]) else 0 for c, rank in zip(chosen, ranks, strict=True)],
-        dtype=np.int32,
-    )
+    places = np.minimum(starts[chosen] + ranks, n_candidates - 1)  # a cluster may be empty
+    candidate_rows = by_cluster[places].astype(np.int32)
     ids = [f"c{row:08d}" for row in range(n_candidates)]
     years = _FIRST_YEAR + rng.integers(100, size=n_candidates)
     return Dataset(

@@ -7,7 +7,7 @@ ranking model has baselines of its own, which predict ratings and are fitted to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -107,29 +107,12 @@ def tutorials_model(
     One embedding per user and one per candidate, no popularity correction, no regularisation,
     batches frozen after the first epoch, Adagrad with a learning rate of 0.1.
     """
-    from trainer.keras import tf, tfrs  # noqa: PLC0415 - only this baseline needs TensorFlow
+    from trainer.tutorials import compiled, interactions  # noqa: PLC0415 - brings TensorFlow
 
-    class Retrieval(tfrs.Model):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            initializers = [tf.keras.initializers.RandomUniform(seed=seed + i) for i in range(2)]
-            self.query = tf.keras.layers.Embedding(dataset.n_users, dim, initializers[0])
-            self.candidate = tf.keras.layers.Embedding(dataset.n_candidates, dim, initializers[1])
-            self.task = tfrs.tasks.Retrieval()
-
-        def compute_loss(self, features: Mapping[str, object], training: bool = False) -> object:  # noqa: ARG002
-            return self.task(self.query(features["user"]), self.candidate(features["candidate"]))
-
-    pairs = {
-        "user": dataset.user_rows[train_rows],
-        "candidate": dataset.candidate_rows[train_rows],
-    }
-    batches = tf.data.Dataset.from_tensor_slices(pairs).shuffle(100_000, seed=seed)
-    model = Retrieval()
-    model.compile(optimizer=tf.keras.optimizers.Adagrad(0.1))
-    model.fit(batches.batch(batch_size).cache(), epochs=epochs, verbose=0)
-    queries = model.query(np.arange(dataset.n_users)).numpy()
-    candidates = model.candidate(np.arange(dataset.n_candidates)).numpy()
+    pairs = interactions(dataset, train_rows).shuffle(100_000, seed=seed)
+    model = compiled(dataset.n_users, dataset.n_candidates, dim, seed)
+    model.fit(pairs.batch(batch_size).cache(), epochs=epochs, verbose=0)
+    queries, candidates = model.query.get_weights()[0], model.candidate.get_weights()[0]
     return lambda user_rows: queries[user_rows] @ candidates.T
 
 

@@ -1,0 +1,156 @@
+"""Training speed: the towers beside the tutorials' model, on generated catalogues of any size.
+
+Both are trained by Keras's ``fit`` without metrics, at the same dimension, in the same run, and
+timed when the first steps are over. An interaction counts once an epoch for either, however often
+the towers read it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from benchmarks.workloads import generate_dataset
+from trainer.datasets import Dataset
+
+OnStep = Callable[[str], None]
+
+TOWERS = "towers"
+TUTORIALS = "tutorials' model"
+
+_BATCH_SIZES = {TOWERS: (64, 128, 256), TUTORIALS: (256, 1024, 4096)}
+"""Users of the towers, and interactions of the tutorials' model, in a step."""
+_PER_USER = 50
+_SEED = 42
+_MIN_STEPS = 4
+
+
+class Speed(BaseModel):
+    """How fast a model trained."""
+
+    model: str
+    batch_size: int
+    interactions_per_second: float
+
+
+class CatalogueReport(BaseModel):
+    """What training over one catalogue took."""
+
+    n_candidates: int
+    n_interactions: int
+    speeds: list[Speed]
+    peak_bytes: int
+    """Resident memory of the process, the generated data included."""
+
+    def best(self, model: str) -> Speed:
+        """Return a model's speed at its best batch size."""
+        return max(
+            (speed for speed in self.speeds if speed.model == model),
+            key=lambda speed: speed.interactions_per_second,
+        )
+
+    @property
+    def ratio(self) -> float:
+        """Interactions a second of the towers, as a multiple of the tutorials' model's."""
+        towers, tutorials = self.best(TOWERS), self.best(TUTORIALS)
+        return towers.interactions_per_second / tutorials.interactions_per_second
+
+
+class TrainReport(BaseModel):
+    """Training speed by catalogue, from the smallest to the largest."""
+
+    dim: int
+    catalogues: list[CatalogueReport]
+
+    @property
+    def scaling(self) -> float:
+        """Speed of the towers over the largest catalogue, as a share of that over the smallest."""
+        smallest, *_, largest = (c.best(TOWERS) for c in (self.catalogues[0], *self.catalogues))
+        return largest.interactions_per_second / smallest.interactions_per_second
+
+
+def benchmark_train(
+    sizes: list[int], n_interactions: int, dim: int, seconds: float, on_step: OnStep
+) -> TrainReport:
+    """Measure how fast the towers and the tutorials' model train.
+
+    Args:
+        sizes: candidates of each generated catalogue.
+        n_interactions: of each; every user has 50.
+        dim: of the embeddings of both models.
+        seconds: for which each batch size is timed.
+        on_step: called with what is being done.
+    """
+    reports = []
+    for n_candidates in sorted(sizes):
+        on_step(f"training over {n_candidates:,} candidates")
+        # A process of its own: its peak of memory is that of this catalogue alone.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+            measured = executor.submit(_measure, n_candidates, n_interactions, dim, seconds)
+            reports.append(measured.result())
+    return TrainReport(dim=dim, catalogues=reports)
+
+
+def _measure(n_candidates: int, n_interactions: int, dim: int, seconds: float) -> CatalogueReport:
+    n_users = max(2, n_interactions // _PER_USER)
+    dataset = generate_dataset(n_users, n_candidates, _PER_USER, _SEED)
+    speeds = [
+        Speed(
+            model=model,
+            batch_size=batch_size,
+            interactions_per_second=measure(dataset, dim, batch_size, seconds),
+        )
+        for model, measure in ((TUTORIALS, _tutorials_speed), (TOWERS, _towers_speed))
+        for batch_size in _BATCH_SIZES[model]
+    ]
+    return CatalogueReport(
+        n_candidates=n_candidates,
+        n_interactions=len(dataset),
+        speeds=speeds,
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def _towers_speed(dataset: Dataset, dim: int, batch_size: int, seconds: float) -> float:
+    from trainer.batches import training_batches
+    from trainer.features import encode_candidates
+    from trainer.optimizers import LazyAdam
+    from trainer.towers import TowersConfig, TwoTowers
+    from trainer.training import collect_histories, describe
+
+    config = TowersConfig(dim=dim, width=dim, batch_size=batch_size)
+    features, vocabularies = describe(dataset, config)
+    corpus = encode_candidates(features, vocabularies, dataset.candidates)
+    model = TwoTowers(features, corpus, config, _SEED)
+    model.compile(optimizer=LazyAdam(config.learning_rate))
+    histories = collect_histories(dataset, np.arange(len(dataset)), config.max_history_length)
+    batches = training_batches(histories, dataset.n_candidates, config, _SEED)
+    return _speed(model, batches, batch_size * _PER_USER, seconds)
+
+
+def _tutorials_speed(dataset: Dataset, dim: int, batch_size: int, seconds: float) -> float:
+    from trainer.tutorials import compiled, interactions
+
+    model = compiled(dataset.n_users, dataset.n_candidates, dim, _SEED)
+    pairs = interactions(dataset, np.arange(len(dataset))).shuffle(100_000, seed=_SEED)
+    return _speed(model, pairs.batch(batch_size).repeat().prefetch(2), batch_size, seconds)
+
+
+def _speed(model: Any, batches: Any, n_interactions: int, seconds: float) -> float:
+    """Return the interactions a second of a model, ``n_interactions`` in a step."""
+    stream = iter(batches)
+    model.fit(stream, steps_per_epoch=_MIN_STEPS, verbose=0)
+    started = time.perf_counter()
+    model.fit(stream, steps_per_epoch=_MIN_STEPS, verbose=0)
+    a_step = (time.perf_counter() - started) / _MIN_STEPS
+    n_steps = max(_MIN_STEPS, round(seconds / a_step))
+    started = time.perf_counter()
+    model.fit(stream, steps_per_epoch=n_steps, verbose=0)
+    return n_interactions * n_steps / (time.perf_counter() - started)
