@@ -61,8 +61,9 @@ def training_batches(
     make_examples = dict(zip(HEADS, (hide, cut), strict=True))
     compete = _all_compete
     if config.is_sampled(n_candidates):
-        shares = np.bincount(interactions.values, minlength=n_candidates) / len(learnable)
-        compete = partial(_some_compete, shares=shares, n_drawn=config.negatives)
+        counts = np.bincount(interactions.values, minlength=n_candidates)
+        popularity = counts / counts.sum()
+        compete = partial(_some_compete, popularity=popularity, n_drawn=config.negatives)
 
     def stream(head: str, epoch: Any) -> Any:
         key = tf.stack([2 * seed + HEADS.index(head), epoch])
@@ -140,41 +141,49 @@ def _all_compete(heads: dict[str, Any], draw: Any) -> dict[str, Any]:
 
 
 def _some_compete(
-    heads: dict[str, Any], draw: Any, shares: np.ndarray, n_drawn: int
+    heads: dict[str, Any], draw: Any, popularity: np.ndarray, n_drawn: int
 ) -> dict[str, Any]:
-    """Narrow the catalogue of a step to what its users interacted with and some drawn at random.
+    """Narrow the catalogue of a step to the candidates that its examples name and some that compete.
 
-    Both together are what Yang et al. (2020) call mixed negatives: the first are as popular as
-    candidates are, the second as rare.
+    Half of those are drawn from the catalogue and half from the examples, what Yang et al. (2020)
+    call mixed negatives: the ones as rare as candidates are, the others as popular.
 
     Args:
         heads: examples by head.
         draw: (2,) seed of what is drawn.
-        shares: (n_candidates,), of the users that interacted with each candidate.
-        n_drawn: at random, with replacement.
+        popularity: (n_candidates,), the share of the interactions that are with each.
+        n_drawn: how many, with replacement.
+
+    Returns:
+        The examples, their columns numbered anew; ``rows``, the candidates that the columns stand
+        for, those that compete first; and ``log_chances`` of these to be drawn.
     """
     parts = [part for examples in heads.values() for part in examples.values()]
-    n_candidates = len(shares)
-    drawn = tf.random.stateless_uniform((n_drawn,), draw, 0, n_candidates, tf.int64)
-    competing, positions = tf.unique(
-        tf.concat([*(part.indices[:, 1] for part in parts), drawn], axis=0), tf.int64
-    )
-    columns = iter(tf.split(positions, [*(tf.size(part.values) for part in parts), n_drawn]))
+    named = tf.concat([part.indices[:, 1] for part in parts], axis=0)
+    n_candidates, n_uniform = len(popularity), n_drawn // 2
+    n_popular = n_drawn - n_uniform
+    uniform = tf.random.stateless_uniform((n_uniform,), draw, 0, n_candidates, tf.int64)
+    places = tf.random.stateless_uniform((n_popular,), draw + 1, 0, tf.size(named), tf.int32)
+    drawn = tf.concat([uniform, tf.gather(named, places)], axis=0)
+    rows, positions = tf.unique(tf.concat([drawn, named], axis=0), tf.int64)
+    columns = iter(tf.split(positions[n_drawn:], [tf.size(part.values) for part in parts]))
 
     def narrowed(part: Any) -> Any:
         indices = tf.stack([part.indices[:, 0], next(columns)], axis=1)
-        shape = tf.stack([part.dense_shape[0], tf.size(competing, tf.int64)])
+        shape = tf.stack([part.dense_shape[0], tf.size(rows, tf.int64)])
         return tf.SparseTensor(indices, part.values, shape)
 
-    n_users = sum(examples["history"].dense_shape[0] for examples in heads.values())
-    rates = n_drawn / n_candidates + tf.cast(n_users, tf.float32) * tf.constant(shares, tf.float32)
+    competing = rows[: tf.reduce_max(positions[:n_drawn]) + 1]
+    rates = n_uniform / n_candidates + n_popular * tf.gather(
+        tf.constant(popularity, tf.float32), competing
+    )
     return {
         **{
             head: {name: narrowed(part) for name, part in examples.items()}
             for head, examples in heads.items()
         },
-        "competing": tf.cast(competing, tf.int32),
-        "log_chances": tf.math.log(-tf.math.expm1(-tf.gather(rates, competing))),
+        "rows": tf.cast(rows, tf.int32),
+        "log_chances": tf.math.log(-tf.math.expm1(-rates)),
     }
 
 

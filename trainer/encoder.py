@@ -20,6 +20,8 @@ _KNOTS = np.arange(-3, 3 + _KNOT_DISTANCE, _KNOT_DISTANCE, dtype=np.float32)
 """Where numbers are read, in standard deviations from their mean."""
 _MANY = 200
 """Tokens of a feature from which a sparse product is faster than a dense one."""
+_TOO_MANY = 20_000
+"""Tokens of which a step over some candidates reads so few that it gathers them."""
 
 
 class ItemEncoder(tf.keras.layers.Layer):  # type: ignore[misc]
@@ -99,9 +101,9 @@ class Catalogue:
     """The candidates as a training step reads them.
 
     What a candidate reads of a feature's table is a line of a matrix, and to encode is to multiply
-    both: a table that most candidates read some lines of is multiplied faster than gathered. Of the
-    ids in a large catalogue a step reads few, and gathers them, so that it changes no more of the
-    table than it reads.
+    both: a table that is read as a whole is multiplied faster than gathered. Of the ids in a large
+    catalogue, and of very many words, a step over some candidates reads few, and gathers them, so
+    that it changes no more of the table than it reads.
 
     Args:
         features: of the candidates.
@@ -123,9 +125,13 @@ class Catalogue:
         """Some candidates, (n,) int32 rows, for ``ItemEncoder``."""
         gathered = {name: tf.gather(values, rows) for name, values in self._corpus.items()}
         return {
-            f.name: gathered[f.name] if f.kind == "id" else _weights(f, gathered[f.name])
+            f.name: gathered[f.name] if _is_gathered(f) else _weights(f, gathered[f.name])
             for f in self._features
         }
+
+
+def _is_gathered(feature: Feature) -> bool:
+    return feature.kind == "id" or feature.n_tokens > _TOO_MANY
 
 
 def _weights(feature: Feature, values: Any) -> Any:

@@ -163,7 +163,8 @@ def describe_column(
         name: the column's name, which becomes the feature's.
         column: its values.
         max_length: how many tokens of a list or text are kept at most.
-        min_count: in how many values a word of a text must occur to get a token of its own.
+        min_count: in how many values a word or label must occur to get a token of its own; one
+            that occurs once says no more than the id does.
 
     Returns:
         The feature, and its vocabulary if it has one.
@@ -179,8 +180,7 @@ def describe_column(
         return Feature(name=name, kind=kind, mean=mean, deviation=deviation or 1.0), None
     tokens = [_tokens(kind, value) for value in column.to_pylist()]
     counts = Counter(token for line in tokens for token in set(line))
-    least = min_count if kind == "text" else 1
-    vocabulary = Vocabulary(sorted(token for token, count in counts.items() if count >= least))
+    vocabulary = Vocabulary(sorted(t for t, count in counts.items() if count >= min_count))
     length = min(max(map(len, tokens), default=1) or 1, max_length)
     return Feature(name=name, kind=kind, length=length, n_tokens=len(vocabulary)), vocabulary
 
@@ -217,9 +217,12 @@ def _encode(feature: Feature, vocabulary: Vocabulary | None, values: Sequence[Va
         return scaled.astype(np.float32)[:, None]
     if vocabulary is None:
         raise ValueError(f"feature {feature.name!r} has no vocabulary")
+    tokens = [_tokens(feature.kind, value)[: feature.length] for value in values]
+    counts = np.array([len(line) for line in tokens], dtype=np.int64)
+    known = vocabulary.rows([token for line in tokens for token in line])
     encoded = np.zeros((len(values), feature.length), dtype=np.int32)
-    for line, value in zip(encoded, values, strict=True):
-        known = vocabulary.rows(_tokens(feature.kind, value)[: feature.length])
-        # Users may have come since the training: a token beyond those it had is an unknown one.
-        line[: len(known)] = np.where(known < feature.n_tokens, known + 1, 0)
+    # Users may have come since the training: a token beyond those it had is an unknown one.
+    encoded[np.arange(feature.length) < counts[:, None]] = np.where(
+        known < feature.n_tokens, known + 1, 0
+    )
     return encoded

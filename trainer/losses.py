@@ -37,23 +37,23 @@ class SoftmaxRetrieval(tf.keras.layers.Layer, tfrs.tasks.Task):  # type: ignore[
 
         Args:
             queries: (n_queries, dim) float32.
-            candidates: (n_competing, dim) float32.
-            targets: (n_queries, n_competing) float32 sparse: the candidates that each query should
+            candidates: (n_candidates, dim) float32.
+            targets: (n_queries, n_candidates) float32 sparse: the candidates that each query should
                 retrieve, and how much each counts; queries without targets do not count.
-            seen: (n_queries, n_competing) sparse: the candidates that compete with no target.
-            log_chances: (n_competing,) float32, the logarithm of each candidate's chance to
-                compete in this step; none: all candidates do.
+            seen: (n_queries, n_candidates) sparse: the candidates that compete with no target.
+            log_chances: (n_competing,) float32, the logarithm of the chance that each of the first
+                candidates had to compete in this step; none: all compete.
 
         Returns:
             The weighted mean over queries of the weighted mean negative log-likelihood of their
             targets.
         """
-        scores = tf.matmul(queries, candidates, transpose_b=True)
-        target_scores = tf.gather_nd(scores, targets.indices)
-        competing = scores if log_chances is None else scores - log_chances
-        lowest = tf.fill(tf.shape(seen.values), scores.dtype.min)
-        competing = tf.tensor_scatter_nd_update(competing, seen.indices, lowest)
-        normalizers = self._normalizers(competing, targets.indices, target_scores)
+        if log_chances is None and not self._hard_negatives:
+            normalizers, target_scores = _exact(queries, candidates, targets, seen)
+        else:
+            normalizers, target_scores = self._sampled(
+                queries, candidates, targets, seen, log_chances
+            )
         queries_of_targets = targets.indices[:, 0]
         losses = targets.values * (tf.gather(normalizers, queries_of_targets) - target_scores)
         n_queries = tf.shape(queries)[0]
@@ -65,18 +65,54 @@ class SoftmaxRetrieval(tf.keras.layers.Layer, tfrs.tasks.Task):  # type: ignore[
         means = tf.math.divide_no_nan(sums, totals)
         return tf.math.divide_no_nan(tf.reduce_sum(means * weights), tf.reduce_sum(weights))
 
-    def _normalizers(self, competing: Any, targets: Any, target_scores: Any) -> Any:
-        """Return the logarithm (n_queries,) of each query's sum over what competes."""
-        if not self._hard_negatives:
-            # Who interacts twice has seen a target: it competes all the same.
-            return tf.reduce_logsumexp(
-                tf.tensor_scatter_nd_update(competing, targets, target_scores), axis=1
-            )
-        lowest = tf.fill(tf.shape(target_scores), competing.dtype.min)
-        negatives = tf.tensor_scatter_nd_update(competing, targets, lowest)
-        n_hard = tf.minimum(self._hard_negatives, tf.shape(negatives)[1])
-        hard = tf.reduce_logsumexp(tf.math.top_k(negatives, n_hard, sorted=False).values, axis=1)
-        own = tf.tensor_scatter_nd_update(
-            tf.fill(tf.shape(competing), competing.dtype.min), targets, target_scores
+    def _sampled(
+        self, queries: Any, candidates: Any, targets: Any, seen: Any, log_chances: Any
+    ) -> tuple[Any, Any]:
+        """Return what ``_exact`` does, where not all candidates count."""
+        log_chances = tf.zeros(tf.shape(candidates)[:1]) if log_chances is None else log_chances
+        n_competing = tf.size(log_chances)
+        scores = tf.matmul(queries, candidates[:n_competing], transpose_b=True) - log_chances
+        hidden = tf.concat([seen.indices, targets.indices], axis=0)
+        negatives = _without(scores, hidden[hidden[:, 1] < tf.cast(n_competing, tf.int64)])
+        if self._hard_negatives:
+            n_hard = tf.minimum(self._hard_negatives, n_competing)
+            negatives = tf.math.top_k(negatives, n_hard, sorted=False).values
+        lines, columns = tf.unstack(targets.indices, axis=1)
+        target_scores = tf.reduce_sum(
+            tf.gather(queries, lines) * tf.gather(candidates, columns), axis=1
         )
-        return tf.reduce_logsumexp(tf.stack([hard, tf.reduce_logsumexp(own, axis=1)]), axis=0)
+        own = _segment_logsumexp(target_scores, lines, tf.shape(queries)[0])
+        total = tf.reduce_logsumexp(
+            tf.stack([tf.reduce_logsumexp(negatives, axis=1), own]), axis=0
+        )
+        return total, target_scores
+
+
+def _exact(queries: Any, candidates: Any, targets: Any, seen: Any) -> tuple[Any, Any]:
+    """Return the logarithm (n_queries,) of each query's sum over what competes, and the scores.
+
+    The scores (n_targets,) are those of the targets, in their order.
+    """
+    scores = tf.matmul(queries, candidates, transpose_b=True)
+    target_scores = tf.gather_nd(scores, targets.indices)
+    # Who interacts twice has seen a target: it competes all the same.
+    competing = tf.tensor_scatter_nd_update(
+        _without(scores, seen.indices), targets.indices, target_scores
+    )
+    return tf.reduce_logsumexp(competing, axis=1), target_scores
+
+
+def _without(scores: Any, cells: Any) -> Any:
+    """Return scores of which some, at (n, 2) places, are too low to count."""
+    return tf.tensor_scatter_nd_update(
+        scores, cells, tf.fill(tf.shape(cells)[:1], scores.dtype.min)
+    )
+
+
+def _segment_logsumexp(values: Any, segments: Any, n_segments: Any) -> Any:
+    """Return the logarithm of the sum of the exponentials in each segment, (n_segments,)."""
+    highest = tf.stop_gradient(tf.math.unsorted_segment_max(values, segments, n_segments))
+    sums = tf.math.unsorted_segment_sum(
+        tf.exp(values - tf.gather(highest, segments)), segments, n_segments
+    )
+    return tf.where(sums > 0, tf.math.log(tf.where(sums > 0, sums, 1.0)) + highest, highest)

@@ -67,10 +67,10 @@ class TowersConfig(BaseModel):
     learning_rate: float = Field(0.003, gt=0)
     """At the start; it falls linearly to 0."""
     loss: Literal["auto", "full", "sampled"] = "auto"
-    """Which candidates compete with the targets: ``full`` takes all; ``sampled`` those that the
-    batch's users interacted with, and some drawn at random; ``auto`` is full up to 20,000."""
-    negatives: int = Field(4096, ge=1)
-    """Candidates drawn at random for a step, where the loss is sampled."""
+    """Which candidates compete with the targets: ``full`` takes all; ``sampled`` some of a batch's
+    own and some drawn from the catalogue; ``auto`` is full up to 20,000 candidates."""
+    negatives: int = Field(2048, ge=2)
+    """Candidates that are drawn for a step where the loss is sampled."""
     hard_negatives: int = Field(0, ge=0)
     """Of the candidates that compete, only so many count for a query, those that score highest;
     0: all."""
@@ -126,10 +126,11 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
             (n, width + 1) float32; the last dimension is 1.
         """
         vectors = _part(items, name)
-        # The scores are a matrix of the same size: the dense product, several times faster than
-        # the sparse one, costs no more memory than they do.
-        weights = dense(history.with_values(history.values ** -self._recency(name)))
-        return self._directed(tf.matmul(weights, vectors))
+        weights = history.with_values(history.values ** -self._recency(name))
+        if history.shape[1] is None:  # one step's part of a large catalogue, of which each user
+            # has little; where all of a small one competes, a dense product is faster.
+            return self._directed(tf.sparse.sparse_dense_matmul(weights, vectors))
+        return self._directed(tf.matmul(dense(weights), vectors))
 
     def wide(self, history: Any, items: Any) -> Any:
         """Embed histories, as ``head`` reads them, before compression: (n, wide) float32."""
@@ -237,14 +238,14 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
 
         Args:
             inputs: by the name of a head its examples, ``history`` and ``targets``, both
-                (n, n_competing) float32 sparse, the ages of interactions and what each should
-                count; and of the candidates that compete, where they are not all, ``competing``,
-                (n_competing,) int32 rows, and ``log_chances``, (n_competing,) float32.
+                (n, n_candidates) float32 sparse, the ages of interactions and what each should
+                count; and where the step is narrowed to some candidates, ``rows``, their int32
+                rows, and ``log_chances``, (n_competing,) float32, of the first of them.
             training: for Keras, which passes it; nothing differs.
         """
         del training
-        competing = inputs.get("competing")
-        candidates = self._catalogue.all if competing is None else self._catalogue.some(competing)
+        rows = inputs.get("rows")
+        candidates = self._catalogue.all if rows is None else self._catalogue.some(rows)
         items = self.query_tower.encoder(candidates)
         answers = self.candidate_tower.heads(candidates)
         losses = [

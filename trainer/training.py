@@ -156,7 +156,8 @@ def describe(dataset: Dataset, config: TowersConfig) -> tuple[Features, dict[str
         if name == CANDIDATE_ID:
             continue
         feature, vocabulary = _describe_content(name, dataset.candidates[name])
-        if feature.kind in config.content:
+        is_shared = feature.kind == "number" or feature.n_tokens > 0
+        if feature.kind in config.content and is_shared:
             candidate.append(feature)
             if vocabulary is not None:
                 vocabularies[name] = vocabulary

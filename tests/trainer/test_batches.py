@@ -74,29 +74,29 @@ def test_an_epoch_depends_on_the_seed_and_its_number_alone() -> None:
     assert whole != read(training_batches(histories, 6, config, seed=6))
 
 
-def test_a_sample_competes_of_which_the_examples_are_a_part() -> None:
+def test_a_step_is_narrowed_to_what_its_examples_name_and_what_is_drawn() -> None:
     histories = [np.array([7, 900, 20 + user]) for user in range(4)]
     sampled = SMALL.model_copy(update={"loss": "sampled", "negatives": 50})
     full = training_batches(histories, 1000, SMALL, seed=0)
     for narrow, wide in zip(training_batches(histories, 1000, sampled, seed=0), full, strict=True):
-        competing = narrow["competing"].numpy()
-        assert len(competing) == len(set(competing)) == len(narrow["log_chances"])
-        assert 40 < len(competing) <= 50 + 6
+        rows, n_competing = narrow["rows"].numpy(), len(narrow["log_chances"])
+        assert len(rows) == len(set(rows))
+        assert 25 <= n_competing <= len(rows) <= 25 + 6
         for head in HEADS:
             for name, part in narrow[head].items():
-                assert part.shape == (2, len(competing))
-                named = [[(competing[c], value) for c, value in line] for line in cells(part)]
+                assert part.shape == (2, len(rows))
+                named = [[(rows[c], value) for c, value in line] for line in cells(part)]
                 assert named == cells(wide[head][name])
 
 
-def test_a_chance_to_compete_is_how_often_a_candidate_does() -> None:
+def test_a_chance_is_how_often_a_candidate_competes() -> None:
     histories = [np.array([user % 3, 3 + user]) for user in range(30)]
-    config = TowersConfig(epochs=300, batch_size=3, loss="sampled", negatives=20)
+    config = TowersConfig(epochs=100, batch_size=10, loss="sampled", negatives=20)
     counts, expected = np.zeros(60), np.full(60, np.nan)
     n_batches = 0
     for batch in training_batches(histories, 60, config, seed=0):
-        competing = batch["competing"].numpy()
+        competing = batch["rows"].numpy()[: len(batch["log_chances"])]
         counts[competing] += 1
         expected[competing] = np.exp(batch["log_chances"].numpy())
         n_batches += 1
-    np.testing.assert_allclose(expected, counts / n_batches, atol=0.06)
+    np.testing.assert_allclose(expected, counts / n_batches, atol=0.12)

@@ -86,8 +86,20 @@ def test_no_targets_at_all_is_no_loss() -> None:
 
 def test_a_sampled_candidate_stands_for_as_many_as_its_chance_says() -> None:
     expected = negative_log_likelihood(2.0, [0.0, *[1.0] * 4, 2.0])
-    chances = np.log([1, 1 / 4, 1 / 8]).astype(np.float32)
+    chances = np.log([1, 1 / 4]).astype(np.float32)
     assert expected == pytest.approx(loss([[1.0]], [[2]], log_chances=chances))
+
+
+def test_a_target_that_was_sampled_is_no_negative_of_its_own_query() -> None:
+    expected = negative_log_likelihood(1.0, [0.0, 1.0])
+    chances = np.log([1, 1 / 4]).astype(np.float32)
+    assert expected == pytest.approx(loss([[1.0]], [[1]], log_chances=chances))
+
+
+def test_where_all_compete_for_certain_the_sampled_loss_is_the_exact_one() -> None:
+    queries, targets, seen = [[1.0], [-2.0], [3.0]], [[0, 2], [1], []], [[1], [], [0]]
+    expected = loss(queries, targets, seen=seen)
+    assert expected == pytest.approx(loss(queries, targets, seen=seen, log_chances=[0.0] * 3))
 
 
 def test_of_what_competes_only_the_hardest_count() -> None:
