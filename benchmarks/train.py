@@ -18,16 +18,24 @@ import numpy as np
 from pydantic import BaseModel
 
 from benchmarks.workloads import generate_dataset
+from trainer.batches import training_batches
 from trainer.datasets import Dataset
+from trainer.features import encode_candidates
+from trainer.optimizers import LazyAdam
+from trainer.towers import TowersConfig, TwoTowers
+from trainer.training import collect_histories, describe
+from trainer.tutorials import compiled, interactions
 
 OnStep = Callable[[str], None]
 
 TOWERS = "towers"
 TUTORIALS = "tutorials' model"
 
-_BATCH_SIZES = {TOWERS: (64, 128, 256), TUTORIALS: (256, 1024, 4096)}
-"""Users of the towers, and interactions of the tutorials' model, in a step."""
 _PER_USER = 50
+_BATCH_SIZES = {TOWERS: (64, 128, 256), TUTORIALS: (512, 1024, 2048)}
+"""Around the best of each on two cores."""
+_INTERACTIONS = {TOWERS: _PER_USER, TUTORIALS: 1}
+"""For each that a batch size counts."""
 _SEED = 42
 _MIN_STEPS = 4
 
@@ -37,6 +45,8 @@ class Speed(BaseModel):
 
     model: str
     batch_size: int
+    """Users of the towers, interactions of the tutorials' model."""
+    batch_interactions: int
     interactions_per_second: float
 
 
@@ -105,6 +115,7 @@ def _measure(n_candidates: int, n_interactions: int, dim: int, seconds: float) -
         Speed(
             model=model,
             batch_size=batch_size,
+            batch_interactions=batch_size * _INTERACTIONS[model],
             interactions_per_second=measure(dataset, dim, batch_size, seconds),
         )
         for model, measure in ((TUTORIALS, _tutorials_speed), (TOWERS, _towers_speed))
@@ -119,12 +130,6 @@ def _measure(n_candidates: int, n_interactions: int, dim: int, seconds: float) -
 
 
 def _towers_speed(dataset: Dataset, dim: int, batch_size: int, seconds: float) -> float:
-    from trainer.batches import training_batches
-    from trainer.features import encode_candidates
-    from trainer.optimizers import LazyAdam
-    from trainer.towers import TowersConfig, TwoTowers
-    from trainer.training import collect_histories, describe
-
     config = TowersConfig(dim=dim, width=dim, batch_size=batch_size)
     features, vocabularies = describe(dataset, config)
     corpus = encode_candidates(features, vocabularies, dataset.candidates)
@@ -136,8 +141,6 @@ def _towers_speed(dataset: Dataset, dim: int, batch_size: int, seconds: float) -
 
 
 def _tutorials_speed(dataset: Dataset, dim: int, batch_size: int, seconds: float) -> float:
-    from trainer.tutorials import compiled, interactions
-
     model = compiled(dataset.n_users, dataset.n_candidates, dim, _SEED)
     pairs = interactions(dataset, np.arange(len(dataset))).shuffle(100_000, seed=_SEED)
     return _speed(model, pairs.batch(batch_size).repeat().prefetch(2), batch_size, seconds)

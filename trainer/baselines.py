@@ -7,7 +7,7 @@ ranking model has baselines of its own, which predict ratings and are fitted to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt

@@ -143,10 +143,10 @@ def _all_compete(heads: dict[str, Any], draw: Any) -> dict[str, Any]:
 def _some_compete(
     heads: dict[str, Any], draw: Any, popularity: np.ndarray, n_drawn: int
 ) -> dict[str, Any]:
-    """Narrow the catalogue of a step to the candidates that its examples name and some that compete.
+    """Narrow the catalogue of a step to what its examples name and what competes with them.
 
-    Half of those are drawn from the catalogue and half from the examples, what Yang et al. (2020)
-    call mixed negatives: the ones as rare as candidates are, the others as popular.
+    What competes is drawn half from the catalogue and half from the examples: what Yang et al.
+    (2020) call mixed negatives, the ones as rare as candidates are, the others as popular.
 
     Args:
         heads: examples by head.

@@ -82,9 +82,7 @@ class SoftmaxRetrieval(tf.keras.layers.Layer, tfrs.tasks.Task):  # type: ignore[
             tf.gather(queries, lines) * tf.gather(candidates, columns), axis=1
         )
         own = _segment_logsumexp(target_scores, lines, tf.shape(queries)[0])
-        total = tf.reduce_logsumexp(
-            tf.stack([tf.reduce_logsumexp(negatives, axis=1), own]), axis=0
-        )
+        total = tf.reduce_logsumexp(tf.stack([tf.reduce_logsumexp(negatives, axis=1), own]), axis=0)
         return total, target_scores
 
 

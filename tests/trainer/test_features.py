@@ -26,9 +26,9 @@ def test_words_are_lower_case_and_without_punctuation() -> None:
 @pytest.mark.parametrize(
     ("values", "kind", "length", "tokens"),
     [
-        ([["b", "a"], ["a"], None, []], "list", 2, ["a", "b"]),
-        (["red", "blue", None, "red"], "category", 1, ["blue", "red"]),
-        ([True, False, None], "category", 1, ["False", "True"]),
+        ([["b", "a"], ["a", "c"], None, ["b"]], "list", 2, ["a", "b"]),
+        (["red", "blue", None, "red", "grey", "blue"], "category", 1, ["blue", "red"]),
+        ([True, False, None, False, True], "category", 1, ["False", "True"]),
         (["the red fox", "a red dog jumps", "the end"], "text", 4, ["red", "the"]),
     ],
 )
