@@ -1,13 +1,22 @@
 """The command line, without a process of its own."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from server.__main__ import app
 from server.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """``serve`` sets the logging of its process, which here is everybody's."""
+    yield
+    structlog.reset_defaults()
 
 
 def run(*arguments: str) -> Any:
