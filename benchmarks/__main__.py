@@ -25,6 +25,7 @@ app = typer.Typer(
 stderr = Console(stderr=True)
 
 DEFAULT_INDEX, DEFAULT_OUTPUT = Path("artifacts/indexes/current"), Path("artifacts/benchmarks")
+_MIN_WIDTH = 100
 DEFAULT_SIZES = ("10000x64", "30000x64", "100000x64", "300000x64", "1000000x64")
 
 Index = Annotated[Path, typer.Option(help="An index bundle.")]
@@ -135,7 +136,7 @@ def eligibility(
     if as_json:
         sys.stdout.write(text)
     else:
-        Console().print(eligibility_table(report))
+        _wide_console().print(eligibility_table(report))
 
 
 @app.command()
@@ -171,7 +172,7 @@ def scaling(
     if as_json:
         sys.stdout.write(text)
     else:
-        Console().print(scaling_table(points))
+        _wide_console().print(scaling_table(points))
 
 
 @app.command()
@@ -219,11 +220,57 @@ def serve(
 
 
 @app.command()
+def train(
+    *,
+    candidates: Annotated[
+        list[int] | None,
+        typer.Option(min=1000, help="Size of a generated catalogue; may be repeated."),
+    ] = None,
+    interactions: Annotated[
+        int, typer.Option(min=1000, help="Generated interactions, 50 of each user.")
+    ] = 10_000_000,
+    dim: Annotated[int, typer.Option(min=2, help="Dimension of both models' embeddings.")] = 32,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="How long each batch size is timed.")
+    ] = 10.0,
+    output: Annotated[Path, typer.Option(help="Folder for train.json and train.png.")] = Path(
+        "artifacts/benchmarks"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Train the towers and the tutorials' model on generated data: interactions a second, memory.
+
+    Example: python -m benchmarks train --candidates 100000 --candidates 1000000
+    """
+    from benchmarks.train import benchmark_train
+    from benchmarks.train_report import draw_train, train_table
+
+    with stderr.status("starting") as status:
+        report = benchmark_train(
+            candidates or [100_000, 1_000_000], interactions, dim, seconds, status.update
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "train.json").write_text(report.model_dump_json(indent=2) + "\n")
+    draw_train(report, output / "train.png")
+    if as_json:
+        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+        return
+    console = Console(highlight=False)
+    console.print(train_table(report))
+    console.print(f"Wrote {output / 'train.json'} and {output / 'train.png'}", soft_wrap=True)
+
+
+@app.command()
 def demo() -> None:
     """Train, index, serve and query, and compare the backends: the whole main job."""
     from benchmarks.demo import run
 
     raise typer.Exit(run())
+
+
+def _wide_console() -> Console:
+    """Return a console with room for a table, wherever it is printed to."""
+    return Console(width=max(Console().width, _MIN_WIDTH), highlight=False)
 
 
 @contextmanager

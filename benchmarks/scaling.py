@@ -35,9 +35,10 @@ class ScalingPoint(BaseModel):
     recall: float
     latency: Latency
     """Of calls with one query."""
-    batch_qps: float
+    batch_cpu_us: float
+    """CPU microseconds a query in batches of ``BATCH_SIZE``."""
     speedup: float
-    """Exact search's median latency of the same minute, divided by this one's."""
+    """Exact search's CPU time a query of the same minute, divided by this one's."""
     vectors_bytes: int
     index_bytes: int
     """What the backend takes beside the vectors."""
@@ -80,8 +81,8 @@ def _measure(bundle: IndexBundle, on_step: OnStep) -> ScalingPoint:
         backend=choice.backend,
         recall=choice.point.recall,
         latency=latency,
-        batch_qps=len(batches[0]) / batched.mean_us * 1e6,
-        speedup=reference.p50_us / latency.p50_us,
+        batch_cpu_us=batched.cpu_us / len(batches[0]),
+        speedup=reference.cpu_us / latency.cpu_us,
         vectors_bytes=corpus.embeddings.nbytes,
         index_bytes=entry.size_bytes,
         build_seconds=entry.build_seconds,

@@ -47,7 +47,7 @@ class SearchPoint(BaseModel):
     batch_qps: float
     """Queries a second in batches of ``BATCH_SIZE``."""
     speedup: float
-    """Exact search's median latency of the same minute, divided by this one's."""
+    """Exact search's CPU time a query of the same minute, divided by this one's."""
 
 
 class SearchReport(BaseModel):
@@ -156,7 +156,7 @@ class _Bench:
             recall_at_100=recall_100,
             latency=latency,
             batch_qps=self._batch_qps(setting),
-            speedup=reference.p50_us / latency.p50_us,
+            speedup=reference.cpu_us / latency.cpu_us,
         )
 
     def _recalls(self, setting: Setting, n_queries: int) -> tuple[float, float]:
