@@ -111,21 +111,11 @@ class Worker:
             PortTakenError: if the address cannot be listened on.
         """
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
-        where = address(self._settings.host, port)
-        try:
-            if self._certificates is None:
-                bound_port = self._server.add_insecure_port(where)
-            else:
-                credentials = self._certificates.credentials()
-                bound_port = self._server.add_secure_port(where, credentials)
-        except RuntimeError as error:
-            raise PortTakenError(
-                f"cannot listen on {where}: {_why_not(self._settings.host, port)}"
-            ) from error
+        bound_port = self._listen(port)
         if self._settings.metrics_port is not None:
             self._listen_for_prometheus(self._settings.metrics_port)
         await self._server.start()
-        self.servicer.served.active.warm_up()
+        await self.take_over(self.servicer.served)
         self.servicer.is_serving = True
         self._observing = asyncio.create_task(self._observe())
         await self._report(health_pb2.HealthCheckResponse.SERVING)
@@ -145,6 +135,17 @@ class Worker:
         for version in filter(None, (served.active, served.canary)):
             version.warm_up()
         self.servicer.served = served
+
+    def _listen(self, port: int) -> int:
+        where = address(self._settings.host, port)
+        try:
+            if self._certificates is None:
+                return self._server.add_insecure_port(where)
+            return self._server.add_secure_port(where, self._certificates.credentials())
+        except RuntimeError as error:
+            raise PortTakenError(
+                f"cannot listen on {where}: {_why_not(self._settings.host, port)}"
+            ) from error
 
     def _listen_for_prometheus(self, port: int) -> None:
         host = self._settings.host

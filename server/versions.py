@@ -230,6 +230,10 @@ class Versions:
             loaded = load(self._settings, self._root / name)
         except (BundleError, BackendUnavailableError) as error:
             raise self._refuse(name, error) from error
+        except Exception as error:
+            # Whatever is wrong with a version must not end a server that has a good one.
+            _log.exception("index version fails to load", index_version=name)
+            raise self._refuse(name, error) from error
         self._refusals.pop(name, None)
         return loaded
 

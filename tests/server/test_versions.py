@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from indexer.bundle import IndexBundle
 from server.backoff import Backoff
@@ -168,6 +169,18 @@ def test_a_version_that_cannot_take_over_is_refused(
     with pytest.raises(VersionRefusedError, match="a worker died"):
         versions.activate(first)
     assert second == versions.served.active.name
+
+
+def test_a_version_that_fails_in_an_unforeseen_way_is_refused_as_well(
+    versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> IndexVersion:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("server.versions.load", fail)
+    with capture_logs() as logs, pytest.raises(VersionRefusedError):
+        versions.activate(versions.catalogue()[0].name)
+    assert ["index version fails to load"] == [one["event"] for one in logs]
 
 
 def test_the_link_is_followed_when_it_changes(
