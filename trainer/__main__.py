@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from trainer.commands.cold_start import cold_start
 from trainer.commands.config import show_config
 from trainer.commands.evaluate import evaluate
 from trainer.commands.fit import fit
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(fit)
 app.command()(evaluate)
+app.command()(cold_start)
 app.command()(tune)
 app.command()(refresh)
 app.command(name="config")(show_config)

@@ -246,15 +246,15 @@ def measure(dataset: Dataset, split: Split, rankings: Rankings) -> dict[str, flo
     lists, n_candidates = rankings.lists, dataset.n_candidates
     known_by = np.bincount(candidates_by_user(dataset, split.train).values, minlength=n_candidates)
     n_train_users = len(np.unique(dataset.user_rows[split.train]))
-    contents = _contents(dataset.candidates)
+    labels = contents(dataset.candidates)
     for k in CUTOFFS:
         figures[f"coverage@{k}"] = metrics.coverage(lists, n_candidates, k)
         figures[f"gini@{k}"] = metrics.gini(lists, n_candidates, k)
         figures[f"novelty@{k}"] = float(
             metrics.novelty(lists, known_by, max(n_train_users, 1), k).mean()
         )
-        if contents is not None:
-            diversity = metrics.intra_list_diversity(lists, contents, k)
+        if labels is not None:
+            diversity = metrics.intra_list_diversity(lists, labels, k)
             figures[f"diversity@{k}"] = float(diversity.mean())
     return figures
 
@@ -288,7 +288,7 @@ def _pair_keys(dataset: Dataset, rows: Rows) -> npt.NDArray[np.int64]:
     return users * dataset.n_candidates + dataset.candidate_rows[rows]
 
 
-def _contents(candidates: pa.Table) -> npt.NDArray[np.bool_] | None:
+def contents(candidates: pa.Table) -> npt.NDArray[np.bool_] | None:
     """Return which labels each candidate has, (n_candidates, n_labels).
 
     Labels are those of the ``genres``, or else of the first column of lists; None without one.
@@ -298,6 +298,6 @@ def _contents(candidates: pa.Table) -> npt.NDArray[np.bool_] | None:
         return None
     column = candidates["genres" if "genres" in names else names[0]].combine_chunks()
     labels = sorted_unique(pa.chunked_array([column.flatten()]))
-    contents = np.zeros((len(candidates), len(labels)), dtype=bool)
-    contents[pc.list_parent_indices(column), pc.index_in(column.flatten(), value_set=labels)] = True
-    return contents
+    has = np.zeros((len(candidates), len(labels)), dtype=bool)
+    has[pc.list_parent_indices(column), pc.index_in(column.flatten(), value_set=labels)] = True
+    return has

@@ -42,6 +42,12 @@ def heldout_recall(hits: Hits, heldout_counts: Counts, k: int) -> PerUser:
     return found
 
 
+def chance_recall(heldout_counts: Counts, n_candidates: int, k: int) -> PerUser:
+    """Return the heldout_recall that a random order of ``n_candidates`` is expected to have."""
+    expected: PerUser = k / n_candidates * heldout_counts / np.minimum(heldout_counts, k)
+    return expected
+
+
 def ndcg(hits: Hits, heldout_counts: Counts, k: int) -> PerUser:
     """Return the normalised discounted cumulative gain of the top k, with binary gains.
 

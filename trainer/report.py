@@ -6,6 +6,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from trainer.cold_start import ColdStart, K
 from trainer.comparison import BOOTSTRAPPED, HEADLINES, Comparison
 from trainer.evaluation import Evaluation
 from trainer.metrics import Interval
@@ -91,6 +92,34 @@ def print_tuning(tuning: Tuning) -> None:
     console.print(
         f"{n_complete} of {len(tuning.trials)} trials were trained to their end; the best is "
         f"trial {tuning.best.number}, {first.value:.4f} -> {tuning.best.value:.4f}",
+        soft_wrap=True,
+    )
+
+
+def print_cold_start(result: ColdStart) -> None:
+    """Print what candidates and users get that were never trained on."""
+    candidates, users = result.candidates, result.users
+    table = Table(title=f"{result.dataset}, heldout_recall@{K}", box=SIMPLE, padding=0)
+    table.add_column("")
+    table.add_column("", justify="right")
+    for what, figure in (
+        (f"{candidates.n_hidden} hidden candidates, found by their content", candidates.by_content),
+        ("  by the popularity of their labels", candidates.by_label_popularity),
+        ("  by chance", candidates.by_chance),
+        (f"{users.n_users} users, trained on", users.known),
+        ("  never trained on, served from their history", users.unknown),
+    ):
+        table.add_row(what, f"{figure:.4f}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"The content finds {candidates.times_chance:.1f} times what chance does, and "
+        f"{shown_interval(candidates.lead)} against the popularity of the labels",
+        soft_wrap=True,
+    )
+    console.print(
+        f"Users never trained on get {users.share:.1%} of what they get trained on: "
+        f"{shown_interval(users.lead)}",
         soft_wrap=True,
     )
 

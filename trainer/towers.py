@@ -28,7 +28,6 @@ from trainer.losses import SoftmaxRetrieval
 from trainer.vocabulary import Vocabulary
 
 _BATCH_SIZE = 4096
-
 _MAX_FULL = 20_000
 """Candidates up to which a step over all of them is cheap."""
 
@@ -62,9 +61,9 @@ class TowersConfig(BaseModel):
     """The n-th newest interaction weighs n to the power of minus this in the sequence head."""
     target_decay: float = Field(1.0, ge=0)
     """The n-th next interaction counts n to the power of minus this for the sequence head."""
-    user_weight: float = Field(0.5, ge=0, le=1)
+    user_weight: float = Field(0.7, ge=0, le=1)
     """A user counts in the loss as the weight of their targets to this power."""
-    learning_rate: float = Field(0.003, gt=0)
+    learning_rate: float = Field(0.002, gt=0)
     """At the start; it falls linearly to 0."""
     loss: Literal["auto", "full", "sampled"] = "auto"
     """Which candidates compete with the targets: ``full`` takes all; ``sampled`` some of a batch's
@@ -75,8 +74,8 @@ class TowersConfig(BaseModel):
     """Of the candidates that compete, only so many count for a query, those that score highest;
     0: all."""
     batch_size: int = Field(128, ge=2)
-    """Users in a training step, and half as many for the sequence head."""
-    epochs: int = Field(50, ge=1)
+    """Users in a training step, of either head."""
+    epochs: int = Field(100, ge=1)
     """Passes over the users."""
 
     def is_sampled(self, n_candidates: int) -> bool:
@@ -369,9 +368,17 @@ class Towers:
         encoded = encode_histories(histories, self.config.max_history_length)
         return _in_batches(self.query_module.embed, [encoded])
 
-    def embed_candidates(self) -> np.ndarray:
-        """Embed the catalogue: (n_candidates, dim) float32, in row order."""
-        inputs = [self.corpus[feature.name] for feature in self.features.candidate]
+    def embed_candidates(self, corpus: dict[str, np.ndarray] | None = None) -> np.ndarray:
+        """Embed candidates.
+
+        Args:
+            corpus: as ``trainer.features.encode_candidates`` encodes them; the catalogue if none.
+
+        Returns:
+            (n_candidates, dim) float32, in row order.
+        """
+        corpus = self.corpus if corpus is None else corpus
+        inputs = [corpus[feature.name] for feature in self.features.candidate]
         return _in_batches(self.candidate_module.embed, inputs)
 
 

@@ -1,5 +1,6 @@
 """Every metric against values worked out by hand."""
 
+import itertools
 import math
 
 import numpy as np
@@ -142,3 +143,10 @@ def test_accuracy_lies_between_none_and_all(hits, k, more_heldout):
     ):
         assert (values >= 0).all()
         assert (values <= 1 + 1e-12).all()
+
+
+def test_chance_is_what_all_random_orders_find_on_average() -> None:
+    is_heldout = np.array([True, True, True, False, False])
+    orders = np.array(list(itertools.permutations(is_heldout)))
+    found = metrics.heldout_recall(orders, np.full(len(orders), 3), 2).mean()
+    assert found == pytest.approx(metrics.chance_recall(np.array([3]), 5, 2)[0])

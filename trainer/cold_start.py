@@ -1,0 +1,222 @@
+"""Cold start: what the towers do for candidates and users that they were never trained on.
+
+A candidate nobody trained on is embedded by its content. Some candidates are taken out of the
+catalogue before training; the question is which of them the users interacted with. A user nobody
+trained on is embedded by the history in the request. Users are taken out, a fifth at a time; the
+question is whether they are served as well as when they were trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from trainer.datasets import Dataset
+from trainer.evaluation import EvaluationError, ScoreUsers, contents, rank, user_metrics
+from trainer.features import encode_candidates
+from trainer.metrics import Interval, chance_recall, paired_bootstrap
+from trainer.splits import Rows, Split, SplitKind
+from trainer.splits import split as split_dataset
+from trainer.towers import Towers, TowersConfig
+from trainer.training import collect_histories, fit
+
+OnTraining = Callable[[str], None]
+
+K = 10
+N_FOLDS = 5
+"""Parts of the users; each is taken out once."""
+_METRIC = f"heldout_recall@{K}"
+_HIDDEN_SHARE = 0.1
+
+
+class ColdCandidates(BaseModel):
+    """How well candidates are found that were no part of the training's catalogue.
+
+    All figures are heldout_recall@10 among the hidden candidates alone.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    n_hidden: int
+    n_users: int
+    """Users who interacted with any of them."""
+    by_content: float
+    by_label_popularity: float
+    """By how popular the trained candidates are, on average, that share a label with them."""
+    by_chance: float
+    """What a random order is expected to find."""
+    lead: Interval
+    """Of the content over the popularity of the labels, over users."""
+
+    @property
+    def times_chance(self) -> float:
+        """What the content finds, as a multiple of chance."""
+        return self.by_content / self.by_chance
+
+
+class ColdUsers(BaseModel):
+    """How well users are served by a history that was no part of the training.
+
+    Both figures are heldout_recall@10 of the same users on the random split.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    n_users: int
+    known: float
+    """When they were trained on."""
+    unknown: float
+    """When a fifth of the users, and they among them, were left out of the training."""
+    lead: Interval
+    """Of unknown users over known ones, over users."""
+
+    @property
+    def share(self) -> float:
+        """What an unknown user gets, as a share of what a known one gets."""
+        return self.unknown / self.known
+
+
+class ColdStart(BaseModel):
+    """What the towers do for those they were never trained on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset: str
+    candidates: ColdCandidates
+    users: ColdUsers
+
+
+def measure_cold_start(
+    dataset: Dataset, config: TowersConfig, seed: int, on_training: OnTraining
+) -> ColdStart:
+    """Train without some candidates and without some users, and look for what they lack.
+
+    Args:
+        dataset: users, candidates and interactions.
+        config: how the towers are built and trained, seven times.
+        seed: of the trainings, and of who is taken out.
+        on_training: called before each training with what it leaves out.
+
+    Raises:
+        EvaluationError: if there are too few candidates or users to take any out.
+        TrainingError: if what is left cannot be trained on.
+    """
+    on_training("some candidates")
+    candidates = _cold_candidates(dataset, config, seed)
+    users = _cold_users(dataset, config, seed, on_training)
+    return ColdStart(dataset=dataset.name, candidates=candidates, users=users)
+
+
+def _cold_candidates(dataset: Dataset, config: TowersConfig, seed: int) -> ColdCandidates:
+    order = np.random.default_rng(seed).permutation(dataset.n_candidates)
+    n_hidden = round(dataset.n_candidates * _HIDDEN_SHARE)
+    if n_hidden <= K:
+        raise EvaluationError(
+            f"a tenth of {dataset.name} is {n_hidden} candidates: to look for the best {K} of "
+            f"them there have to be more, so at least {round((K + 1) / _HIDDEN_SHARE)} in all"
+        )
+    hidden_rows = np.sort(order[:n_hidden])
+    hidden, trained = _only(dataset, hidden_rows), _only(dataset, np.sort(order[n_hidden:]))
+    towers = fit(trained, np.arange(len(trained)), config, seed)
+    corpus = encode_candidates(towers.features, towers.vocabularies, hidden.candidates)
+    embeddings = towers.embed_candidates(corpus).T
+    popularity = _label_popularity(dataset, hidden_rows)
+    parts = Split(SplitKind.RANDOM, np.arange(0), np.arange(len(hidden)), "row")
+
+    def by_content(rows: Rows) -> npt.NDArray[np.float32]:
+        queries = towers.embed_queries([towers.histories[row] for row in rows])
+        return np.asarray(queries @ embeddings, dtype=np.float32)
+
+    def by_labels(rows: Rows) -> npt.NDArray[np.float32]:
+        return np.broadcast_to(popularity, (len(rows), len(popularity)))
+
+    found, counts = _recalls(hidden, parts, by_content)
+    by_labels_found, _ = _recalls(hidden, parts, by_labels)
+    return ColdCandidates(
+        n_hidden=n_hidden,
+        n_users=len(found),
+        by_content=float(found.mean()),
+        by_label_popularity=float(by_labels_found.mean()),
+        by_chance=float(chance_recall(counts, n_hidden, K).mean()),
+        lead=paired_bootstrap(found, by_labels_found),
+    )
+
+
+def _cold_users(
+    dataset: Dataset, config: TowersConfig, seed: int, on_training: OnTraining
+) -> ColdUsers:
+    parts = split_dataset(dataset, SplitKind.RANDOM, seed=seed)
+    histories = collect_histories(dataset, parts.train, config.max_history_length)
+    on_training("nobody")
+    everybody = fit(dataset, parts.train, config, seed)
+    known: list[npt.NDArray[np.float64]] = []
+    unknown: list[npt.NDArray[np.float64]] = []
+    for number, fold in enumerate(_folds(dataset, seed), start=1):
+        on_training(f"users, part {number} of {N_FOLDS}")
+        of_fold = np.isin(dataset.user_rows, fold)
+        theirs = dataclasses.replace(parts, test=parts.test[of_fold[parts.test]])
+        others = fit(dataset, parts.train[~of_fold[parts.train]], config, seed)
+        for towers, found in ((everybody, known), (others, unknown)):
+            found.append(_recalls(dataset, theirs, _by_history(towers, histories))[0])
+    before, after = np.concatenate(known), np.concatenate(unknown)
+    return ColdUsers(
+        n_users=len(before),
+        known=float(before.mean()),
+        unknown=float(after.mean()),
+        lead=paired_bootstrap(after, before),
+    )
+
+
+def _folds(dataset: Dataset, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    if dataset.n_users < N_FOLDS:
+        raise EvaluationError(
+            f"{dataset.name} has {dataset.n_users} users: to leave a part of them out there have "
+            f"to be {N_FOLDS} at least"
+        )
+    yield from np.array_split(np.random.default_rng(seed).permutation(dataset.n_users), N_FOLDS)
+
+
+def _by_history(towers: Towers, histories: list[npt.NDArray[np.int32]]) -> ScoreUsers:
+    candidates = towers.embed_candidates().T
+    return lambda rows: towers.embed_queries([histories[row] for row in rows]) @ candidates
+
+
+def _recalls(
+    dataset: Dataset, parts: Split, score_users: ScoreUsers
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Return what is found for each test user, and how much there was to find."""
+    rankings = rank(dataset, parts, score_users)
+    return user_metrics(rankings)[_METRIC], rankings.heldout_counts
+
+
+def _only(dataset: Dataset, rows: npt.NDArray[np.int64]) -> Dataset:
+    """Return the dataset as if it had some of its candidates only, which are numbered anew."""
+    new_rows = np.full(dataset.n_candidates, -1, dtype=np.int32)
+    new_rows[rows] = np.arange(len(rows), dtype=np.int32)
+    kept = np.flatnonzero(new_rows[dataset.candidate_rows] >= 0)
+    return dataclasses.replace(
+        dataset,
+        candidates=dataset.candidates.take(rows),
+        user_rows=dataset.user_rows[kept],
+        candidate_rows=new_rows[dataset.candidate_rows[kept]],
+        timestamps=None if dataset.timestamps is None else dataset.timestamps[kept],
+        ratings=None if dataset.ratings is None else dataset.ratings[kept],
+    )
+
+
+def _label_popularity(dataset: Dataset, hidden: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Return how popular the others are that share labels with each hidden candidate."""
+    counts = np.bincount(dataset.candidate_rows, minlength=dataset.n_candidates)
+    is_trained = np.ones(dataset.n_candidates)
+    is_trained[hidden] = 0
+    labels = contents(dataset.candidates)
+    if labels is None:
+        return np.zeros(len(hidden), dtype=np.float32)
+    of_label = (counts * is_trained) @ labels / np.maximum(is_trained @ labels, 1)
+    of_hidden = labels[hidden]
+    means = of_hidden @ of_label / np.maximum(of_hidden.sum(axis=1), 1)
+    return np.asarray(means, dtype=np.float32)
