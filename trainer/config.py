@@ -74,6 +74,8 @@ class Config(BaseModel):
     """Of the training; the same seed gives one result."""
     split: SplitKind = SplitKind.LEAVE_LAST_OUT
     """What is held out to measure quality: random, temporal, leave-last-out, or none."""
+    train_fraction: float = Field(0.8, gt=0, lt=1)
+    """Share of the interactions that a random split trains on, or a temporal one up to its date."""
     refit: bool = True
     """Whether what is exported was trained again on everything, or has seen the train part of the
     split only."""

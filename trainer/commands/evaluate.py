@@ -22,6 +22,7 @@ from trainer.commands.options import (
     Patience,
     Seed,
     TensorBoardFolder,
+    TrainFraction,
     WithRanker,
 )
 from trainer.console import print_json, sentences_for_errors, stderr
@@ -45,6 +46,7 @@ def evaluate(
     candidates: CandidatesFile = None,
     min_rating: MinRating = None,
     split: HeldOut = None,
+    train_fraction: TrainFraction = None,
     seed: Seed = None,
     epochs: Epochs = None,
     patience: Patience = None,
@@ -75,6 +77,7 @@ def evaluate(
             {
                 "seed": seed,
                 "split": split,
+                "train_fraction": train_fraction,
                 "patience": patience,
                 "with_ranker": ranker,
                 "data": source(dataset, interactions, candidates, min_rating),
@@ -84,7 +87,7 @@ def evaluate(
         if chosen.split is SplitKind.NONE:
             raise typer.BadParameter("a split that holds nothing out cannot be evaluated")
         data = load(chosen.data)
-        parts = split_dataset(data, chosen.split)
+        parts = split_dataset(data, chosen.split, train_fraction=chosen.train_fraction)
         trainings = Trainings(data, chosen, tensorboard=tensorboard)
         trainings.find_epochs(parts)
         towers = trainings.fit_towers(parts)

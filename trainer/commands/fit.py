@@ -110,7 +110,7 @@ def fit(
             },
         )
         data = load(chosen.data)
-        parts = split_dataset(data, chosen.split)
+        parts = split_dataset(data, chosen.split, train_fraction=chosen.train_fraction)
         with staging(output):
             pass  # that nothing can be written there is better said before the training than after
         trainings = Trainings(

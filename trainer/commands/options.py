@@ -45,6 +45,10 @@ HeldOut = Annotated[
     SplitKind | None,
     typer.Option("--split", help="What is held out to measure quality; none skips it."),
 ]
+TrainFraction = Annotated[
+    float | None,
+    typer.Option(help="Share of the interactions to train on, for a random or temporal split."),
+]
 Seed = Annotated[
     int | None, typer.Option(help="Seed of the training; the same seed gives one result.")
 ]

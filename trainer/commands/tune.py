@@ -75,7 +75,9 @@ def tune(
 
         tuning = search(
             data,
-            validation_of(data, split_dataset(data, chosen.split)),
+            validation_of(
+                data, split_dataset(data, chosen.split, train_fraction=chosen.train_fraction)
+            ),
             chosen.towers,
             seed=chosen.seed,
             n_trials=trials,
