@@ -39,7 +39,7 @@ def dataset(candidate_ids: list[str], genres: list[list[str]]) -> Dataset:
 
 
 OLD = dataset(["a", "b", "c", "d", "e", "f"], [["x"], ["x", "y"], ["y"], ["z"], ["z"], []])
-NEW = dataset(["b", "c", "f", "g"], [["w"], ["y"], ["z"], []])
+NEW = dataset(["b", "c", "f", "g"], [["w", "z"], ["w", "y"], ["y", "z"], []])
 
 
 @pytest.fixture(scope="module")
