@@ -56,6 +56,7 @@ _log = structlog.get_logger(__name__)
 # every byte that is not ASCII.
 _MAX_MESSAGE_BYTES = 1000
 _MAX_METADATA_BYTES = 400
+_SLOW_SECONDS = 1.0  # calls that take longer are logged
 _USABLE_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -112,8 +113,14 @@ def _handler(
             code = _code(error)
             await abort(context, error)
         finally:
+            seconds = perf_counter() - start
             counters[code.name].inc()
-            observe_seconds(perf_counter() - start)
+            observe_seconds(seconds)
+            if seconds > _SLOW_SECONDS:
+                request_id = _request_id(context)
+                _log.warning(
+                    "slow call", method=name, code=code.name, seconds=seconds, request_id=request_id
+                )
         return response
 
     # The body is decoded in here: gRPC would answer a bad one with INTERNAL.

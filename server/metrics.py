@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import threading
+from functools import cache
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import (
@@ -145,7 +146,12 @@ def observe_search(result: SearchResult, number: int) -> None:
         NOTICES.labels(notice.code.name).inc()
     if number % STAGES_EVERY == 0:
         for stage, nanos in result.stage_nanos.items():
-            STAGE_SECONDS.labels(stage).observe(nanos / 1e9)
+            _stage(stage).observe(nanos / 1e9)
+
+
+@cache
+def _stage(name: str) -> Histogram:
+    return STAGE_SECONDS.labels(name)
 
 
 def observe_process(n_in_flight: int, n_long: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 from candidate_search.v1.candidate_search_service_pb2_grpc import CandidateSearchServiceStub
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from structlog.testing import capture_logs
 
 from server import errors
 from server.errors import SearchError
@@ -245,6 +246,23 @@ def test_what_is_the_servers_own_fault_stays_with_the_server(
     assert info_of(caught.value).reason == "INTERNAL"
     assert "call-7" in str(caught.value.details())
     assert "secret" not in str(caught.value)
+
+
+def test_a_slow_call_is_logged_with_its_request_id(
+    stub: CandidateSearchServiceStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.interceptors._SLOW_SECONDS", -1.0)
+    with capture_logs() as logs:
+        stub.SearchCandidates(
+            Request(query=pb.Query(user_id="1")), metadata=(("x-request-id", "call-8"),)
+        )
+    (slow,) = (one for one in logs if one["event"] == "slow call")
+    assert ("SearchCandidates", "OK", "call-8") == (
+        slow["method"],
+        slow["code"],
+        slow["request_id"],
+    )
+    assert "user" not in str(logs)
 
 
 def test_the_table_has_every_reason_once() -> None:
