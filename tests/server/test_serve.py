@@ -73,6 +73,23 @@ def test_a_call_in_flight_ends_before_the_server_does(vector_index: Path) -> Non
         assert process.wait(30) == 0
 
 
+def test_log_lines_can_be_json(vector_index: Path) -> None:
+    command = ["serve", "--index", str(vector_index), "--port", "0", "--log-format", "json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=60)
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert ["draining", "drained"] == [line["event"] for line in lines]
+    assert {"info"} == {line["level"] for line in lines}
+
+
 def test_reflection_is_behind_a_flag(
     start: Callable[..., Any], vector_index: Path, vector_server: Any
 ) -> None:
