@@ -12,8 +12,9 @@ from trainer.config import Config
 from trainer.console import epoch_progress, say
 from trainer.datasets import Dataset
 from trainer.evaluation import ScoreUsers
-from trainer.ranking import NoRatingsError, Ranker
+from trainer.ranking import Ranker
 from trainer.ranking import fit as fit_ranking_model
+from trainer.ranking_data import NoRatingsError
 from trainer.splits import Split, SplitKind
 from trainer.towers import Towers
 from trainer.training import fit

@@ -12,15 +12,8 @@ from trainer.datasets import Dataset, load_dataset
 from trainer.features import Feature, Features
 from trainer.keras import tf
 from trainer.metrics import rmse
-from trainer.ranking import (
-    NoRatingsError,
-    Part,
-    Ranker,
-    RankerConfig,
-    RankingModel,
-    encode,
-    fit,
-)
+from trainer.ranking import Part, Ranker, RankerConfig, RankingModel, fit
+from trainer.ranking_data import NoRatingsError, encode
 from trainer.splits import split
 
 SMALL = RankerConfig(dim=3, members=2, max_history_length=4, epochs=3)
@@ -88,7 +81,7 @@ def test_a_rating_is_the_mean_of_the_members() -> None:
 
 def test_the_loss_is_the_error_of_each_member_and_the_price_of_the_parts(tiny: Dataset) -> None:
     config = SMALL.model_copy(update={"id_regularization": 0.0, "regularization": 0.0})
-    data = encode(tiny, np.arange(5), config)
+    data = encode(tiny, np.arange(5), config.max_history_length)
     model = RankingModel(data.description.features, config, mean=3.0, deviation=2.0, seed=0)
     for part in model.parts:
         part.weights[0].assign(np.zeros_like(part.weights[0]))
@@ -107,7 +100,7 @@ def test_the_loss_is_the_error_of_each_member_and_the_price_of_the_parts(tiny: D
 
 
 def test_what_it_reads_leaves_out_texts_and_what_names_a_line(tiny: Dataset) -> None:
-    description = encode(tiny, np.arange(5), SMALL).description
+    description = encode(tiny, np.arange(5), SMALL.max_history_length).description
     # Two genres are half of the four lines, which is just not too many.
     assert [one.name for one in description.features.query] == ["history", "user_id", "age"]
     assert [one.name for one in description.features.candidate] == ["candidate_id", "genres"]
@@ -127,7 +120,7 @@ def test_one_seed_gives_one_model(tiny: Dataset, ranker: Ranker) -> None:
 
 
 def test_the_exported_function_agrees_with_predict(tiny: Dataset, ranker: Ranker) -> None:
-    data = encode(tiny, np.arange(5), SMALL)
+    data = encode(tiny, np.arange(5), SMALL.max_history_length)
     history = np.zeros((1, 4), np.int32)
     history[0, :2] = [1, 2]
     query = [tf.constant(history), *(tf.constant(one[1:2]) for one in data.query_inputs[1:])]

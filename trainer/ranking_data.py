@@ -1,0 +1,184 @@
+"""What the ranking model reads: users, candidates and ratings, as arrays and as batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from trainer.bundle import RankerDescription
+from trainer.datasets import Dataset
+from trainer.features import (
+    CANDIDATE_ID,
+    HISTORY,
+    USER_ID,
+    Feature,
+    Features,
+    describe_column,
+    encode_histories,
+    encode_table,
+)
+from trainer.keras import tf
+from trainer.training import TrainingError, collect_histories
+from trainer.vocabulary import Vocabulary
+
+_MAX_TOKENS_PER_LINE = 0.5  # of a feature; with more, most lines have one of their own
+
+
+class NoRatingsError(TrainingError):
+    """Why there is no ranking model: there are no ratings to learn from."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncodedData:
+    """Users and candidates as the ranking model reads them.
+
+    Attributes:
+        description: what it reads.
+        query_inputs: (n_users, length) of each query feature.
+        candidate_inputs: (n_candidates, length) of each candidate feature.
+    """
+
+    description: RankerDescription
+    query_inputs: tuple[np.ndarray, ...]
+    candidate_inputs: tuple[np.ndarray, ...]
+
+    def without_users(self) -> EncodedData:
+        """Return the same data with all users unknown."""
+        features = self.description.features
+        query = [
+            one.model_copy(update={"n_tokens": 0}) if one.name == USER_ID else one
+            for one in features.query
+        ]
+        inputs = [
+            np.zeros_like(encoded) if one.name == USER_ID else encoded
+            for one, encoded in zip(features.query, self.query_inputs, strict=True)
+        ]
+        described = features.model_copy(update={"query": tuple(query)})
+        return EncodedData(
+            self.description.model_copy(update={"features": described}),
+            tuple(inputs),
+            self.candidate_inputs,
+        )
+
+
+def encode(dataset: Dataset, train_rows: np.ndarray, max_history_length: int) -> EncodedData:
+    """Describe and encode the users and candidates of a dataset.
+
+    Args:
+        dataset: whose users and candidates.
+        train_rows: (n,) int64, the interactions that the histories are made of.
+        max_history_length: interactions of a user that are read; the newest stay.
+    """
+    user_id = Feature(name=USER_ID, kind="id", n_tokens=dataset.n_users)
+    history = Feature(
+        name=HISTORY,
+        kind="history",
+        length=max_history_length,
+        n_tokens=dataset.n_candidates,
+    )
+    candidate_id = Feature(name=CANDIDATE_ID, kind="id", n_tokens=dataset.n_candidates)
+    of_users, user_tokens = _describe(dataset.users)
+    of_candidates, candidate_tokens = _describe(dataset.candidates)
+    histories = collect_histories(dataset, train_rows, max_history_length)
+    longest = max(1, *map(len, histories))  # memory for more would be wasted on padding
+    users = encode_table(
+        (user_id, *of_users), {USER_ID: dataset.user_ids, **user_tokens}, dataset.users
+    )
+    candidates = encode_table(
+        (candidate_id, *of_candidates),
+        {CANDIDATE_ID: dataset.candidate_ids, **candidate_tokens},
+        dataset.candidates,
+    )
+    features = Features(
+        query=(history, user_id, *of_users), candidate=(candidate_id, *of_candidates)
+    )
+    return EncodedData(
+        RankerDescription.of(features, user_tokens, candidate_tokens),
+        (encode_histories(histories, longest), *users.values()),
+        tuple(candidates.values()),
+    )
+
+
+def learnable_ratings(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """Return the ratings (n,) of some interactions.
+
+    Raises:
+        NoRatingsError: if there are none, or they are all the same.
+    """
+    if dataset.ratings is None:
+        raise NoRatingsError(
+            f"{dataset.name} has no ratings, so there is no ranking model: "
+            "add a rating column to have one"
+        )
+    ratings: np.ndarray = dataset.ratings[rows]
+    if not len(ratings) or ratings.min() == ratings.max():
+        raise NoRatingsError(
+            f"the ratings of {dataset.name} are all the same, so there is no ranking model: "
+            "it needs ratings that differ"
+        )
+    return ratings
+
+
+def training_batches(
+    dataset: Dataset,
+    rows: np.ndarray,
+    ratings: np.ndarray,
+    data: EncodedData,
+    batch_size: int,
+    seed: int,
+) -> Any:
+    """Make batches of users in random order, each with all of their ratings.
+
+    Args:
+        dataset: users, candidates and rated interactions.
+        rows: (n,) int64, the interactions to learn from.
+        ratings: (n,) float32, how they were rated.
+        data: the users and candidates, encoded.
+        batch_size: users in a step.
+        seed: of the order.
+
+    Returns:
+        A ``tf.data.Dataset`` of what ``RankingModel.compute_loss`` reads.
+    """
+    by_user = np.argsort(dataset.user_rows[rows], kind="stable")
+    raters, counts = np.unique(dataset.user_rows[rows], return_counts=True)
+    candidates = tf.RaggedTensor.from_row_lengths(dataset.candidate_rows[rows[by_user]], counts)
+    rated_as = candidates.with_values(ratings[by_user])
+    user_rows = tf.constant(raters)
+    query_inputs = [tf.constant(one) for one in data.query_inputs]
+    candidate_inputs = [tf.constant(one) for one in data.candidate_inputs]
+
+    def examples(chosen: Any) -> dict[str, Any]:
+        users, rated = tf.gather(user_rows, chosen), tf.gather(candidates, chosen)
+        history, *others = (tf.gather(one, users) for one in query_inputs)
+        return {
+            "query": (_without_common_padding(history), *others),
+            "candidate": tuple(tf.gather(one, rated.values) for one in candidate_inputs),
+            "rater": rated.value_rowids(),
+            "rating": tf.gather(rated_as, chosen).values,
+        }
+
+    order = tf.data.Dataset.range(len(raters)).shuffle(len(raters), seed=seed)
+    return order.batch(batch_size).map(examples).prefetch(2)
+
+
+def _describe(table: pa.Table) -> tuple[tuple[Feature, ...], dict[str, Vocabulary]]:
+    """Describe the columns, but the id, that say something of many lines: no texts, no names."""
+    features, vocabularies = [], {}
+    for name in table.column_names[1:]:
+        feature, vocabulary = describe_column(name, table.column(name))
+        if feature.kind == "text" or feature.n_tokens > _MAX_TOKENS_PER_LINE * len(table):
+            continue
+        features.append(feature)
+        if vocabulary is not None:
+            vocabularies[name] = vocabulary
+    return tuple(features), vocabularies
+
+
+def _without_common_padding(history: Any) -> Any:
+    """Cut histories (n, length) to the longest of them."""
+    longest = tf.reduce_max(tf.math.count_nonzero(history, axis=1))
+    return history[:, :longest]
