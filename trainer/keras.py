@@ -14,4 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
+# That a function is traced again for another shape is no news for who trains.
+tf.get_logger().setLevel("ERROR")
+
 __all__ = ["tf", "tfrs"]
