@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,12 @@ def search(
         list[str] | None,
         typer.Option(metavar="NAME", help="Measure this peer only: FAISS IVF-PQ; may be repeated."),
     ] = None,
+    scann_alone: Annotated[
+        bool,
+        typer.Option(
+            "--scann-alone", help="Measure the library ScaNN by itself, with our index's params."
+        ),
+    ] = False,
     output: Annotated[
         Path, typer.Option(help="Folder for search.json, search.png and search.html.")
     ] = DEFAULT_OUTPUT,
@@ -63,6 +70,7 @@ def search(
     Example: python -m benchmarks search --synthetic 1000000x64 --peers
     """
     _use_one_thread()
+    from benchmarks.contenders import ScannAlone
     from benchmarks.page import write_page
     from benchmarks.peers import build_peers, peers_named
     from benchmarks.report import build_table, draw_search, search_table
@@ -81,7 +89,10 @@ def search(
             )
             report = benchmark_search(
                 bundle,
-                peers=build_peers(bundle.corpus.embeddings, status.update, chosen),
+                peers=chain(
+                    [ScannAlone(bundle)] if scann_alone else [],
+                    build_peers(bundle.corpus.embeddings, status.update, chosen),
+                ),
                 seconds_per_point=seconds_per_point,
                 on_step=status.update,
             )

@@ -6,14 +6,17 @@ params, ready to be called. Everything else, timing and recall, is the same for 
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from indexer.backends import LocalIndex, SearchParams
+from indexer.backends.scann import ScannBuildParams, ScannIndex
 from indexer.bundle import IndexBundle
 
 RECALL_TARGETS = (0.90, 0.95, 0.99, 1.0)
@@ -72,16 +75,8 @@ class OwnBackend(Contender):
         self._index: LocalIndex[Any, Any] = bundle.index(name)
 
     def ladders(self, k: int) -> Iterator[Iterable[Setting]]:
-        """Yield the operating points for k results, then what is swept.
-
-        Params that serve several recall targets are named by the highest; what is far too slow
-        is left out.
-        """
-        names: dict[SearchParams, str] = {}
-        for target in RECALL_TARGETS:
-            choice = self._bundle.choose(k, recall_target=target, backend=self.name)
-            if choice.point.p50_microseconds <= _TOO_SLOW_MICROSECONDS:
-                names[choice.params] = choice.point.name
+        """Yield the operating points for k results, then what is swept."""
+        names = operating_points(self._bundle, self.name, k)
         yield [self._setting(name, params, k) for params, name in names.items()]
         for ladder in self._index.effort_ladders(k):
             swept = (params for params in _thinned(ladder) if params not in names)
@@ -92,6 +87,62 @@ class OwnBackend(Contender):
         return Setting(
             name, params.model_dump(), lambda queries: index.search(queries, k, params).rows
         )
+
+
+class ScannAlone(Contender):
+    """The library ScaNN by itself, built and searched as our index is.
+
+    It reorders its proposals by its own copy of the embeddings, as we rescore them.
+
+    Args:
+        bundle: an open index bundle with a ScaNN index.
+    """
+
+    name = "ScaNN alone"
+
+    def __init__(self, bundle: IndexBundle) -> None:
+        params = ScannBuildParams(**bundle.manifest.backends[ScannIndex.name].build_params)
+        index = ScannIndex(bundle.corpus.embeddings, params)
+        start = time.perf_counter()
+        builder = index._builder()  # noqa: SLF001 - what is beneath our own index
+        self._searcher: Any = builder.reorder(1).build()
+        self.build_seconds = time.perf_counter() - start
+        self.size_bytes = bundle.corpus.embeddings.nbytes
+        self._bundle = bundle
+        self._num_leaves = params.num_leaves or 1
+
+    def ladders(self, k: int) -> Iterator[Iterable[Setting]]:
+        """Yield our operating points for k results."""
+        points = operating_points(self._bundle, ScannIndex.name, k)
+        yield [
+            Setting(name, params.model_dump(), partial(self._search, k=k, params=params))
+            for params, name in points.items()
+        ]
+
+    def _search(self, queries: np.ndarray, k: int, params: SearchParams) -> np.ndarray:
+        effort = params.model_dump()
+        wanted = {
+            "final_num_neighbors": k,
+            "pre_reorder_num_neighbors": effort["final_num_neighbors"],
+            "leaves_to_search": effort["leaves_to_search"] or self._num_leaves,
+        }
+        if len(queries) == 1:
+            return np.asarray(self._searcher.search(queries[0], **wanted)[0], np.int64)[None]
+        return np.asarray(self._searcher.search_batched(queries, **wanted)[0], np.int64)
+
+
+def operating_points(bundle: IndexBundle, backend: str, k: int) -> dict[SearchParams, str]:
+    """Return a backend's operating points for k results, as search params with their names.
+
+    Params that serve several recall targets are named by the highest; what is far too slow is left
+    out.
+    """
+    names: dict[SearchParams, str] = {}
+    for target in RECALL_TARGETS:
+        choice = bundle.choose(k, recall_target=target, backend=backend)
+        if choice.point.p50_microseconds <= _TOO_SLOW_MICROSECONDS:
+            names[choice.params] = choice.point.name
+    return names
 
 
 def _thinned(ladder: list[SearchParams]) -> list[SearchParams]:

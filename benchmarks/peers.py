@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.contenders import Contender, Setting
 
 _EFFORTS = (10, 20, 40, 80, 160, 320, 640, 1280)
+_FEW_LISTS = (1, 2, 5)  # inverted lists that may be enough where vectors lie in clusters
 _GRAPH_LINKS = 16
 _BUILD_EFFORT = 200
 
@@ -57,6 +58,7 @@ class _Faiss(_Peer):
 
     factory: str
     effort: str
+    efforts: tuple[int, ...] = (*_FEW_LISTS, *_EFFORTS)
 
     def _build(self, embeddings: np.ndarray) -> None:
         faiss = importlib.import_module("faiss")
@@ -70,7 +72,7 @@ class _Faiss(_Peer):
         self._space = faiss.ParameterSpace()
 
     def _settings(self, k: int) -> Iterator[Setting]:
-        for effort in _EFFORTS:
+        for effort in self.efforts:
             yield Setting(None, {self.effort: effort}, self._searcher(k, effort))
 
     def _searcher(self, k: int, effort: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -108,6 +110,7 @@ class FaissHnsw(_Faiss):
     name = "FAISS HNSW"
     factory = f"HNSW{_GRAPH_LINKS},Flat"
     effort = "efSearch"
+    efforts = _EFFORTS
 
 
 class Hnswlib(_Peer):

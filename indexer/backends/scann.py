@@ -154,6 +154,10 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
         self._searcher.serialize(str(directory), relative_path=True)
 
     def _build(self) -> None:
+        self._searcher = self._builder().build()
+
+    def _builder(self) -> Any:
+        """Return ScaNN's own builder, ready but for reordering."""
         params = self.build_params
         self._check_size()
         builder = _library().builder(self.embeddings, 1, "dot_product")
@@ -175,7 +179,7 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
             anisotropic_quantization_threshold=params.anisotropic_quantization_threshold,
             training_sample_size=sample_size,
         )
-        self._searcher = builder.build()
+        return builder
 
     def _load(self, directory: Path) -> None:
         _check_assets(directory)

@@ -65,6 +65,21 @@ def test_the_table_fits_a_terminal(tower_index: Path, tmp_path: Path) -> None:
     assert "…" not in done.stdout
 
 
+def test_scann_alone_finds_what_our_index_finds(tower_index: Path, tmp_path: Path) -> None:
+    arguments = [*search_arguments(tower_index, tmp_path), "--scann-alone", "--json"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.stderr
+    report = SearchReport.model_validate_json(done.stdout)
+    ours, alone = (
+        {p.name: p for p in report.points if p.contender == contender and p.name}
+        for contender in ("scann", "ScaNN alone")
+    )
+    assert ours.keys() == alone.keys()
+    for name, point in alone.items():
+        assert ours[name].search_params == point.search_params
+        assert abs(ours[name].recall_at_100 - point.recall_at_100) < 0.02
+
+
 def test_no_bundle_is_a_sentence(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["search", "--index", str(tmp_path)])
     assert done.exit_code == 1
