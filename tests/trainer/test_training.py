@@ -309,7 +309,7 @@ def with_columns(**columns: list[object]) -> Dataset:
 
 def test_the_towers_read_the_metadata_of_the_kinds_asked_for() -> None:
     data = with_columns(
-        genres=[["x"], ["x", "y"], [], None], year=[1990, 1991, 1992, None], maker=["a", "b"] * 2
+        genres=[["x"], ["x", "y"], ["y"], None], year=[1990, 1991, 1992, None], maker=["a", "b"] * 2
     )
     features, vocabularies = describe(
         data, SMALL.model_copy(update={"content": ("list", "number")})
