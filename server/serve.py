@@ -182,9 +182,10 @@ async def serve(worker: Worker, settings: Settings, port: int, on_ready: OnReady
     Raises:
         PortTakenError: if the address cannot be listened on.
     """
+    stop = stop_signal()  # from now on: whoever reads that this serves may end it
     bound_port = await worker.start(port)
     on_ready(address(settings.host, bound_port))
-    await wait_for_stop_signal()
+    await stop.wait()
     _log.info("draining", seconds=settings.drain_seconds)
     await worker.stop()
     in_flight = worker.servicer.in_flight
@@ -241,13 +242,13 @@ class _Alone:
         return [os.getpid()]
 
 
-async def wait_for_stop_signal() -> None:
-    """Return when this process is asked to end."""
+def stop_signal() -> asyncio.Event:
+    """Return what is set when this process is asked to end."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+    return stop
 
 
 def _tracing() -> ModuleType:
