@@ -2,7 +2,7 @@
 
 Weights, optimiser and learning curve are saved after an epoch, by TensorFlow's checkpoint manager,
 which makes a checkpoint visible when it is complete. Batches depend on nothing but the seed and the
-number of the epoch (``trainer.training.training_batches``), so nothing else needs to be kept.
+number of the epoch (``trainer.batches.training_batches``), so nothing else needs to be kept.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.datasets import Dataset
+from trainer.distribution import is_chief
 from trainer.keras import tf
 from trainer.towers import TowersConfig, TwoTowers
 
@@ -32,8 +33,24 @@ class CheckpointError(Exception):
     """Why a checkpoint cannot be saved, or gone on from."""
 
 
+class _CurveState(tf.train.experimental.PythonState):  # type: ignore[misc]
+    """The learning curve, as what a checkpoint can hold beside variables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.curve: Curve = []
+
+    def serialize(self) -> str:
+        """Return what ``deserialize`` reads."""
+        return json.dumps(self.curve)
+
+    def deserialize(self, string_value: str) -> None:
+        """Take over the curve of a checkpoint."""
+        self.curve = json.loads(string_value)
+
+
 class Checkpoints:
-    """The checkpoints of one training.
+    """The checkpoints of one training; of several workers' the chief saves, and all restore.
 
     Args:
         directory: holds nothing else; made if it is not there.
@@ -51,10 +68,10 @@ class Checkpoints:
             raise CheckpointError(
                 f"{directory} cannot be made to hold checkpoints: {error.strerror}"
             ) from error
-        self._curve = tf.Variable("[]", dtype=tf.string, trainable=False)
+        self._state = _CurveState()
         model.optimizer.build(model.trainable_variables)
         self._manager = tf.train.CheckpointManager(
-            tf.train.Checkpoint(model=model, optimizer=model.optimizer, curve=self._curve),
+            tf.train.Checkpoint(model=model, optimizer=model.optimizer, curve=self._state),
             str(directory),
             max_to_keep=1,
         )
@@ -75,8 +92,7 @@ class Checkpoints:
                 f"the checkpoint in {self.directory} is damaged or of another version of this "
                 "program: remove that folder to begin anew"
             ) from error
-        curve: Curve = json.loads(self._curve.numpy())
-        return curve
+        return self._state.curve
 
     def save(self, curve: Curve) -> None:
         """Save a checkpoint, unless that would take too much of the training's time.
@@ -85,9 +101,9 @@ class Checkpoints:
             CheckpointError: if it cannot be written; the one before stays.
         """
         started = time.monotonic()
-        if started < self._not_before:
+        if started < self._not_before or not is_chief(tf.distribute.get_strategy()):
             return
-        self._curve.assign(json.dumps(curve))
+        self._state.curve = curve
         try:
             self._manager.save()
         except tf.errors.OpError as error:
