@@ -94,18 +94,17 @@ def _handler(
         code = grpc.StatusCode.CANCELLED
         seconds_left = context.time_remaining()
         try:
-            if seconds_left is not None and seconds_left <= 0:
-                # Nobody waits for the answer any more; the caller knows this status already.
-                code = grpc.StatusCode.DEADLINE_EXCEEDED
-                await context.abort(code)
+            _check_time(seconds_left)
             if in_flight is None:
                 response = await answer(decode(body), seconds_left)
             else:
                 with in_flight:
                     response = await answer(decode(body), seconds_left)
             code = grpc.StatusCode.OK
-        except grpc.aio.AbortError:
-            raise
+        except TimeoutError:
+            # Nobody waits for the answer any more; the caller knows this status already.
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
+            await context.abort(code)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
             if isinstance(error, DecodeError):
                 expected = request_type.DESCRIPTOR.full_name
@@ -126,6 +125,12 @@ def _handler(
     # The body is decoded in here: gRPC would answer a bad one with INTERNAL.
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(handle)
     return handler
+
+
+def _check_time(seconds_left: float | None) -> None:
+    """Raise TimeoutError if a caller has given up already."""
+    if seconds_left is not None and seconds_left <= 0:
+        raise TimeoutError
 
 
 def _code(error: Exception) -> grpc.StatusCode:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from time import time_ns
+from time import monotonic, time_ns
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
@@ -97,7 +97,7 @@ class CandidateSearchServicer:
         call = self._begin(request, seconds_left)
         # A short search costs less than handing it to a thread.
         result = (
-            await self._search_beside(call)
+            await self._search_beside(call, seconds_left)
             if call.is_long
             else call.version.engine.search(call.search)
         )
@@ -146,8 +146,13 @@ class CandidateSearchServicer:
         del request, seconds_left
         return self.served.active.index_info
 
-    async def run_beside(self, work: Callable[[], T]) -> T:
-        """Do long work beside the event loop, or refuse it if much is waiting already."""
+    async def run_beside(self, work: Callable[[], T], seconds_left: float | None = None) -> T:
+        """Do long work beside the event loop, or refuse it if much is waiting already.
+
+        Raises:
+            OverloadedError: if much is waiting.
+            TimeoutError: if its turn came when no time was left.
+        """
         limit = self._settings.long_search_threads + self._settings.long_search_queue
         if self._n_long >= limit:
             raise OverloadedError(
@@ -155,9 +160,16 @@ class CandidateSearchServicer:
                 "try again later, or search an approximate backend without a filter",
                 limit=limit,
             )
+        deadline = None if seconds_left is None else monotonic() + seconds_left
+
+        def work_in_time() -> T:
+            if deadline is not None and monotonic() >= deadline:
+                raise TimeoutError
+            return work()
+
         self._n_long += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work_in_time)
         finally:
             self._n_long -= 1
 
@@ -207,8 +219,8 @@ class CandidateSearchServicer:
         others = other_fields(result, returned_fields, version.engine, next_page_token)
         return b"".join([found, version.plan_fields(result.plan), others])
 
-    async def _search_beside(self, call: _Call) -> SearchResult:
-        return await self.run_beside(lambda: call.version.engine.search(call.search))
+    async def _search_beside(self, call: _Call, seconds_left: float | None = None) -> SearchResult:
+        return await self.run_beside(lambda: call.version.engine.search(call.search), seconds_left)
 
     async def _results(
         self, requests: Sequence[pb.SearchCandidatesRequest], seconds_left: float | None

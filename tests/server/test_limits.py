@@ -116,6 +116,8 @@ def test_what_has_expired_is_not_computed(blocked: Any) -> None:
             pass
         with pytest.raises(SearchFailedError, match="DEADLINE_EXCEEDED"):
             client.search(QUERY, exact=True, timeout_seconds=0.2)
+        while server.worker.servicer.in_flight.count > 1:
+            pass
         proceed.set()
         assert len(first.result()) == 10
         assert len(client.search(QUERY, exact=True, count=7)) == 7
