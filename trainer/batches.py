@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.distribution import Share
 from trainer.keras import tf
 from trainer.towers import HEADS, TowersConfig
 
@@ -38,6 +39,7 @@ def training_batches(
     config: TowersConfig,
     seed: int,
     first_epoch: int = 0,
+    share: Share = Share(),  # noqa: B008 - frozen
 ) -> Any:
     """Make the batches of all epochs, with the users in random order.
 
@@ -50,6 +52,8 @@ def training_batches(
         config: how the towers are trained.
         seed: of the order and of what the heads have to find; every epoch draws afresh.
         first_epoch: the number, from 0, of the epoch to begin with.
+        share: what of every batch to make; all shares are of one size, for which some users of a
+            batch may come in two of them.
 
     Returns:
         A ``tf.data.Dataset`` of what ``TwoTowers.compute_loss`` reads in training.
@@ -71,8 +75,8 @@ def training_batches(
         batches = tf.data.Dataset.from_tensor_slices(order).batch(config.batch_size).enumerate(1)
         return batches.map(
             lambda step, users: make_examples[head](
-                tf.gather(interactions, users),
-                tf.random.experimental.stateless_fold_in(key, step),
+                tf.gather(interactions, _shared(users, share)),
+                _draw(key, step, share),
                 n_candidates,
             )
         )
@@ -80,12 +84,22 @@ def training_batches(
     def epoch_batches(epoch: Any) -> Any:
         examples = tf.data.Dataset.zip({head: stream(head, epoch) for head in HEADS})
         key = tf.stack([seed, epoch])
-        return examples.enumerate().map(
-            lambda step, heads: compete(heads, tf.random.experimental.stateless_fold_in(key, step))
-        )
+        return examples.enumerate().map(lambda step, heads: compete(heads, _draw(key, step, share)))
 
     epochs = tf.data.Dataset.range(first_epoch, config.epochs)
     return epochs.flat_map(epoch_batches).prefetch(2)
+
+
+def _shared(users: Any, share: Share) -> Any:
+    """Return every n-th of a batch's users, counted on from the first after the last."""
+    n_users = tf.size(users)
+    n_shared = -(-n_users // share.count)
+    return tf.gather(users, (tf.range(n_shared) * share.count + share.index) % n_users)
+
+
+def _draw(key: Any, step: Any, share: Share) -> Any:
+    """Return the (2,) seed of what is random in one share of a step."""
+    return tf.random.experimental.stateless_fold_in(key, step * share.count + share.index)
 
 
 def _hide(candidates: Any, draw: Any, n_candidates: int, dropout: float) -> dict[str, Any]:

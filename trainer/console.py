@@ -54,6 +54,7 @@ def sentences_for_errors() -> Iterator[None]:
     from trainer.checkpoints import CheckpointError  # noqa: PLC0415 - brings TensorFlow with it
     from trainer.config import ConfigError  # noqa: PLC0415
     from trainer.datasets import DatasetError  # noqa: PLC0415
+    from trainer.distribution import WorkersError  # noqa: PLC0415
     from trainer.evaluation import EvaluationError  # noqa: PLC0415
     from trainer.export import ExportError  # noqa: PLC0415
     from trainer.publish import BundleError  # noqa: PLC0415
@@ -64,7 +65,7 @@ def sentences_for_errors() -> Iterator[None]:
         yield
     except (
         *(BundleError, CheckpointError, ConfigError, DatasetError),
-        *(EvaluationError, ExportError, RefreshError, TrainingError, WorseError),
+        *(EvaluationError, ExportError, RefreshError, TrainingError, WorkersError, WorseError),
     ) as error:
         stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error

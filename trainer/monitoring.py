@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from trainer.checkpoints import Checkpoints, Curve
+from trainer.distribution import averaged
 from trainer.keras import tf
 from trainer.validation import Validation, best_epoch
 
@@ -76,7 +77,8 @@ class Monitor(tf.keras.callbacks.Callback):  # type: ignore[misc]
         """Measure, save and report; what comes after this among the callbacks sees the metrics."""
         metrics = {"loss": float(np.mean(self._losses))}
         if self._validation is not None:
-            metrics |= self._validation.measure(self.model)
+            # One figure for all workers, which have to stop after the same epoch.
+            metrics |= averaged(self._validation.measure(self.model))
         logs.update(metrics)
         self._curve.append(metrics)
         if self._checkpoints is not None:

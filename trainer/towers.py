@@ -257,7 +257,8 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
             )
             for name in HEADS
         ]
-        return tf.add_n(losses)
+        # Keras sums the losses and the gradients of all workers.
+        return tf.add_n(losses) / tf.distribute.get_strategy().num_replicas_in_sync
 
     def embed_corpus(self) -> tuple[Any, Any]:
         """Embed all candidates before compression, as parts of histories and as answers.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trainer.batches import ages, ragged, training_batches
 from trainer.bundle import TowerBundle
 from trainer.checkpoints import Checkpoints, is_there
 from trainer.datasets import Dataset
+from trainer.distribution import Share, require_agreement, shared
 from trainer.features import (
     CANDIDATE_ID,
     HISTORY,
@@ -96,10 +98,18 @@ def fit(
         None if checkpoints is None else Checkpoints(checkpoints, model),
     )
     first_epoch = monitor.restore()
+    require_agreement(
+        chain([np.array(first_epoch)], histories, (one.numpy() for one in model.variables))
+    )
+
+    def make_batches(share: Share) -> Any:
+        n_candidates = dataset.n_candidates
+        return training_batches(histories, n_candidates, config, seed, first_epoch, share)
+
     if not monitor.is_out_of_patience:
         with _advice_on_divergence(config, checkpoints):
             model.fit(
-                training_batches(histories, dataset.n_candidates, config, seed, first_epoch),
+                shared(make_batches),
                 initial_epoch=first_epoch,
                 epochs=n_epochs or config.epochs,
                 steps_per_epoch=n_steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from trainer import checkpoints
 from trainer.bundle import TowerBundle
@@ -11,11 +12,14 @@ from trainer.checkpoints import Curve
 from trainer.config import Config
 from trainer.console import epoch_progress, say
 from trainer.datasets import Dataset
+from trainer.distribution import together
 from trainer.evaluation import ScoreUsers
+from trainer.keras import tf
 from trainer.ranking import Ranker
 from trainer.ranking import fit as fit_ranking_model
 from trainer.ranking_data import NoRatingsError
 from trainer.splits import Split, SplitKind
+from trainer.splits import split as split_dataset
 from trainer.towers import Towers
 from trainer.training import fit
 from trainer.validation import MONITOR, best_epoch, validation_of
@@ -33,6 +37,7 @@ class Trainings:
         tensorboard: a folder for TensorBoard's logs; None writes none.
         start_from: the bundle whose weights to begin with, where they have not seen what the
             training will be measured on.
+        strategy: the ``tf.distribute.Strategy`` over the workers that train together.
         n_epochs: after how many epochs a training stops; ``find_epochs`` may lower it.
         curve: of the training that was validated, or else of the latest.
         started_from: the version whose weights the latest training began with, if it did.
@@ -43,6 +48,7 @@ class Trainings:
     checkpoints: Path | None = None
     tensorboard: Path | None = None
     start_from: TowerBundle | None = None
+    strategy: Any = dataclasses.field(default_factory=tf.distribute.get_strategy)
     n_epochs: int = 0
     curve: Curve = dataclasses.field(default_factory=list)
     started_from: str | None = None
@@ -72,6 +78,14 @@ class Trainings:
             return self._fit(parts, "Training on everything", "all")
         return self._fit(parts, f"Training on the {parts.kind} train part", "train")
 
+    def follow_the_chief(self, parts: Split) -> None:
+        """Train all towers that ``fit`` trains, for the chief among the workers to publish them."""
+        self.find_epochs(parts)
+        if parts.kind is not SplitKind.NONE:
+            self.fit_towers(parts)
+        if self.config.refit or parts.kind is SplitKind.NONE:
+            self.fit_towers(split_dataset(self.dataset, SplitKind.NONE))
+
     def fit_ranker(self, parts: Split) -> Ranker | None:
         """Train a ranking model; None if none is wanted, or if there are no ratings."""
         config = self.config.ranker
@@ -94,7 +108,7 @@ class Trainings:
         curve: Curve = []
         start_from = self._honest_start(parts)
         self.started_from = None if start_from is None else start_from.manifest.version
-        with epoch_progress(what, self.n_epochs) as show:
+        with together(self.strategy), epoch_progress(what, self.n_epochs) as show:
 
             def on_epoch(epoch: int, metrics: dict[str, float]) -> None:
                 curve.append(metrics)

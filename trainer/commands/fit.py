@@ -90,6 +90,7 @@ def fit(
         from trainer.acceptance import compare_with_current, quality_by_user
         from trainer.bundle import TowerBundle
         from trainer.config import load_config
+        from trainer.distribution import is_chief, join_workers
         from trainer.evaluation import rank, summarise
         from trainer.export import export
         from trainer.publish import staging
@@ -109,6 +110,7 @@ def fit(
                 "towers": {"epochs": epochs, "dim": dim},
             },
         )
+        strategy = join_workers()  # which TensorFlow allows before its first operation only
         data = load(chosen.data)
         parts = split_dataset(data, chosen.split, train_fraction=chosen.train_fraction)
         with staging(output):
@@ -119,7 +121,12 @@ def fit(
             checkpoints=checkpoints or output / ".checkpoints",
             tensorboard=tensorboard,
             start_from=None if warm_start is None else TowerBundle.open(warm_start),
+            strategy=strategy,
         )
+        if not is_chief(strategy):
+            trainings.follow_the_chief(parts)
+            say("Trained; the chief, the first of the workers, publishes")
+            return
         trainings.find_epochs(parts)
         evaluation, quality = None, None
         if parts.kind is not SplitKind.NONE:
