@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.keras import tf, tfrs
+from trainer.precision import product
 
 
 class SoftmaxRetrieval(tf.keras.layers.Layer, tfrs.tasks.Task):  # type: ignore[misc]
@@ -23,12 +24,16 @@ class SoftmaxRetrieval(tf.keras.layers.Layer, tfrs.tasks.Task):  # type: ignore[
             user the same weight, 1 every target its own.
         hard_negatives: of the candidates that compete with a query's targets, only so many count,
             those that score highest; 0: all.
+        mixed_precision: whether scores are multiplied in bfloat16; all else is float32 always.
     """
 
-    def __init__(self, user_weight: float = 0.5, hard_negatives: int = 0) -> None:
+    def __init__(
+        self, user_weight: float = 0.5, hard_negatives: int = 0, *, mixed_precision: bool = False
+    ) -> None:
         super().__init__()
         self._user_weight = user_weight
         self._hard_negatives = hard_negatives
+        self._mixed_precision = mixed_precision
 
     def call(
         self, queries: Any, candidates: Any, targets: Any, seen: Any, log_chances: Any = None
@@ -49,7 +54,7 @@ class SoftmaxRetrieval(tf.keras.layers.Layer, tfrs.tasks.Task):  # type: ignore[
             targets.
         """
         if log_chances is None and not self._hard_negatives:
-            normalizers, target_scores = _exact(queries, candidates, targets, seen)
+            normalizers, target_scores = _exact(self._score(queries, candidates), targets, seen)
         else:
             normalizers, target_scores = self._sampled(
                 queries, candidates, targets, seen, log_chances
@@ -65,13 +70,16 @@ class SoftmaxRetrieval(tf.keras.layers.Layer, tfrs.tasks.Task):  # type: ignore[
         means = tf.math.divide_no_nan(sums, totals)
         return tf.math.divide_no_nan(tf.reduce_sum(means * weights), tf.reduce_sum(weights))
 
+    def _score(self, queries: Any, candidates: Any) -> Any:
+        return product(queries, candidates, mixed=self._mixed_precision, transpose_b=True)
+
     def _sampled(
         self, queries: Any, candidates: Any, targets: Any, seen: Any, log_chances: Any
     ) -> tuple[Any, Any]:
         """Return what ``_exact`` does, where not all candidates count."""
         log_chances = tf.zeros(tf.shape(candidates)[:1]) if log_chances is None else log_chances
         n_competing = tf.size(log_chances)
-        scores = tf.matmul(queries, candidates[:n_competing], transpose_b=True) - log_chances
+        scores = self._score(queries, candidates[:n_competing]) - log_chances
         hidden = tf.concat([seen.indices, targets.indices], axis=0)
         negatives = _without(scores, hidden[hidden[:, 1] < tf.cast(n_competing, tf.int64)])
         if self._hard_negatives:
@@ -86,12 +94,11 @@ class SoftmaxRetrieval(tf.keras.layers.Layer, tfrs.tasks.Task):  # type: ignore[
         return total, target_scores
 
 
-def _exact(queries: Any, candidates: Any, targets: Any, seen: Any) -> tuple[Any, Any]:
+def _exact(scores: Any, targets: Any, seen: Any) -> tuple[Any, Any]:
     """Return the logarithm (n_queries,) of each query's sum over what competes, and the scores.
 
     The scores (n_targets,) are those of the targets, in their order.
     """
-    scores = tf.matmul(queries, candidates, transpose_b=True)
     target_scores = tf.gather_nd(scores, targets.indices)
     # Who interacts twice has seen a target: it competes all the same.
     competing = tf.tensor_scatter_nd_update(

@@ -25,6 +25,7 @@ from trainer.encoder import Catalogue, ItemEncoder, dense
 from trainer.features import CANDIDATE_ID, HISTORY, Feature, Features, encode_histories
 from trainer.keras import tf, tfrs
 from trainer.losses import SoftmaxRetrieval
+from trainer.precision import product
 from trainer.vocabulary import Vocabulary
 
 _BATCH_SIZE = 4096
@@ -73,6 +74,9 @@ class TowersConfig(BaseModel):
     hard_negatives: int = Field(0, ge=0)
     """Of the candidates that compete, only so many count for a query, those that score highest;
     0: all."""
+    mixed_precision: bool = False
+    """Whether training multiplies histories and scores in bfloat16, faster where the processor is
+    made for it; weights and the softmax stay float32."""
     batch_size: int = Field(128, ge=2)
     """Users in a training step, of either head."""
     epochs: int = Field(100, ge=1)
@@ -129,7 +133,8 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
         if history.shape[1] is None:  # one step's part of a large catalogue, of which each user
             # has little; where all of a small one competes, a dense product is faster.
             return self._directed(tf.sparse.sparse_dense_matmul(weights, vectors))
-        return self._directed(tf.matmul(dense(weights), vectors))
+        mixed = self._config.mixed_precision
+        return self._directed(product(dense(weights), vectors, mixed=mixed))
 
     def wide(self, history: Any, items: Any) -> Any:
         """Embed histories, as ``head`` reads them, before compression: (n, wide) float32."""
@@ -227,7 +232,9 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
         super().__init__()
         self.query_tower = QueryTower(features, config, seed=2 * seed)
         self.candidate_tower = CandidateTower(features, config, seed=2 * seed + 1)
-        self.task = SoftmaxRetrieval(config.user_weight, config.hard_negatives)
+        self.task = SoftmaxRetrieval(
+            config.user_weight, config.hard_negatives, mixed_precision=config.mixed_precision
+        )
         self._dim = config.dim
         self._n_candidates = len(corpus[CANDIDATE_ID])
         self._catalogue = Catalogue(features.candidate, corpus)
