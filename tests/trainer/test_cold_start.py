@@ -12,7 +12,7 @@ from trainer.evaluation import EvaluationError
 from trainer.towers import TowersConfig
 
 CONFIG = TowersConfig(dim=8, width=8, epochs=15, learning_rate=0.02, batch_size=20)
-N_USERS, N_CANDIDATES, PER_USER = 60, 160, 12
+N_USERS, N_CANDIDATES, PER_USER = 60, 160, 30
 
 
 def two_genres() -> Dataset:
@@ -56,10 +56,12 @@ def test_candidates_never_trained_on_are_found_by_their_content(result: ColdStar
 
 
 def test_users_never_trained_on_are_served_from_their_history(result: ColdStart) -> None:
-    assert result.users.n_users <= N_USERS
-    assert result.users.known > 0
-    assert result.users.share == pytest.approx(1, abs=0.3)
-    assert result.users.lead.low <= 0 <= result.users.lead.high
+    users = result.users
+    assert users.n_users <= N_USERS
+    # A list of ten of one's own genre, of 80, finds an eighth; of either genre, a sixteenth.
+    assert users.known > 0.09
+    assert users.unknown > 0.09
+    assert users.share == users.unknown / users.known
 
 
 def test_too_few_candidates_are_refused() -> None:

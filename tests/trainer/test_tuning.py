@@ -15,7 +15,7 @@ from trainer.training import TrainingError
 from trainer.tuning import SPACE, Tuning, tune
 from trainer.validation import validation_of
 
-CONFIG = TowersConfig(epochs=8)
+CONFIG = TowersConfig(user_weight=0.5, epochs=8)
 Report = Callable[[int, dict[str, float]], None]
 
 
