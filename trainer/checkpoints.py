@@ -25,7 +25,7 @@ from trainer.towers import TowersConfig, TwoTowers
 Curve = list[dict[str, float]]
 """The metrics of every epoch, by name."""
 
-_MAX_SHARE = 0.05
+_MAX_SHARE = 0.02
 """Of the time of a training that its checkpoints may take."""
 
 
