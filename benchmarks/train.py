@@ -32,7 +32,7 @@ TOWERS = "towers"
 TUTORIALS = "tutorials' model"
 
 _PER_USER = 50
-_BATCH_SIZES = {TOWERS: (64, 128, 256), TUTORIALS: (512, 1024, 2048)}
+_BATCH_SIZES = {TOWERS: (64, 128, 256), TUTORIALS: (256, 512, 1024)}
 """Around the best of each on two cores."""
 _INTERACTIONS = {TOWERS: _PER_USER, TUTORIALS: 1}
 """For each that a batch size counts."""
