@@ -21,8 +21,9 @@ from trainer.features import encode_candidates
 from trainer.metrics import Interval, chance_recall, paired_bootstrap
 from trainer.splits import Rows, Split, SplitKind
 from trainer.splits import split as split_dataset
-from trainer.towers import Towers, TowersConfig
-from trainer.training import collect_histories, fit
+from trainer.towers import TowersConfig
+from trainer.training import fit
+from trainer.trainings import scorer
 
 OnTraining = Callable[[str], None]
 
@@ -99,13 +100,13 @@ def measure_cold_start(
         dataset: users, candidates and interactions.
         config: how the towers are built and trained, seven times.
         seed: of the trainings, and of who is taken out.
-        on_training: called before each training with what it leaves out.
+        on_training: called before each training with what it does.
 
     Raises:
         EvaluationError: if there are too few candidates or users to take any out.
         TrainingError: if what is left cannot be trained on.
     """
-    on_training("some candidates")
+    on_training("without some candidates")
     candidates = _cold_candidates(dataset, config, seed)
     users = _cold_users(dataset, config, seed, on_training)
     return ColdStart(dataset=dataset.name, candidates=candidates, users=users)
@@ -123,18 +124,13 @@ def _cold_candidates(dataset: Dataset, config: TowersConfig, seed: int) -> ColdC
     hidden, trained = _only(dataset, hidden_rows), _only(dataset, np.sort(order[n_hidden:]))
     towers = fit(trained, np.arange(len(trained)), config, seed)
     corpus = encode_candidates(towers.features, towers.vocabularies, hidden.candidates)
-    embeddings = towers.embed_candidates(corpus).T
     popularity = _label_popularity(dataset, hidden_rows)
     parts = Split(SplitKind.RANDOM, np.arange(0), np.arange(len(hidden)), "row")
-
-    def by_content(rows: Rows) -> npt.NDArray[np.float32]:
-        queries = towers.embed_queries([towers.histories[row] for row in rows])
-        return np.asarray(queries @ embeddings, dtype=np.float32)
 
     def by_labels(rows: Rows) -> npt.NDArray[np.float32]:
         return np.broadcast_to(popularity, (len(rows), len(popularity)))
 
-    found, counts = _recalls(hidden, parts, by_content)
+    found, counts = _recalls(hidden, parts, scorer(towers, corpus=corpus))
     by_labels_found, _ = _recalls(hidden, parts, by_labels)
     return ColdCandidates(
         n_hidden=n_hidden,
@@ -150,18 +146,19 @@ def _cold_users(
     dataset: Dataset, config: TowersConfig, seed: int, on_training: OnTraining
 ) -> ColdUsers:
     parts = split_dataset(dataset, SplitKind.RANDOM, seed=seed)
-    histories = collect_histories(dataset, parts.train, config.max_history_length)
-    on_training("nobody")
+    on_training("with everybody")
     everybody = fit(dataset, parts.train, config, seed)
+    score_known = scorer(everybody)
     known: list[npt.NDArray[np.float64]] = []
     unknown: list[npt.NDArray[np.float64]] = []
     for number, fold in enumerate(_folds(dataset, seed), start=1):
-        on_training(f"users, part {number} of {N_FOLDS}")
+        on_training(f"without users, part {number} of {N_FOLDS}")
         of_fold = np.isin(dataset.user_rows, fold)
         theirs = dataclasses.replace(parts, test=parts.test[of_fold[parts.test]])
         others = fit(dataset, parts.train[~of_fold[parts.train]], config, seed)
-        for towers, found in ((everybody, known), (others, unknown)):
-            found.append(_recalls(dataset, theirs, _by_history(towers, histories))[0])
+        score_unknown = scorer(others, everybody.histories)
+        known.append(_recalls(dataset, theirs, score_known)[0])
+        unknown.append(_recalls(dataset, theirs, score_unknown)[0])
     before, after = np.concatenate(known), np.concatenate(unknown)
     return ColdUsers(
         n_users=len(before),
@@ -180,11 +177,6 @@ def _folds(dataset: Dataset, seed: int) -> Iterator[npt.NDArray[np.int64]]:
     yield from np.array_split(np.random.default_rng(seed).permutation(dataset.n_users), N_FOLDS)
 
 
-def _by_history(towers: Towers, histories: list[npt.NDArray[np.int32]]) -> ScoreUsers:
-    candidates = towers.embed_candidates().T
-    return lambda rows: towers.embed_queries([histories[row] for row in rows]) @ candidates
-
-
 def _recalls(
     dataset: Dataset, parts: Split, score_users: ScoreUsers
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
@@ -195,17 +187,9 @@ def _recalls(
 
 def _only(dataset: Dataset, rows: npt.NDArray[np.int64]) -> Dataset:
     """Return the dataset as if it had some of its candidates only, which are numbered anew."""
-    new_rows = np.full(dataset.n_candidates, -1, dtype=np.int32)
-    new_rows[rows] = np.arange(len(rows), dtype=np.int32)
-    kept = np.flatnonzero(new_rows[dataset.candidate_rows] >= 0)
-    return dataclasses.replace(
-        dataset,
-        candidates=dataset.candidates.take(rows),
-        user_rows=dataset.user_rows[kept],
-        candidate_rows=new_rows[dataset.candidate_rows[kept]],
-        timestamps=None if dataset.timestamps is None else dataset.timestamps[kept],
-        ratings=None if dataset.ratings is None else dataset.ratings[kept],
-    )
+    new_rows = np.full(dataset.n_candidates, -1)
+    new_rows[rows] = np.arange(len(rows))
+    return dataset.with_candidates(dataset.candidates.take(rows), new_rows)
 
 
 def _label_popularity(dataset: Dataset, hidden: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

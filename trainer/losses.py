@@ -28,7 +28,7 @@ class SoftmaxRetrieval(tf.keras.layers.Layer, tfrs.tasks.Task):  # type: ignore[
     """
 
     def __init__(
-        self, user_weight: float = 0.5, hard_negatives: int = 0, *, mixed_precision: bool = False
+        self, user_weight: float, hard_negatives: int = 0, *, mixed_precision: bool = False
     ) -> None:
         super().__init__()
         self._user_weight = user_weight

@@ -12,11 +12,12 @@ class LazyAdam(tf.keras.optimizers.Adam):  # type: ignore[misc]
 
     Keras's own takes a dozen passes, and lets the moments of all lines of a table decay although
     a step gathered few of them, so that a step over a million candidates costs as many. Here what
-    was not read is not touched: its moments decay when it is read again.
+    was not read is not touched: its moments decay once when it is read again, however many steps it
+    rested.
     """
 
     def update_step(self, gradient: Any, variable: Any) -> None:
-        """Change a variable by its gradient."""
+        """Change a variable by its gradient: of its shape, or of those lines that a step read."""
         index = self._index_dict[self._var_key(variable)]
         m, v = self._momentums[index], self._velocities[index]
         step = tf.cast(self.iterations + 1, variable.dtype)
@@ -44,7 +45,11 @@ class LazyAdam(tf.keras.optimizers.Adam):  # type: ignore[misc]
     def _update_lines(
         self, gradient: Any, variable: Any, m: Any, v: Any, rate: Any, powers: list[Any]
     ) -> None:
-        """Change the lines of a table that a step read; each is there once."""
+        """Change the lines of a table that a step read.
+
+        Keras has summed what was read twice, so each of the (n,) lines of the gradient, whose
+        values are (n, width), is there once. ``powers`` are both betas to the power of the step.
+        """
         lines, change = gradient.indices, gradient.values
         new_m = self.beta_1 * tf.gather(m, lines) + (1 - self.beta_1) * change
         new_v = self.beta_2 * tf.gather(v, lines) + (1 - self.beta_2) * tf.square(change)

@@ -65,7 +65,8 @@ def refresh(bundle: TowerBundle, dataset: Dataset, root: Path) -> Refreshed:
         raise RefreshError(
             f"{bundle.directory} holds no histories to refresh: its users come with their requests"
         )
-    known = _in_rows_of(bundle, dataset)
+    new_rows = bundle.candidate_ids.rows(dataset.candidate_ids.array.to_pylist())
+    known = dataset.with_candidates(bundle.candidates, new_rows)
     if not len(known):
         raise RefreshError(
             f"the towers of {bundle.directory} know none of the candidates in {dataset.name}: "
@@ -88,21 +89,6 @@ def refresh(bundle: TowerBundle, dataset: Dataset, root: Path) -> Refreshed:
         np.save(staged / QUERY_EMBEDDINGS, _embed(bundle, histories))
         write_model_card(staged, manifest)
         return Refreshed(commit(staged, root, manifest), len(users), len(dataset) - len(known))
-
-
-def _in_rows_of(bundle: TowerBundle, dataset: Dataset) -> Dataset:
-    """Return the interactions with candidates of a bundle, in the bundle's rows of candidates."""
-    rows = bundle.candidate_ids.rows(dataset.candidate_ids.array.to_pylist())
-    rows = rows[dataset.candidate_rows].astype(np.int32)
-    kept = np.flatnonzero(rows >= 0)
-    return dataclasses.replace(
-        dataset,
-        candidates=bundle.candidates,
-        user_rows=dataset.user_rows[kept],
-        candidate_rows=rows[kept],
-        timestamps=None if dataset.timestamps is None else dataset.timestamps[kept],
-        ratings=None if dataset.ratings is None else dataset.ratings[kept],
-    )
 
 
 def _in_lines_of(

@@ -75,8 +75,9 @@ class TowersConfig(BaseModel):
     """Of the candidates that compete, only so many count for a query, those that score highest;
     0: all."""
     mixed_precision: bool = False
-    """Whether training multiplies histories and scores in bfloat16, faster where the processor is
-    made for it; weights and the softmax stay float32."""
+    """Whether histories and scores are multiplied in bfloat16, faster where the processor is made
+    for it; weights and the softmax stay float32. Where only some candidates compete, their scores
+    alone."""
     batch_size: int = Field(128, ge=2)
     """Users in a training step, of either head."""
     epochs: int = Field(100, ge=1)
@@ -88,7 +89,7 @@ class TowersConfig(BaseModel):
 
 
 def _part(wide: Any, head: str) -> Any:
-    """Return the columns (n, width / 2) of one head."""
+    """Return the columns (n, n_columns / len(HEADS)) of one head."""
     width = wide.shape[1] // len(HEADS)
     first = HEADS.index(head) * width
     return wide[:, first : first + width]
@@ -123,15 +124,16 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
         Args:
             name: one of ``HEADS``.
             history: (n, n_candidates) float32 sparse, the age of every interaction: 1 the newest.
-            items: (n_candidates, width), what ``encoder`` made of the candidates.
+            items: (n_candidates, len(HEADS) * width) float32, what ``encoder`` made of them.
 
         Returns:
             (n, width + 1) float32; the last dimension is 1.
         """
         vectors = _part(items, name)
         weights = history.with_values(history.values ** -self._recency(name))
-        if history.shape[1] is None:  # one step's part of a large catalogue, of which each user
-            # has little; where all of a small one competes, a dense product is faster.
+        n_columns = history.shape[1]  # unknown where a step is narrowed to some candidates
+        if n_columns is None or n_columns > _MAX_FULL:
+            # Of many candidates each user has few; of few, a dense product is faster.
             return self._directed(tf.sparse.sparse_dense_matmul(weights, vectors))
         mixed = self._config.mixed_precision
         return self._directed(product(dense(weights), vectors, mixed=mixed))
@@ -271,7 +273,7 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
         """Embed all candidates before compression, as parts of histories and as answers.
 
         Returns:
-            (n_candidates, width) and (n_candidates, wide) float32.
+            (n_candidates, len(HEADS) * width) and (n_candidates, len(HEADS) * (width + 1)) float32.
         """
         batches = [
             self._catalogue.some(tf.range(start, min(start + _BATCH_SIZE, self._n_candidates)))

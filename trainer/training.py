@@ -117,7 +117,7 @@ def fit(
                 verbose=0,
             )
     known = [history for history in histories if len(history)]
-    some = ragged(known[:: 1 + len(known) // _MAX_COMPRESSED])
+    some = ragged(known[:: 1 + (len(known) - 1) // _MAX_COMPRESSED])
     model.finish(ages(some, dataset.n_candidates))
     return Towers(model, config, features, vocabularies, corpus, histories)
 

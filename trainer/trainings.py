@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from trainer import checkpoints
 from trainer.bundle import TowerBundle
@@ -156,8 +159,19 @@ class Trainings:
         return directory
 
 
-def scorer(towers: Towers) -> ScoreUsers:
-    """Return what scores all candidates for some of the users the towers were trained on."""
-    candidates = towers.embed_candidates().T
-    histories = towers.histories
-    return lambda rows: towers.embed_queries([histories[row] for row in rows]) @ candidates
+def scorer(
+    towers: Towers,
+    histories: Sequence[np.ndarray] | None = None,
+    corpus: dict[str, np.ndarray] | None = None,
+) -> ScoreUsers:
+    """Return what scores candidates for users, (n_users, n_candidates) float32.
+
+    Args:
+        towers: that score.
+        histories: candidate rows of each user, oldest first; those the towers were trained on if
+            none.
+        corpus: the candidates, encoded; the towers' catalogue if none.
+    """
+    candidates = towers.embed_candidates(corpus).T
+    known = towers.histories if histories is None else histories
+    return lambda rows: towers.embed_queries([known[row] for row in rows]) @ candidates

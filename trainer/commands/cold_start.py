@@ -55,7 +55,7 @@ def cold_start(
                 data,
                 chosen.towers,
                 chosen.seed,
-                lambda what: status.update(f"Training without {what}"),
+                lambda what: status.update(f"Training {what}"),
             )
         if as_json:
             print_json(result.model_dump(mode="json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,12 +90,28 @@ class Dataset:
                 f"no interaction of {self.name} is rated at least {min_rating:g}: "
                 f"its highest rating is {self.ratings.max():g}"
             )
+        return self._with_interactions(kept)
+
+    def with_candidates(
+        self, candidates: pa.Table, new_rows: npt.NDArray[np.integer[Any]]
+    ) -> Dataset:
+        """Return the dataset over other candidates, with the interactions that they have.
+
+        Args:
+            candidates: As ``candidates``.
+            new_rows: (n_candidates,) the row of each of today's candidates in them; -1: none.
+        """
+        narrowed = self._with_interactions(np.flatnonzero(new_rows[self.candidate_rows] >= 0))
+        candidate_rows = new_rows[narrowed.candidate_rows].astype(np.int32)
+        return dataclasses.replace(narrowed, candidates=candidates, candidate_rows=candidate_rows)
+
+    def _with_interactions(self, kept: npt.NDArray[np.integer[Any]]) -> Dataset:
         return dataclasses.replace(
             self,
             user_rows=self.user_rows[kept],
             candidate_rows=self.candidate_rows[kept],
             timestamps=None if self.timestamps is None else self.timestamps[kept],
-            ratings=self.ratings[kept],
+            ratings=None if self.ratings is None else self.ratings[kept],
         )
 
 
