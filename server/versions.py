@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
@@ -31,6 +31,7 @@ from trainer.publish import BundleError, versions
 
 _log = structlog.get_logger(__name__)
 _FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 1.0, 300.0
+_NEVER = float("inf")
 _N_CHECKSUMS = 1 << 32
 
 
@@ -92,17 +93,6 @@ class VersionSummary:
     """Why it was refused when it was last tried."""
 
 
-@dataclass
-class _Refusal:
-    """A version that was tried in vain."""
-
-    reason: str = ""
-    retry_at: float = 0.0
-    backoff: Backoff = field(
-        default_factory=lambda: Backoff(_FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS)
-    )
-
-
 class Versions:
     """The versions of one index, for one thread.
 
@@ -118,8 +108,10 @@ class Versions:
         self._settings = settings
         self._crew = crew
         self._root = active.engine.bundle.directory.parent
-        self._refusals: dict[str, _Refusal] = {}
-        self._followed = self.linked()
+        self._refusals: dict[str, str] = {}
+        self._followed: str | None = active.name
+        self._retry_at = _NEVER
+        self._backoff = Backoff(_FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS)
 
     def linked(self) -> str | None:
         """Return the version that the watched link names; None where there is no link."""
@@ -144,6 +136,7 @@ class Versions:
             VersionRefusedError: if it is damaged or does not deliver.
         """
         self._load(name)
+        self._refusals.pop(name, None)
 
     def activate(self, name: str, traffic_share: float = 1.0) -> None:
         """Have a version answer all searches, or a share of them as a canary.
@@ -195,23 +188,23 @@ class Versions:
     def follow_link(self) -> None:
         """Activate what the watched link names, if that changed or is to be tried again.
 
-        A version that somebody activated by name stays until the link changes. What is refused is
-        logged, and tried again after a pause that grows: it may still be being copied.
+        A version that somebody activated by name stays until the link changes. What cannot take
+        over is logged, and tried again after a pause that grows: it may still be being copied.
         """
         linked = self.linked()
-        if linked == self._followed and not self._is_retry_due(linked):
+        if linked != self._followed:
+            self._followed = linked
+            self._backoff.reset()
+        elif time.monotonic() < self._retry_at:
             return
-        self._followed = linked
+        self._retry_at = _NEVER
         if linked is None or linked == self.served.active.name:
             return
         try:
             self.activate(linked)
         except SearchError as error:
             _log.error("index version refused", index_version=linked, reason=str(error))
-
-    def _is_retry_due(self, name: str | None) -> bool:
-        refusal = self._refusals.get(name or "")
-        return refusal is not None and time.monotonic() >= refusal.retry_at
+            self._retry_at = time.monotonic() + self._backoff.pause_seconds()
 
     def _loaded(self, name: str) -> IndexVersion:
         """Return a version in memory, loaded unless it is there."""
@@ -227,15 +220,13 @@ class Versions:
                 version=name,
             )
         try:
-            loaded = load(self._settings, self._root / name)
+            return load(self._settings, self._root / name)
         except (BundleError, BackendUnavailableError) as error:
             raise self._refuse(name, error) from error
         except Exception as error:
             # Whatever is wrong with a version must not end a server that has a good one.
             _log.exception("index version fails to load", index_version=name)
             raise self._refuse(name, error) from error
-        self._refusals.pop(name, None)
-        return loaded
 
     def _take_over(self, served: Served) -> None:
         newcomer = served.canary or served.active
@@ -244,6 +235,8 @@ class Versions:
         except BundleError as error:
             raise self._refuse(newcomer.name, error) from error
         self.served = served
+        self._retry_at = _NEVER
+        self._refusals.pop(newcomer.name, None)
         settle_memory()
         metrics.VERSION_CHANGES.labels("took over").inc()
         _log.info(
@@ -256,10 +249,8 @@ class Versions:
     def _refuse(self, name: str, error: Exception) -> VersionRefusedError:
         # What is wrong with a bundle names its place on this machine, which is nobody's business.
         reason = str(error).replace(f"{self._root}/", "")
-        refusal = self._refusals.setdefault(name, _Refusal())
-        refusal.reason = reason
+        self._refusals[name] = reason
         metrics.VERSION_CHANGES.labels("refused").inc()
-        refusal.retry_at = time.monotonic() + refusal.backoff.pause_seconds()
         return VersionRefusedError(f"index version {name} is refused: {reason}", version=name)
 
     def _summary(self, name: str) -> VersionSummary:
@@ -269,6 +260,6 @@ class Versions:
         if self.served.canary is not None and name == self.served.canary.name:
             return VersionSummary(name, VersionState.CANARY)
         if refusal is not None:
-            return VersionSummary(name, VersionState.REFUSED, refusal.reason)
+            return VersionSummary(name, VersionState.REFUSED, refusal)
         state = VersionState.PREVIOUS if name == self.previous else VersionState.AVAILABLE
         return VersionSummary(name, state)

@@ -23,16 +23,21 @@ from server.versions import Served, Versions, VersionState
 from tests.server.published import copied, current, point_at, publish, publish_changed
 from trainer.publish import BundleError
 
+# When a link is tried that is refused each time, and first looked at then.
+TRIES = [1000.0, 1001.0, 1003.0, 1007.0, 1015.0, 1031.0]
+
 
 class RecordingCrew:
     """Remembers what took over; refuses what it is told to."""
 
     def __init__(self) -> None:
         self.history: list[Served] = []
+        self.failures: list[tuple[float, Served]] = []
         self.fails = False
 
     def take_over(self, served: Served) -> None:
         if self.fails:
+            self.failures.append((time.monotonic(), served))
             raise BundleError("a worker died")
         self.history.append(served)
 
@@ -47,6 +52,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (1, 2):
         publish(directory, seed, ("brute_force", "annoy"))
     return directory
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock.monotonic)
+    return clock
 
 
 @pytest.fixture
@@ -198,11 +220,9 @@ def test_the_link_is_followed_when_it_changes(
 
 
 def test_a_refused_link_is_tried_again_less_and_less_often(
-    versions: Versions, link: Path, monkeypatch: pytest.MonkeyPatch
+    versions: Versions, link: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As while a version is still being copied: it is taken when it is complete."""
-    now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
     first, second = (one.name for one in versions.catalogue())
     trees = link.parent / first / "annoy" / "trees.ann"
     complete = trees.read_bytes()
@@ -211,19 +231,102 @@ def test_a_refused_link_is_tried_again_less_and_less_often(
     tries = []
 
     def counted_load(settings: Settings, directory: Path) -> IndexVersion:
-        tries.append(now)
+        tries.append(clock.now)
         return load(settings, directory)
 
     monkeypatch.setattr("server.versions.load", counted_load)
-    for _ in range(40):
-        versions.follow_link()
-        now += 1.0
-    assert [1000.0, 1001.0, 1003.0, 1007.0, 1015.0, 1031.0] == tries
+    look_for(40, versions, clock)
+    assert TRIES == tries
     assert second == versions.served.active.name
     trees.write_bytes(complete)
-    now += 60.0
+    clock.now += 60.0
     versions.follow_link()
     assert first == versions.served.active.name
+
+
+def test_a_linked_version_that_cannot_take_over_is_tried_less_and_less_often(
+    versions: Versions, crew: RecordingCrew, link: Path, clock: Clock
+) -> None:
+    """It loads each time, and yet each pause is longer than the one before."""
+    first, second = (one.name for one in versions.catalogue())
+    crew.fails = True
+    point_at(link, first)
+    look_for(40, versions, clock)
+    assert TRIES == [when for when, served in crew.failures if served.active.name == first]
+    assert second == versions.served.active.name
+    crew.fails = False
+    clock.now += 60.0
+    versions.follow_link()
+    assert first == versions.served.active.name
+
+
+def test_a_linked_version_is_taken_although_somebody_verified_it_first(
+    versions: Versions, link: Path, clock: Clock
+) -> None:
+    first = versions.catalogue()[0].name
+    trees = link.parent / first / "annoy" / "trees.ann"
+    complete = trees.read_bytes()
+    trees.write_bytes(complete[:100])
+    point_at(link, first)
+    versions.follow_link()
+    trees.write_bytes(complete)
+    versions.verify(first)
+    assert [VersionState.AVAILABLE, VersionState.ACTIVE] == states(versions)
+    clock.now += 1.0
+    versions.follow_link()
+    assert first == versions.served.active.name
+
+
+def test_a_linked_version_that_arrives_after_its_link_is_taken(
+    versions: Versions, link: Path, clock: Clock
+) -> None:
+    """As where files are copied to this machine in any order."""
+    first, second = (one.name for one in versions.catalogue())
+    late = link.parent / first
+    late.rename(link.parent / "copying")
+    point_at(link, first)
+    with capture_logs() as logs:
+        versions.follow_link()
+    assert [first] == [one["index_version"] for one in logs]
+    (link.parent / "copying").rename(late)
+    versions.follow_link()
+    assert second == versions.served.active.name  # not before the pause is over
+    clock.now += 1.0
+    versions.follow_link()
+    assert first == versions.served.active.name
+
+
+def test_what_somebody_activates_is_not_replaced_by_what_the_link_was_refused(
+    versions: Versions, link: Path, clock: Clock
+) -> None:
+    first, second = (one.name for one in versions.catalogue())
+    third = publish_changed(link, "embeddings.npy", b"")
+    versions.follow_link()
+    versions.activate(first)
+    with capture_logs() as logs:
+        look_for(40, versions, clock)
+    assert logs == []
+    assert first == versions.served.active.name
+    assert {first, second, third} == {one.name for one in versions.catalogue()}
+
+
+def test_a_link_that_moved_while_the_server_started_is_followed(
+    link: Path, crew: RecordingCrew
+) -> None:
+    settings = with_page_token_key(Settings(index=link))
+    active = load(settings)
+    other = next(one.name for one in link.parent.glob("2*") if one.name != active.name)
+    point_at(link, other)
+    versions = Versions(settings, active, crew)
+    versions.follow_link()
+    assert other == versions.served.active.name
+
+
+def look_for(seconds: int, versions: Versions, clock: Clock) -> None:
+    """Look at the link once a second."""
+    for _ in range(seconds):
+        versions.follow_link()
+        clock.now += 1.0
 
 
 def test_a_link_that_is_gone_changes_nothing(versions: Versions, link: Path) -> None:
