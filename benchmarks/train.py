@@ -21,8 +21,9 @@ from benchmarks.workloads import generate_dataset
 from trainer.batches import training_batches
 from trainer.datasets import Dataset
 from trainer.features import encode_candidates
+from trainer.model_config import TowersConfig
 from trainer.optimizers import LazyAdam
-from trainer.towers import TowersConfig, TwoTowers
+from trainer.towers import TwoTowers
 from trainer.training import collect_histories, describe
 from trainer.tutorials import compiled, interactions
 

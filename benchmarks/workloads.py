@@ -176,7 +176,7 @@ def serving_bundle(
 
 def _train(root: Path, n_candidates: int, dim: int) -> None:
     from trainer.export import export  # noqa: PLC0415 - TensorFlow, for whoever has no bundle yet
-    from trainer.towers import TowersConfig  # noqa: PLC0415
+    from trainer.model_config import TowersConfig  # noqa: PLC0415
     from trainer.training import fit  # noqa: PLC0415
 
     dataset = generate_dataset(n_users=2_000, n_candidates=n_candidates, interactions_per_user=60)

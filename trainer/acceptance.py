@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from trainer.bundle import TowerBundle
 from trainer.datasets import Dataset
+from trainer.errors import TrainerError
 from trainer.evaluation import Evaluation, Rankings, user_metrics
 from trainer.metrics import PerUser, paired_bootstrap
 from trainer.publish import CURRENT, BundleError
@@ -19,7 +20,7 @@ from trainer.publish import CURRENT, BundleError
 METRIC = "ndcg@10"
 
 
-class WorseError(Exception):
+class WorseError(TrainerError):
     """Why a bundle is not published, for the user."""
 
 

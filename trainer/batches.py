@@ -10,7 +10,8 @@ import numpy as np
 
 from trainer.distribution import Share
 from trainer.keras import tf
-from trainer.towers import HEADS, TowersConfig
+from trainer.model_config import TowersConfig
+from trainer.towers import HEADS
 
 
 def ragged(histories: Sequence[np.ndarray]) -> Any:
@@ -83,7 +84,8 @@ def training_batches(
 
     def epoch_batches(epoch: Any) -> Any:
         examples = tf.data.Dataset.zip({head: stream(head, epoch) for head in HEADS})
-        key = tf.stack([seed, epoch])
+        # Negative, and so no other seed's order of users.
+        key = tf.stack([-1 - seed, epoch])
         return examples.enumerate().map(lambda step, heads: compete(heads, _draw(key, step, share)))
 
     epochs = tf.data.Dataset.range(first_epoch, config.epochs)

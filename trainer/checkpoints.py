@@ -19,8 +19,10 @@ import pyarrow as pa
 
 from trainer.datasets import Dataset
 from trainer.distribution import is_chief
+from trainer.errors import TrainerError
 from trainer.keras import tf
-from trainer.towers import TowersConfig, TwoTowers
+from trainer.model_config import TowersConfig
+from trainer.towers import TwoTowers
 
 Curve = list[dict[str, float]]
 """The metrics of every epoch, by name."""
@@ -29,7 +31,7 @@ _MAX_SHARE = 0.02
 """Of the time of a training that its checkpoints may take."""
 
 
-class CheckpointError(Exception):
+class CheckpointError(TrainerError):
     """Why a checkpoint cannot be saved, or gone on from."""
 
 

@@ -19,9 +19,9 @@ from trainer.datasets import Dataset
 from trainer.evaluation import EvaluationError, ScoreUsers, contents, rank, user_metrics
 from trainer.features import encode_candidates
 from trainer.metrics import Interval, chance_recall, paired_bootstrap
+from trainer.model_config import TowersConfig
 from trainer.splits import Rows, Split, SplitKind
 from trainer.splits import split as split_dataset
-from trainer.towers import TowersConfig
 from trainer.training import fit
 from trainer.trainings import scorer
 

@@ -24,15 +24,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainer.datasets import Dataset, load_dataset, load_files
-from trainer.ranking import RankerConfig
+from trainer.errors import TrainerError
+from trainer.model_config import RankerConfig, TowersConfig
 from trainer.splits import SplitKind
-from trainer.towers import TowersConfig
 
 _SOURCES = ("dataset", "interactions", "candidates")
 _COMMENT_WIDTH = 98
 
 
-class ConfigError(Exception):
+class ConfigError(TrainerError):
     """Why a configuration cannot be used, for the user."""
 
 

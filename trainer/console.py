@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from trainer.errors import TrainerError
+
 stderr = Console(stderr=True)
 
 
@@ -50,22 +52,8 @@ def epoch_progress(what: str, n_epochs: int) -> Iterator[Callable[[int, dict[str
 @contextmanager
 def sentences_for_errors() -> Iterator[None]:
     """Turn what the user can mend into one sentence on stderr and exit code 1."""
-    from trainer.acceptance import WorseError  # noqa: PLC0415
-    from trainer.checkpoints import CheckpointError  # noqa: PLC0415 - brings TensorFlow with it
-    from trainer.config import ConfigError  # noqa: PLC0415
-    from trainer.datasets import DatasetError  # noqa: PLC0415
-    from trainer.distribution import WorkersError  # noqa: PLC0415
-    from trainer.evaluation import EvaluationError  # noqa: PLC0415
-    from trainer.export import ExportError  # noqa: PLC0415
-    from trainer.publish import BundleError  # noqa: PLC0415
-    from trainer.refresh import RefreshError  # noqa: PLC0415
-    from trainer.training import TrainingError  # noqa: PLC0415
-
     try:
         yield
-    except (
-        *(BundleError, CheckpointError, ConfigError, DatasetError),
-        *(EvaluationError, ExportError, RefreshError, TrainingError, WorkersError, WorseError),
-    ) as error:
+    except TrainerError as error:
         stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error

@@ -18,10 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from trainer.errors import TrainerError
 from trainer.keras import tf
 
+_LONGEST_SENTENCE = 1000
 
-class WorkersError(Exception):
+
+class WorkersError(TrainerError):
     """Why the workers cannot train together, for the user."""
 
 
@@ -102,6 +105,29 @@ def shared(make_batches: Callable[[Share], Any]) -> Any:
     """
     return tf.distribute.get_strategy().distribute_datasets_from_function(
         lambda context: make_batches(Share(context.input_pipeline_id, context.num_input_pipelines))
+    )
+
+
+def heard_from_chief(sentence: str) -> str:
+    """Return what the chief says; all workers must call this at the same time.
+
+    Args:
+        sentence: what this process would say, if it is the chief; cut if it is long.
+    """
+    strategy = tf.distribute.get_strategy()
+    if strategy.num_replicas_in_sync == 1:
+        return sentence
+    letters = np.zeros(_LONGEST_SENTENCE, dtype=np.int32)
+    if is_chief(strategy):
+        spoken = list(map(ord, sentence[:_LONGEST_SENTENCE]))
+        letters[: len(spoken)] = spoken
+    heard = strategy.run(tf.function(_all_summed), (tf.constant(letters),)).numpy()
+    return "".join(map(chr, heard[heard > 0]))
+
+
+def _all_summed(values: Any) -> Any:
+    return tf.distribute.get_replica_context().all_reduce(
+        tf.distribute.ReduceOp.SUM, tf.identity(values)
     )
 
 

@@ -20,6 +20,7 @@ from trainer import metrics
 from trainer.datasets import Dataset
 from trainer.datasets.dataset import sorted_unique
 from trainer.datasets.grouping import Grouped
+from trainer.errors import TrainerError
 from trainer.splits import Rows, Split, SplitKind
 
 CUTOFFS = (10, 20, 50, 100)
@@ -42,7 +43,7 @@ PredictRatings = Callable[
 """Ratings (n,) that the users of user rows (n,) would give to candidate rows (n,)."""
 
 
-class EvaluationError(Exception):
+class EvaluationError(TrainerError):
     """Why a model cannot be evaluated, in words for the person who asked for it."""
 
 
@@ -193,7 +194,8 @@ def rank(dataset: Dataset, split: Split, score_users: ScoreUsers) -> Rankings:
     if not len(user_rows):
         raise EvaluationError(
             f"the {split.kind} split of {dataset.name} leaves nobody to score: no user has a "
-            "held-out candidate that is not in their train rows"
+            "held-out candidate that is not in their train rows; `fit --split none` trains "
+            "without measuring"
         )
     batch_size = max(1, _MAX_SCORES // dataset.n_candidates)
     batches = [

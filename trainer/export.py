@@ -36,6 +36,7 @@ from trainer.bundle import (
 )
 from trainer.checkpoints import Curve
 from trainer.datasets import Dataset
+from trainer.errors import TrainerError
 from trainer.features import CANDIDATE_ID, HISTORY, encode_histories
 from trainer.keras import tf
 from trainer.model_card import write_model_card
@@ -54,7 +55,7 @@ _N_EXAMPLES = 64
 _PRODUCERS = ("tensorflow", "tensorflow-recommenders", "ai-edge-litert", "numpy")
 
 
-class ExportError(Exception):
+class ExportError(TrainerError):
     """Towers that cannot be exported faithfully."""
 
 

@@ -24,6 +24,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trainer.errors import TrainerError
+
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
 SIGNATURE = "manifest.ed25519"
@@ -37,7 +39,7 @@ _VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 _CHUNK_BYTES = 1 << 20
 
 
-class BundleError(Exception):
+class BundleError(TrainerError):
     """A bundle cannot be read, verified or written; the message is meant for the user."""
 
 

@@ -18,42 +18,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.datasets import Dataset
 from trainer.features import Feature, Features
 from trainer.keras import tf, tfrs
+from trainer.model_config import RankerConfig
 from trainer.monitoring import OnEpoch
 from trainer.ranking_data import EncodedData, encode, learnable_ratings, training_batches
 from trainer.training import TrainingError
 
 _BATCH_SIZE = 4096
 _INITIAL_DEVIATION = 0.03
-
-
-class RankerConfig(BaseModel):
-    """How the ranking model is built and trained."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    dim: int = Field(8, ge=1)
-    """Factors of each member."""
-    members: int = Field(4, ge=1)
-    """Models whose predictions are averaged."""
-    max_history_length: int = Field(512, ge=1)
-    """Interactions of a user that are read; the newest stay."""
-    id_regularization: float = Field(0.2, ge=0)
-    """How strongly the factors of users and candidates are held near zero."""
-    regularization: float = Field(0.05, ge=0)
-    """The same of the history's and the features' factors."""
-    bias_regularization: float = Field(0.03, ge=0)
-    """The same of all biases."""
-    learning_rate: float = Field(0.01, gt=0)
-    """At the start; it falls linearly to 0."""
-    batch_size: int = Field(32, ge=1)
-    """Users in a training step, each with all of their ratings."""
-    epochs: int = Field(20, ge=1)
-    """Passes over the users."""
 
 
 class Part(tf.keras.layers.Layer):  # type: ignore[misc]

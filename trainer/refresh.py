@@ -17,17 +17,17 @@ import pyarrow.parquet as pq
 
 from trainer.bundle import HISTORIES, MODEL_CARD, QUERY_EMBEDDINGS, QUERY_TOWER, TowerBundle
 from trainer.datasets import Dataset
+from trainer.errors import TrainerError
 from trainer.export import history_table
 from trainer.features import HISTORY, encode_histories
 from trainer.keras import tf
 from trainer.model_card import write_model_card
 from trainer.publish import MANIFEST, MANIFEST_HASH, commit, staging
+from trainer.towers import in_batches
 from trainer.training import collect_histories
 
-_BATCH_SIZE = 4096
 
-
-class RefreshError(Exception):
+class RefreshError(TrainerError):
     """Why a bundle's histories cannot be made newer, for the user."""
 
 
@@ -97,7 +97,8 @@ def _in_lines_of(
     """Return the users and their histories, those that a ranking model knows in its lines."""
     old = pq.read_table(bundle.directory / HISTORIES).drop_columns(["candidate_rows"])
     if not bundle.manifest.has_ranker:
-        return dataset.users.select(["user_id"]), histories
+        known = np.flatnonzero([len(history) > 0 for history in histories])
+        return dataset.users.select(["user_id"]).take(known), [histories[row] for row in known]
     is_new = pc.invert(pc.is_in(dataset.users["user_id"], value_set=old["user_id"]))
     users = pa.concat_tables([old, dataset.users.filter(is_new)], promote_options="permissive")
     rows = dataset.user_ids.rows(users["user_id"].to_pylist())
@@ -109,11 +110,5 @@ def _embed(bundle: TowerBundle, histories: list[np.ndarray]) -> np.ndarray:
     """Embed users (n, dim) float32 with a bundle's query tower."""
     saved = tf.saved_model.load(str(bundle.directory / Path(QUERY_TOWER).stem / "1"))
     embed = saved.signatures["serving_default"]
-    length = bundle.manifest.max_history_length
-    batches = (histories[i : i + _BATCH_SIZE] for i in range(0, len(histories), _BATCH_SIZE))
-    return np.concatenate(
-        [
-            embed(**{HISTORY: tf.constant(encode_histories(batch, length))})["embedding"].numpy()
-            for batch in batches
-        ]
-    )
+    encoded = encode_histories(histories, bundle.manifest.max_history_length)
+    return in_batches(lambda batch: embed(**{HISTORY: tf.constant(batch)}), [encoded])

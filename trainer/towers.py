@@ -15,77 +15,22 @@ is over, both heads are compressed into ``dim`` dimensions. The score stays one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.compression import compress
 from trainer.encoder import Catalogue, ItemEncoder, dense
 from trainer.features import CANDIDATE_ID, HISTORY, Feature, Features, encode_histories
 from trainer.keras import tf, tfrs
 from trainer.losses import SoftmaxRetrieval
+from trainer.model_config import MAX_FULL, TowersConfig
 from trainer.precision import product
 from trainer.vocabulary import Vocabulary
 
 _BATCH_SIZE = 4096
-_MAX_FULL = 20_000
-"""Candidates up to which a step over all of them is cheap."""
 
 HEADS = ("taste", "sequence")
-
-
-class TowersConfig(BaseModel):
-    """How the towers are built and trained."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    dim: int = Field(128, ge=2)
-    """Dimension of the embeddings, the bias dimension included."""
-    width: int = Field(128, ge=1)
-    """Dimension of a head in training, before both are compressed into ``dim``."""
-    max_history_length: int = Field(512, ge=1)
-    """Interactions of a user that the query tower reads; the newest stay."""
-    content: tuple[Literal["category", "list", "number", "text"], ...] = (
-        "category",
-        "list",
-        "number",
-    )
-    """Kinds of metadata columns that are read beside the candidates' ids; none: ids alone."""
-    temperature: float = Field(0.2, gt=0)
-    """Queries have length 1 / temperature, candidates length 1: lower is more peaked."""
-    history_dropout: float = Field(0.4, gt=0, lt=1)
-    """Share of a history that is hidden for the taste head to find, afresh in every epoch."""
-    sequence_weight: float = Field(0.25, ge=0)
-    """What the sequence head counts in the score; the taste head counts 1."""
-    recency: float = Field(1.0, ge=0)
-    """The n-th newest interaction weighs n to the power of minus this in the sequence head."""
-    target_decay: float = Field(1.0, ge=0)
-    """The n-th next interaction counts n to the power of minus this for the sequence head."""
-    user_weight: float = Field(0.7, ge=0, le=1)
-    """A user counts in the loss as the weight of their targets to this power."""
-    learning_rate: float = Field(0.002, gt=0)
-    """At the start; it falls linearly to 0."""
-    loss: Literal["auto", "full", "sampled"] = "auto"
-    """Which candidates compete with the targets: ``full`` takes all; ``sampled`` some of a batch's
-    own and some drawn from the catalogue; ``auto`` is full up to 20,000 candidates."""
-    negatives: int = Field(2048, ge=2)
-    """Candidates that are drawn for a step where the loss is sampled."""
-    hard_negatives: int = Field(0, ge=0)
-    """Of the candidates that compete, only so many count for a query, those that score highest;
-    0: all."""
-    mixed_precision: bool = False
-    """Whether histories and scores are multiplied in bfloat16, faster where the processor is made
-    for it; weights and the softmax stay float32. Where only some candidates compete, their scores
-    alone."""
-    batch_size: int = Field(128, ge=2)
-    """Users in a training step, of either head."""
-    epochs: int = Field(100, ge=1)
-    """Passes over the users."""
-
-    def is_sampled(self, n_candidates: int) -> bool:
-        """Whether only some of so many candidates compete in a step."""
-        return self.loss == "sampled" or (self.loss == "auto" and n_candidates > _MAX_FULL)
 
 
 def _part(wide: Any, head: str) -> Any:
@@ -132,7 +77,7 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
         vectors = _part(items, name)
         weights = history.with_values(history.values ** -self._recency(name))
         n_columns = history.shape[1]  # unknown where a step is narrowed to some candidates
-        if n_columns is None or n_columns > _MAX_FULL:
+        if n_columns is None or n_columns > MAX_FULL:
             # Of many candidates each user has few; of few, a dense product is faster.
             return self._directed(tf.sparse.sparse_dense_matmul(weights, vectors))
         mixed = self._config.mixed_precision
@@ -376,7 +321,7 @@ class Towers:
             (n, dim) float32.
         """
         encoded = encode_histories(histories, self.config.max_history_length)
-        return _in_batches(self.query_module.embed, [encoded])
+        return in_batches(self.query_module.embed, [encoded])
 
     def embed_candidates(self, corpus: dict[str, np.ndarray] | None = None) -> np.ndarray:
         """Embed candidates.
@@ -389,10 +334,16 @@ class Towers:
         """
         corpus = self.corpus if corpus is None else corpus
         inputs = [corpus[feature.name] for feature in self.features.candidate]
-        return _in_batches(self.candidate_module.embed, inputs)
+        return in_batches(self.candidate_module.embed, inputs)
 
 
-def _in_batches(embed: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+def in_batches(embed: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the embeddings (n, dim) float32 that an exported function gives to its inputs.
+
+    Args:
+        embed: of tensors, in the order of ``inputs``; returns a dictionary.
+        inputs: each (n, length).
+    """
     starts = range(0, len(inputs[0]), _BATCH_SIZE)
     batches = ([values[start : start + _BATCH_SIZE] for values in inputs] for start in starts)
     return np.concatenate([embed(*batch)["embedding"].numpy() for batch in batches])

@@ -17,6 +17,7 @@ from trainer.bundle import TowerBundle
 from trainer.checkpoints import Checkpoints, is_there
 from trainer.datasets import Dataset
 from trainer.distribution import Share, require_agreement, shared
+from trainer.errors import TrainerError
 from trainer.features import (
     CANDIDATE_ID,
     HISTORY,
@@ -26,10 +27,11 @@ from trainer.features import (
     encode_candidates,
 )
 from trainer.keras import tf
+from trainer.model_config import TowersConfig
 from trainer.monitoring import Monitor, OnEpoch
 from trainer.optimizers import LazyAdam
 from trainer.splits import Split
-from trainer.towers import Towers, TowersConfig, TwoTowers
+from trainer.towers import Towers, TwoTowers
 from trainer.validation import Validation
 from trainer.vocabulary import Vocabulary
 from trainer.warm_start import warm_start
@@ -39,7 +41,7 @@ _MAX_COMPRESSED = 20_000
 """Of more users than this, some stand for all when the embeddings are compressed."""
 
 
-class TrainingError(Exception):
+class TrainingError(TrainerError):
     """Why towers could not be trained, for the user."""
 
 

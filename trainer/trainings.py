@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trainer import checkpoints
+from trainer.acceptance import WorseError
 from trainer.bundle import TowerBundle
 from trainer.checkpoints import Curve
 from trainer.config import Config
 from trainer.console import epoch_progress, say
 from trainer.datasets import Dataset
-from trainer.distribution import together
+from trainer.distribution import heard_from_chief, together
 from trainer.evaluation import ScoreUsers
 from trainer.keras import tf
 from trainer.ranking import Ranker
@@ -86,8 +88,27 @@ class Trainings:
         self.find_epochs(parts)
         if parts.kind is not SplitKind.NONE:
             self.fit_towers(parts)
+        with self.chief_decides():
+            pass
         if self.config.refit or parts.kind is SplitKind.NONE:
             self.fit_towers(split_dataset(self.dataset, SplitKind.NONE))
+
+    @contextmanager
+    def chief_decides(self) -> Iterator[None]:
+        """Let all workers, which must come here at the same time, end if the chief does.
+
+        Raises:
+            WorseError: what the chief's block raised.
+        """
+        refusal = None
+        try:
+            yield
+        except WorseError as error:
+            refusal = error
+        with together(self.strategy):
+            heard = heard_from_chief(str(refusal or ""))
+        if heard:
+            raise refusal or WorseError(heard)
 
     def fit_ranker(self, parts: Split) -> Ranker | None:
         """Train a ranking model; None if none is wanted, or if there are no ratings."""

@@ -16,9 +16,9 @@ import optuna
 from pydantic import BaseModel, ConfigDict
 
 from trainer.datasets import Dataset
+from trainer.model_config import TowersConfig
 from trainer.monitoring import OnEpoch
 from trainer.splits import Split
-from trainer.towers import TowersConfig
 from trainer.training import TrainingError, fit
 from trainer.validation import MONITOR, WATCHED
 

@@ -16,8 +16,9 @@ from trainer.bundle import CANDIDATE_TOWER, QUERY_TOWER, TowerBundle
 from trainer.datasets import Dataset
 from trainer.features import Features, Vocabularies
 from trainer.keras import tf
+from trainer.model_config import TowersConfig
 from trainer.publish import BundleError
-from trainer.towers import CandidateTower, QueryTower, TowersConfig, TwoTowers
+from trainer.towers import CandidateTower, QueryTower, TwoTowers
 from trainer.vocabulary import Vocabulary
 
 

@@ -12,7 +12,8 @@ from indexer.embed import embed_candidates
 from trainer.bundle import QUERY_ASSET_FILES, TowerBundle, TowerManifest
 from trainer.datasets import Dataset
 from trainer.export import export
-from trainer.towers import Towers, TowersConfig
+from trainer.model_config import TowersConfig
+from trainer.towers import Towers
 from trainer.training import fit
 
 N_CANDIDATES, DIM = 11, 6

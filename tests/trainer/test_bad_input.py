@@ -79,7 +79,10 @@ def test_few_data_train(
             f"{HEADER}\nu,a\nv,b\n",
             "no interaction to learn from: the train rows are empty; --split",
         ),
-        (f"{HEADER}\nu,a\nu,a\nv,b\nv,b\n", "leaves nobody to score: no user has a held-out"),
+        (
+            f"{HEADER}\nu,a\nu,a\nv,b\nv,b\n",
+            "leaves nobody to score: no user has a held-out.*fit --split none",
+        ),
         (f"{HEADER},rating\nu,a,5\nu,b,nan\n", "line 3, column rating: expected a number, found"),
         (f"{HEADER},rating\nu,a,5\nu,b,\n", "line 3, column rating: expected a number, found ''"),
         (f"{HEADER},timestamp\nu,a,5\nu,b,\n", "line 3, column timestamp: expected a number"),

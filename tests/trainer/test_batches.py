@@ -7,7 +7,8 @@ import pytest
 
 from trainer.batches import ages, ragged, training_batches
 from trainer.keras import tf
-from trainer.towers import HEADS, TowersConfig
+from trainer.model_config import TowersConfig
+from trainer.towers import HEADS
 
 SMALL = TowersConfig(dim=8, max_history_length=4, epochs=2, batch_size=2)
 

@@ -19,7 +19,7 @@ from trainer.__main__ import app
 from trainer.batches import training_batches
 from trainer.bundle import TowerBundle
 from trainer.distribution import Share
-from trainer.towers import TowersConfig
+from trainer.model_config import TowersConfig
 
 FIT = ("fit", "--dataset", "sample", "--dim", "8", "--no-ranker")
 LONGEST = 150
@@ -111,6 +111,22 @@ def test_a_lost_worker_ends_the_training_which_goes_on_when_all_are_back(tmp_pat
     assert [worker.returncode for worker in workers] == [0, 0], logs
     assert all("Going on from the checkpoint" in log for log in logs)
     TowerBundle.open(tmp_path / "towers" / "current")
+
+
+@pytest.mark.slow
+def test_what_the_chief_refuses_to_publish_ends_all_workers_with_its_sentence(
+    tmp_path: Path,
+) -> None:
+    command = (*FIT, "--output", tmp_path / "towers", "--epochs")
+    subprocess.run(
+        [sys.executable, "-m", "trainer", *map(str, command), "30"], check=True, timeout=LONGEST
+    )
+    with two_workers(tmp_path, *command, 1) as workers:
+        logs = [worker.communicate(timeout=LONGEST)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [1, 1], logs
+    refused, again = (log[log.index("Error: ") :] for log in logs)
+    assert "Error: the new towers are worse than the current ones beyond chance" in refused
+    assert refused == again
 
 
 def test_the_workers_shares_of_a_batch_are_of_one_size_and_hold_all_of_its_users() -> None:

@@ -12,11 +12,12 @@ from trainer.bundle import QUERY_ASSET_FILES, RANKER, TowerBundle
 from trainer.datasets import Dataset, load_dataset
 from trainer.export import ExportError, export
 from trainer.keras import tf
+from trainer.model_config import RankerConfig, TowersConfig
 from trainer.publish import BundleError
-from trainer.ranking import Ranker, RankerConfig
+from trainer.ranking import Ranker
 from trainer.ranking import fit as fit_ranker
 from trainer.splits import split
-from trainer.towers import Towers, TowersConfig
+from trainer.towers import Towers
 from trainer.training import fit
 
 CONFIG = TowersConfig(dim=16, epochs=1)

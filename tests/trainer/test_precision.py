@@ -6,9 +6,9 @@ import pytest
 from trainer.config import DataConfig
 from trainer.evaluation import rank, summarise
 from trainer.keras import tf
+from trainer.model_config import TowersConfig
 from trainer.precision import product
 from trainer.splits import SplitKind, split
-from trainer.towers import TowersConfig
 from trainer.training import fit
 from trainer.trainings import scorer
 

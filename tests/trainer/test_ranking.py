@@ -12,7 +12,8 @@ from trainer.datasets import Dataset, load_dataset
 from trainer.features import Feature, Features
 from trainer.keras import tf
 from trainer.metrics import rmse
-from trainer.ranking import Part, Ranker, RankerConfig, RankingModel, fit
+from trainer.model_config import RankerConfig
+from trainer.ranking import Part, Ranker, RankingModel, fit
 from trainer.ranking_data import NoRatingsError, encode
 from trainer.splits import split
 

@@ -11,11 +11,11 @@ from trainer.bundle import TowerBundle
 from trainer.datasets import Dataset, load_dataset
 from trainer.export import export
 from trainer.features import USER_ID, encode_query
-from trainer.ranking import RankerConfig
+from trainer.model_config import RankerConfig, TowersConfig
 from trainer.ranking import fit as fit_ranker
 from trainer.refresh import RefreshError, refresh
 from trainer.splits import split
-from trainer.towers import Towers, TowersConfig
+from trainer.towers import Towers
 from trainer.training import collect_histories, fit
 
 
@@ -98,6 +98,15 @@ def test_new_users_are_known_and_new_candidates_are_left_out(
     assert (2, 1) == (done.n_users, done.n_left_out)
     expected = {"amy": [first, second], "zoe": [second]}
     assert expected == histories_of(TowerBundle.open(done.directory))
+
+
+def test_users_left_without_an_interaction_that_the_towers_know_are_left_out(
+    bundle: TowerBundle, root: Path
+) -> None:
+    (first,) = bundle.candidate_ids.tokens([3])
+    done = refresh(bundle, small(["amy", "zoe"], ["never seen", first]), root)
+    assert (1, 1) == (done.n_users, done.n_left_out)
+    assert {"zoe": [first]} == histories_of(TowerBundle.open(done.directory))
 
 
 def test_a_ranking_model_knows_its_users_by_the_lines_they_had(

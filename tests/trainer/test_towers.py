@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from trainer.batches import ages, ragged
 from trainer.features import Feature, Features, encode_histories
 from trainer.keras import tf
-from trainer.towers import HEADS, Towers, TowersConfig, TwoTowers
+from trainer.model_config import TowersConfig
+from trainer.towers import HEADS, Towers, TwoTowers
 from trainer.vocabulary import Vocabulary
 
 CONFIG = TowersConfig(dim=5, width=4, max_history_length=4)

@@ -14,9 +14,9 @@ from trainer.checkpoints import CheckpointError, directory_of
 from trainer.datasets import Dataset
 from trainer.evaluation import evaluate
 from trainer.keras import tf
+from trainer.model_config import TowersConfig
 from trainer.monitoring import Monitor
 from trainer.splits import Split, SplitKind
-from trainer.towers import TowersConfig
 from trainer.training import (
     TrainingError,
     collect_histories,

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from trainer.acceptance import WorseError
 from trainer.config import Config
 from trainer.datasets import Dataset, load_dataset
+from trainer.model_config import TowersConfig
 from trainer.splits import split
-from trainer.towers import TowersConfig
 from trainer.trainings import Trainings
 
 
@@ -41,3 +42,13 @@ def test_what_changes_the_result_changes_the_folder_of_checkpoints(
 def test_without_a_folder_nothing_is_kept(dataset: Dataset) -> None:
     trainings = Trainings(dataset, Config())
     assert trainings._checkpoints_of(split(dataset, "none"), "all") is None
+
+
+def test_what_one_process_refuses_to_publish_it_refuses_in_its_own_words(dataset: Dataset) -> None:
+    trainings = Trainings(dataset, Config())
+    refusal = WorseError("worse")
+    with pytest.raises(WorseError) as raised, trainings.chief_decides():
+        raise refusal
+    assert raised.value is refusal
+    with trainings.chief_decides():
+        pass

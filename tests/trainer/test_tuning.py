@@ -9,8 +9,8 @@ import pytest
 
 from trainer import tuning
 from trainer.datasets import Dataset, load_dataset
+from trainer.model_config import TowersConfig
 from trainer.splits import Split, split, validation_split
-from trainer.towers import TowersConfig
 from trainer.training import TrainingError
 from trainer.tuning import SPACE, Tuning, tune
 from trainer.validation import validation_of

@@ -10,8 +10,9 @@ from trainer.bundle import TowerBundle
 from trainer.datasets import Dataset
 from trainer.export import export
 from trainer.features import encode_candidates
+from trainer.model_config import TowersConfig
 from trainer.publish import BundleError
-from trainer.towers import Towers, TowersConfig, TwoTowers
+from trainer.towers import Towers, TwoTowers
 from trainer.training import describe, fit
 from trainer.warm_start import has_seen, warm_start
 

@@ -134,7 +134,9 @@ def fit(
             rankings = rank(data, parts, scorer(towers))
             evaluation = summarise(data, parts, rankings)
             quality = quality_by_user(data, rankings)
-        if sentence := compare_with_current(output, evaluation, quality, force=force):
+        with trainings.chief_decides():
+            sentence = compare_with_current(output, evaluation, quality, force=force)
+        if sentence:
             say(sentence)
         if chosen.refit or parts.kind is SplitKind.NONE:
             parts = split_dataset(data, SplitKind.NONE)

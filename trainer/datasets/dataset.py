@@ -11,10 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from trainer.errors import TrainerError
 from trainer.vocabulary import Vocabulary
 
 
-class DatasetError(Exception):
+class DatasetError(TrainerError):
     """What is wrong with a dataset, in words for the person who asked for it."""
 
 

@@ -1,0 +1,88 @@
+"""How the models are built and trained: their options, for which no model is needed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_FULL = 20_000
+"""Candidates up to which a step over all of them is cheap."""
+
+
+class TowersConfig(BaseModel):
+    """How the towers are built and trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    dim: int = Field(128, ge=2)
+    """Dimension of the embeddings, the bias dimension included."""
+    width: int = Field(128, ge=1)
+    """Dimension of a head in training, before both are compressed into ``dim``."""
+    max_history_length: int = Field(512, ge=1)
+    """Interactions of a user that the query tower reads; the newest stay."""
+    content: tuple[Literal["category", "list", "number", "text"], ...] = (
+        "category",
+        "list",
+        "number",
+    )
+    """Kinds of metadata columns that are read beside the candidates' ids; none: ids alone."""
+    temperature: float = Field(0.2, gt=0)
+    """Queries have length 1 / temperature, candidates length 1: lower is more peaked."""
+    history_dropout: float = Field(0.4, gt=0, lt=1)
+    """Share of a history that is hidden for the taste head to find, afresh in every epoch."""
+    sequence_weight: float = Field(0.25, ge=0)
+    """What the sequence head counts in the score; the taste head counts 1."""
+    recency: float = Field(1.0, ge=0)
+    """The n-th newest interaction weighs n to the power of minus this in the sequence head."""
+    target_decay: float = Field(1.0, ge=0)
+    """The n-th next interaction counts n to the power of minus this for the sequence head."""
+    user_weight: float = Field(0.7, ge=0, le=1)
+    """A user counts in the loss as the weight of their targets to this power."""
+    learning_rate: float = Field(0.002, gt=0)
+    """At the start; it falls linearly to 0."""
+    loss: Literal["auto", "full", "sampled"] = "auto"
+    """Which candidates compete with the targets: ``full`` takes all; ``sampled`` some of a batch's
+    own and some drawn from the catalogue; ``auto`` is full up to 20,000 candidates."""
+    negatives: int = Field(2048, ge=2)
+    """Candidates that are drawn for a step where the loss is sampled."""
+    hard_negatives: int = Field(0, ge=0)
+    """Of the candidates that compete, only so many count for a query, those that score highest;
+    0: all."""
+    mixed_precision: bool = False
+    """Whether histories and scores are multiplied in bfloat16, faster where the processor is made
+    for it; weights and the softmax stay float32. Where only some candidates compete, their scores
+    alone."""
+    batch_size: int = Field(128, ge=2)
+    """Users in a training step, of either head."""
+    epochs: int = Field(100, ge=1)
+    """Passes over the users."""
+
+    def is_sampled(self, n_candidates: int) -> bool:
+        """Whether only some of so many candidates compete in a step."""
+        return self.loss == "sampled" or (self.loss == "auto" and n_candidates > MAX_FULL)
+
+
+class RankerConfig(BaseModel):
+    """How the ranking model is built and trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    dim: int = Field(8, ge=1)
+    """Factors of each member."""
+    members: int = Field(4, ge=1)
+    """Models whose predictions are averaged."""
+    max_history_length: int = Field(512, ge=1)
+    """Interactions of a user that are read; the newest stay."""
+    id_regularization: float = Field(0.2, ge=0)
+    """How strongly the factors of users and candidates are held near zero."""
+    regularization: float = Field(0.05, ge=0)
+    """The same of the history's and the features' factors."""
+    bias_regularization: float = Field(0.03, ge=0)
+    """The same of all biases."""
+    learning_rate: float = Field(0.01, gt=0)
+    """At the start; it falls linearly to 0."""
+    batch_size: int = Field(32, ge=1)
+    """Users in a training step, each with all of their ratings."""
+    epochs: int = Field(20, ge=1)
+    """Passes over the users."""
