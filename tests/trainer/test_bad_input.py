@@ -81,7 +81,7 @@ def test_few_data_train(
         ),
         (
             f"{HEADER}\nu,a\nu,a\nv,b\nv,b\n",
-            "leaves nobody to score: no user has a held-out.*fit --split none",
+            "not in their train rows; `fit --split none` trains without measuring",
         ),
         (f"{HEADER},rating\nu,a,5\nu,b,nan\n", "line 3, column rating: expected a number, found"),
         (f"{HEADER},rating\nu,a,5\nu,b,\n", "line 3, column rating: expected a number, found ''"),
