@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 
+from indexer.filters import AllOf, AnyOf, Contains, Filter, InRange, IsNull, Negated, OneOf, Value
 from server.domain import (
     CandidateQuery,
     Diversity,
@@ -29,7 +30,6 @@ from server.errors import (
     QueryMissingError,
     UndecodableError,
 )
-from server.filters import AllOf, AnyOf, Contains, Filter, InRange, IsNull, Negated, OneOf, Value
 from server.settings import Settings
 
 DEFAULT_COUNT = 10

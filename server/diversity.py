@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from indexer.metadata import MetadataType
 from server.domain import Diversity, Mmr, PerGroup
 from server.errors import FieldUnknownError
-from server.metadata import Metadata, MetadataType
+from server.metadata import Metadata
 from server.retrieval import Found
 from server.similarity import Directions
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from server.filters import Filter
+from indexer.filters import Filter
 
 FeatureValue: TypeAlias = str | float | Sequence[str]
 

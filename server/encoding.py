@@ -11,10 +11,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2  # type: ignore[import-untyped]
 
 from indexer.bundle import BackendEntry, OperatingPoint
+from indexer.metadata import MetadataType
 from server.domain import Notice, SearchPlan, SearchResult
 from server.engine import Engine
 from server.explaining import Explanation
-from server.metadata import MetadataType
 from server.settings import Settings
 from trainer.vocabulary import Vocabulary
 

@@ -8,75 +8,26 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from indexer.filters import (
+    AllOf,
+    AnyOf,
+    Contains,
+    Filter,
+    InRange,
+    IsNull,
+    Negated,
+    OneOf,
+    Test,
+    Value,
+)
+from indexer.metadata import MetadataType
 from server.errors import FilterInvalidError
-from server.metadata import Metadata, MetadataType
-
-Value: TypeAlias = str | int | float | bool
-
-
-@dataclass(slots=True, frozen=True)
-class AllOf:
-    """Holds where every filter holds."""
-
-    filters: tuple[Filter, ...]
-
-
-@dataclass(slots=True, frozen=True)
-class AnyOf:
-    """Holds where at least one filter holds."""
-
-    filters: tuple[Filter, ...]
-
-
-@dataclass(slots=True, frozen=True)
-class Negated:
-    """Holds where its filter does not."""
-
-    filter: Filter
-
-
-@dataclass(slots=True, frozen=True)
-class OneOf:
-    """Holds where a column's value is one of these."""
-
-    field: str
-    values: tuple[Value, ...]
-
-
-@dataclass(slots=True, frozen=True)
-class InRange:
-    """Holds where a column's value lies between two bounds, both included; None is no bound."""
-
-    field: str
-    minimum: Value | None
-    maximum: Value | None
-
-
-@dataclass(slots=True, frozen=True)
-class Contains:
-    """Holds where a list has this item, or a text this part."""
-
-    field: str
-    value: Value
-
-
-@dataclass(slots=True, frozen=True)
-class IsNull:
-    """Holds where a column's value is missing, or with ``expected`` false, where it is there."""
-
-    field: str
-    expected: bool
-
-
-Test: TypeAlias = OneOf | InRange | Contains | IsNull
-Filter: TypeAlias = AllOf | AnyOf | Negated | Test
+from server.metadata import Metadata
 
 _WITHOUT_ORDER = (MetadataType.BOOL, MetadataType.STRING_LIST)
 _WITHOUT_PARTS = (MetadataType.BOOL, MetadataType.INTEGER, MetadataType.DOUBLE)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from indexer.build import BuildOptions, build_bundle
 from indexer.bundle import IndexBundle
 from indexer.corpus import Corpus
+from indexer.filters import AllOf, Contains, Filter, InRange, IsNull, Negated, OneOf
 from server.domain import (
     CandidateQuery,
     Diversity,
@@ -29,7 +30,6 @@ from server.domain import (
 )
 from server.engine import Engine
 from server.errors import CandidateUnknownError
-from server.filters import AllOf, Contains, Filter, InRange, IsNull, Negated, OneOf
 from trainer.vocabulary import Vocabulary
 
 BACKENDS = ("brute_force", "annoy", "scann")

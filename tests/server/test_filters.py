@@ -4,18 +4,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from server.errors import FieldUnknownError, FilterInvalidError
-from server.filters import (
+from indexer.filters import (
     AllOf,
     AnyOf,
     Contains,
     Filter,
-    FilterMasks,
     InRange,
     IsNull,
     Negated,
     OneOf,
 )
+from server.errors import FieldUnknownError, FilterInvalidError
+from server.filters import FilterMasks
 from server.metadata import Metadata
 
 CANDIDATES = pa.table(

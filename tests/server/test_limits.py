@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from indexer.filters import IsNull
 from server.client import Embedding, SearchClient, SearchFailedError
 from server.domain import EmbeddingQuery, SearchRequest
 from server.errors import OverloadedError
-from server.filters import IsNull
 from server.limits import InFlight, fitted
 from tests.server.published import copied, publish, publish_slow
 

@@ -13,6 +13,7 @@ from candidate_search.v1.candidate_search_service_pb2_grpc import CandidateSearc
 from typer.testing import CliRunner
 
 from indexer.bundle import IndexBundle
+from indexer.filters import Contains
 from server.__main__ import app
 from server.client import Examples, Like, Mmr, SearchClient, User
 from server.domain import (
@@ -26,7 +27,6 @@ from server.domain import (
 )
 from server.engine import Engine
 from server.errors import FieldUnknownError, NoRankerError
-from server.filters import Contains
 from server.ranking import _BATCH_SIZE, CandidateRanker
 
 
