@@ -12,13 +12,15 @@ from functools import partial
 from typing import Any
 
 import grpc
+import structlog
 from candidate_search.v1 import admin_service_pb2 as pb
 from google.protobuf.message import Message
 
-from server.errors import SearchError
+from server.errors import InternalError, SearchError
 from server.interceptors import Method, service_handler
 from server.versions import Versions, VersionSummary
 
+_log = structlog.get_logger(__name__)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 Execute = Callable[[str, Message], Awaitable[bytes]]
@@ -91,11 +93,16 @@ def reply_to(versions: Versions, command: bytes) -> bytes:
     """Carry out a command that was written down, and write down what became of it."""
     name, _, body = command.partition(b"\n")
     request_type = _REQUEST_TYPES[name.decode()]
+    refusal: SearchError
     try:
         return _DONE + execute(versions, name.decode(), request_type.FromString(body))
     except SearchError as error:
-        refusal = {"reason": error.reason, "message": str(error), "metadata": error.metadata}
-        return _REFUSED + json.dumps(refusal).encode()
+        refusal = error
+    except Exception:  # noqa: BLE001 - whoever waits must get a reply, and workers keep their parent
+        _log.exception("admin command fails", method=name.decode())
+        refusal = InternalError("the server failed; its log has the cause")
+    parts = {"reason": refusal.reason, "message": str(refusal), "metadata": refusal.metadata}
+    return _REFUSED + json.dumps(parts).encode()
 
 
 def read_reply(reply: bytes) -> bytes:

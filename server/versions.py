@@ -109,6 +109,9 @@ class Versions:
         self._crew = crew
         self._root = active.engine.bundle.directory.parent
         self._refusals: dict[str, str] = {}
+        # From the start, so that Prometheus sees the first change as one.
+        self._n_taken_over = metrics.VERSION_CHANGES.labels("took over")
+        self._n_refused = metrics.VERSION_CHANGES.labels("refused")
         self._followed: str | None = active.name
         self._retry_at = _NEVER
         self._backoff = Backoff(_FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS)
@@ -204,7 +207,11 @@ class Versions:
             self.activate(linked)
         except SearchError as error:
             _log.error("index version refused", index_version=linked, reason=str(error))
-            self._retry_at = time.monotonic() + self._backoff.pause_seconds()
+        except Exception:  # noqa: BLE001 - not even an unreadable disk may end a server that serves
+            _log.exception("index version fails to take over", index_version=linked)
+        else:
+            return
+        self._retry_at = time.monotonic() + self._backoff.pause_seconds()
 
     def _loaded(self, name: str) -> IndexVersion:
         """Return a version in memory, loaded unless it is there."""
@@ -238,7 +245,7 @@ class Versions:
         self._retry_at = _NEVER
         self._refusals.pop(newcomer.name, None)
         settle_memory()
-        metrics.VERSION_CHANGES.labels("took over").inc()
+        self._n_taken_over.inc()
         _log.info(
             "index version took over",
             index_version=served.active.name,
@@ -250,7 +257,7 @@ class Versions:
         # What is wrong with a bundle names its place on this machine, which is nobody's business.
         reason = str(error).replace(f"{self._root}/", "")
         self._refusals[name] = reason
-        metrics.VERSION_CHANGES.labels("refused").inc()
+        self._n_refused.inc()
         return VersionRefusedError(f"index version {name} is refused: {reason}", version=name)
 
     def _summary(self, name: str) -> VersionSummary:

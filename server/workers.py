@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -61,6 +61,7 @@ _KILL_AFTER_SECONDS = 5.0  # beyond the drain, for a worker that does not end by
 _START_SECONDS = 60.0  # for a worker to serve, before what it was started for is given up
 _SHORT_LIFE_SECONDS = 5.0  # a worker that ends sooner is replaced a little later each time
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
+_NEVER = float("inf")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -116,9 +117,13 @@ class Signals:
 
     They arrive through a pipe: waiting for them directly would need them blocked in every thread,
     and libraries start threads as they are imported.
+
+    Attributes:
+        stop_asked: whether this process was ever asked to stop.
     """
 
     def __enter__(self) -> Self:
+        self.stop_asked = False
         self._arrived, self._written = os.pipe()
         os.set_blocking(self._written, False)
         self._former_pipe = signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
@@ -132,19 +137,28 @@ class Signals:
         """Return what can be read from when a signal has arrived."""
         return self._arrived
 
-    def wait(self, timeout_seconds: float) -> frozenset[int]:
-        """Return the signals that arrived; none if there were none in time."""
-        if not select.select([self._arrived], [], [], timeout_seconds)[0]:
-            return frozenset()
-        return frozenset(os.read(self._arrived, _MANY_BYTES))
+    def wait(self, timeout_seconds: float) -> None:
+        """Return when signals have arrived, or when the time is over."""
+        if select.select([self._arrived], [], [], timeout_seconds)[0]:
+            self.stop_asked |= not _STOP.isdisjoint(os.read(self._arrived, _MANY_BYTES))
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Have signals wait for the block to end; a process forked in it has them wait as well."""
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def forget(self) -> None:
-        """Handle signals as before; a forked worker has its own ways."""
+        """Handle signals as before, and hold none back; a forked worker has its own ways."""
         signal.set_wakeup_fd(self._former_pipe)
         for number, handler in self._former.items():
             signal.signal(number, handler)
         os.close(self._arrived)
         os.close(self._written)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
 
 
 class Workers:
@@ -161,9 +175,9 @@ class Workers:
         self._port = port
         self._signals = signals
         self._processes: list[_Process] = []
-        self._served: Served | None = None
         self._generation = 0
         self._backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
+        self._replace_at = _NEVER
 
     def start(self, served: Served) -> None:
         """Fork the workers, and return when each of them answers searches.
@@ -171,9 +185,7 @@ class Workers:
         Raises:
             WorkerError: if one of them does not come to serve.
         """
-        self._served = served
-        if not self._all_serve(served, self._generation):
-            raise WorkerError("a worker ended before it could serve; its message is above")
+        self._start_all(served, self._generation)
 
     def take_over(self, served: Served) -> None:
         """Fork workers that answer from other versions; drain those before when they serve.
@@ -182,12 +194,13 @@ class Workers:
             BundleError: if one of the new ones does not come to serve; those before go on.
         """
         settle_memory()
-        if not self._all_serve(served, self._generation + 1):
+        try:
+            self._start_all(served, self._generation + 1)
+        except WorkerError as error:
             self._end([one for one in self._processes if one.generation > self._generation])
-            raise BundleError("a worker that was to serve it ended before it could")
+            raise BundleError(str(error)) from error
         for process in self._current():
             _ask_to_drain(process)
-        self._served = served
         self._generation += 1
 
     def process_ids(self) -> Sequence[int]:
@@ -196,14 +209,15 @@ class Workers:
 
     def watch(self, versions: Versions) -> None:
         """Replace workers that end, and versions, until this process is asked to stop."""
-        while not _STOP & self._arrived(versions):
+        while True:
+            self._wait_and_obey(versions)
+            if self._signals.stop_asked:
+                return
             for process in [one for one in self._processes if _has_ended(one)]:
                 self._processes.remove(process)
-                if process.generation < self._generation:
-                    continue
-                if _STOP & self._signals.wait(self._pause_before_replacing(process)):
-                    return
-                self._replace()
+                if process.generation == self._generation:
+                    self._note_end(process)
+            self._replace_missing(versions.served)
             versions.follow_link()
 
     def stop(self) -> None:
@@ -213,24 +227,51 @@ class Workers:
     def _current(self) -> list[_Process]:
         return [one for one in self._processes if one.generation == self._generation]
 
-    def _all_serve(self, served: Served, generation: int) -> bool:
-        """Fork workers; return whether all come to serve, which they do not if they end before."""
-        started = [self._fork(served, generation) for _ in range(self._settings.workers)]
-        deadline = time.monotonic() + _START_SECONDS
-        return all(_comes_to_serve(process, deadline) for process in started)
+    def _start_all(self, served: Served, generation: int) -> None:
+        """Fork the workers of a generation, and return when each of them answers searches.
 
-    def _arrived(self, versions: Versions) -> frozenset[int]:
-        """Return the signals that arrive within a while, and carry out commands meanwhile."""
+        Raises:
+            WorkerError: if one of them does not come to serve.
+        """
+        n_workers = self._settings.workers
+        try:
+            started = [self._fork(served, generation) for _ in range(n_workers)]
+        except OSError as error:
+            raise WorkerError(f"cannot start {n_workers} workers: {error}") from error
+        deadline = time.monotonic() + _START_SECONDS
+        if not all(_comes_to_serve(process, deadline) for process in started):
+            raise WorkerError("a worker ended before it could serve; the log says why")
+
+    def _wait_and_obey(self, versions: Versions) -> None:
+        """Wait for a while or until something happens; carry out the commands that came."""
+        timeout = min(LOOK_SECONDS, max(0.0, self._replace_at - time.monotonic()))
         pipes = [process.commands for process in self._processes]
-        for readable in wait([self._signals.fileno(), *pipes], LOOK_SECONDS):
+        for readable in wait([self._signals.fileno(), *pipes], timeout):
             if isinstance(readable, Connection):
                 _obey(readable, versions)
-        return self._signals.wait(0)
+        self._signals.wait(0)
 
-    def _replace(self) -> None:
-        """Start a worker in the place of one that ended."""
-        if self._served is not None:
-            self._fork(self._served, self._generation)
+    def _note_end(self, process: _Process) -> None:
+        """Have a worker that ended replaced, after a pause if it did not live long."""
+        lived_seconds = time.monotonic() - process.started_at
+        _log.error("worker ended", process_id=process.process_id, lived_seconds=lived_seconds)
+        self._replace_at = time.monotonic()
+        if lived_seconds > _SHORT_LIFE_SECONDS:
+            self._backoff.reset()
+        else:
+            self._replace_at += self._backoff.pause_seconds()
+
+    def _replace_missing(self, served: Served) -> None:
+        """Start workers in the place of those that ended, if their pause is over."""
+        if time.monotonic() < self._replace_at:
+            return
+        try:
+            for _ in range(self._settings.workers - len(self._current())):
+                self._fork(served, self._generation)
+            self._replace_at = _NEVER
+        except OSError as error:
+            _log.error("no worker can be started", reason=str(error))
+            self._replace_at = time.monotonic() + self._backoff.pause_seconds()
 
     def _end(self, processes: Sequence[_Process]) -> None:
         """Ask workers to drain, wait until they have ended, and kill those that do not."""
@@ -251,11 +292,13 @@ class Workers:
         """Start a worker."""
         ready, tell_ready = Pipe(duplex=False)
         commands, parent = Pipe()
-        process_id = os.fork()
-        if process_id == 0:
-            ready.close()
-            commands.close()
-            self._work(served, tell_ready, parent)
+        # Until a worker forgets our pipe for signals, those meant for it would reach us through it.
+        with self._signals.held_back():
+            process_id = os.fork()
+            if process_id == 0:
+                ready.close()
+                commands.close()
+                self._work(served, tell_ready, parent)
         tell_ready.close()
         parent.close()
         process = _Process(process_id, generation, time.monotonic(), ready, commands)
@@ -266,8 +309,8 @@ class Workers:
         """Be a worker, and end with the process."""
         status = 1
         try:
-            _end_with_parent()
             self._signals.forget()
+            _end_with_parent()
             for sibling in self._processes:
                 sibling.close()
             run_event_loop(self._serve(served, tell_ready, parent))
@@ -285,15 +328,6 @@ class Workers:
 
         worker = Worker(served, self._settings, execute=_asking(parent), shares_port=True)
         await serve(worker, self._settings, self._port, on_ready)
-
-    def _pause_before_replacing(self, process: _Process) -> float:
-        """Return for how many seconds to wait before a worker is replaced."""
-        lived_seconds = time.monotonic() - process.started_at
-        _log.error("worker ended", process_id=process.process_id, lived_seconds=lived_seconds)
-        if lived_seconds > _SHORT_LIFE_SECONDS:
-            self._backoff.reset()
-            return 0.0
-        return self._backoff.pause_seconds()
 
 
 def _asking(parent: Connection) -> admin.Execute:
@@ -326,24 +360,30 @@ def _held_port(host: str, port: int) -> Iterator[int]:
     Workers that share a port would share it with a second server as well, without a word; so it is
     first asked for by a socket that does not share.
     """
-    try:
-        with probe_port(host, port) as probe:
-            free_port: int = probe.getsockname()[1]
-        with socket.socket(probe.family) as held:
+    with ExitStack() as stack:
+        try:
+            with probe_port(host, port) as probe:
+                free_port: int = probe.getsockname()[1]
+            held = stack.enter_context(socket.socket(probe.family))
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind((host, free_port))
-            yield free_port
-    except OSError as error:
-        where = address(host, port)
-        raise PortTakenError(
-            f"cannot listen on {where}: {error.strerror}; {CHOOSE_ANOTHER}"
-        ) from error
+        except OSError as error:
+            where = address(host, port)
+            raise PortTakenError(
+                f"cannot listen on {where}: {error.strerror}; {CHOOSE_ANOTHER}"
+            ) from error
+        yield free_port
 
 
 def _obey(commands: Connection, versions: Versions) -> None:
     """Carry out a command that a worker was given by its caller."""
-    with suppress(EOFError, OSError):  # the worker has ended, which is noticed elsewhere
-        commands.send_bytes(admin.reply_to(versions, commands.recv_bytes()))
+    try:
+        command = commands.recv_bytes()
+    except (EOFError, OSError):
+        return  # the worker has ended, which is noticed elsewhere
+    reply = admin.reply_to(versions, command)
+    with suppress(OSError):  # likewise
+        commands.send_bytes(reply)
 
 
 def _comes_to_serve(process: _Process, deadline: float) -> bool:

@@ -1,16 +1,24 @@
 """Several workers on one port: they answer alike, and outlive each other."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
 
-from server.client import Embedding, Examples, Like, SearchClient
+from server.admin_client import AdminClient
+from server.client import Embedding, Examples, Like, SearchClient, SearchFailedError
+from server.settings import Settings
+from server.workers import Signals, Workers, _Process
 from tests.server.processes import children, serving
+from tests.server.published import current, publish
 
 QUERIES = (Embedding([1.0] * 8), Like("c5"), Examples(["c1", "c2"], ["c3"]))
 
@@ -90,3 +98,71 @@ def test_a_second_server_is_refused(vector_index: Path, workers: str) -> None:
         assert second.returncode == 1
         assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in second.stderr
         assert "Traceback" not in second.stderr
+
+
+@pytest.fixture(scope="module")
+def link(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two versions, of which the second is current."""
+    root = tmp_path_factory.mktemp("published")
+    publish(root, 1)
+    publish(root, 2)
+    return root / "current"
+
+
+def test_a_change_of_version_that_finds_no_room_changes_nothing(link: Path) -> None:
+    before = current(link)
+    (other,) = (one.name for one in link.parent.glob("2*") if one.name != before)
+    with (
+        serving(link, "--workers", "2", "--admin") as (process, address),
+        AdminClient(address, timeout_seconds=30) as admin,
+        SearchClient(address) as client,
+    ):
+        workers = children(process.pid)
+        with few_descriptors(process.pid, 5):  # a version can be read, and one worker be forked
+            with pytest.raises(SearchFailedError, match=r"VERSION_REFUSED: .*Too many open files"):
+                admin.activate(other)
+            assert before == client.search(QUERIES[0]).index_version
+            assert workers == children(process.pid)
+        assert other == admin.activate(other).active_version
+
+
+def test_a_worker_that_cannot_be_replaced_yet_is_replaced_later(link: Path) -> None:
+    with serving(link, "--workers", "2", "--admin") as (process, address):
+        first, second = children(process.pid)
+        with few_descriptors(process.pid, -8):  # nor is what the dead one had left room enough
+            os.kill(first, signal.SIGKILL)
+            time.sleep(1.0)
+            assert [second] == children(process.pid)
+            with SearchClient(address) as client:
+                assert len(client.search(QUERIES[0])) == 10
+        deadline = time.monotonic() + 20
+        while len(children(process.pid)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@contextmanager
+def few_descriptors(process_id: int, n_free: int) -> Iterator[None]:
+    """Let a process open only so many files more than it has; fewer if negative."""
+    taken = [int(path.name) for path in Path(f"/proc/{process_id}/fd").iterdir()]
+    before = resource.prlimit(process_id, resource.RLIMIT_NOFILE)
+    resource.prlimit(process_id, resource.RLIMIT_NOFILE, (max(taken) + 1 + n_free, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(process_id, resource.RLIMIT_NOFILE, before)
+
+
+def test_a_stop_that_comes_while_others_are_ended_is_not_lost() -> None:
+    """As when a version fails to take over while the server is asked to stop."""
+    on_stop = f"kill -TERM {os.getpid()}; exit"
+    script = f"trap '{on_stop}' TERM; echo ready; while :; do sleep 0.02; done"
+    child = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    ready, commands = Pipe()
+    with Signals() as signals:
+        workers = Workers(Settings(), 0, signals)
+        workers._processes.append(_Process(child.pid, 0, time.monotonic(), ready, commands))
+        workers.stop()
+        assert signals.stop_asked
