@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+if TYPE_CHECKING:
+    from indexer.bundle import IndexBundle
 
 app = typer.Typer(
     help="Measure recall, latency and throughput; run the demo.",
@@ -70,27 +73,21 @@ def search(
     Example: python -m benchmarks search --synthetic 1000000x64 --peers
     """
     _use_one_thread()
-    from benchmarks.contenders import ScannAlone
+    from benchmarks.contenders import build_scann_alone
     from benchmarks.page import write_page
     from benchmarks.peers import build_peers, peers_named
     from benchmarks.report import build_table, draw_search, search_table
     from benchmarks.search import benchmark_search
-    from benchmarks.workloads import parse_size, synthetic_bundle
-    from indexer.bundle import IndexBundle
 
     with _sentences_for_errors():
         output.mkdir(parents=True, exist_ok=True)
         chosen = peers_named(peer or ()) if peers or peer else ()
         with stderr.status("opening the index") as status:
-            bundle = (
-                IndexBundle.open(index)
-                if synthetic is None
-                else synthetic_bundle(output, *parse_size(synthetic), on_step=status.update)
-            )
+            bundle = _bundle(index, synthetic, output, status.update)
             report = benchmark_search(
                 bundle,
                 peers=chain(
-                    [ScannAlone(bundle)] if scann_alone else [],
+                    build_scann_alone(bundle, status.update) if scann_alone else (),
                     build_peers(bundle.corpus.embeddings, status.update, chosen),
                 ),
                 seconds_per_point=seconds_per_point,
@@ -126,21 +123,10 @@ def eligibility(
     _use_one_thread()
     from benchmarks.eligibility import benchmark_eligibility
     from benchmarks.report import eligibility_table
-    from benchmarks.workloads import parse_size, synthetic_bundle
-    from indexer.bundle import IndexBundle
 
     with _sentences_for_errors(), stderr.status("opening the index") as status:
         output.mkdir(parents=True, exist_ok=True)
-        bundle = (
-            IndexBundle.open(index)
-            if synthetic is None
-            else synthetic_bundle(
-                output,
-                *parse_size(synthetic),
-                backends=("brute_force", "scann"),
-                on_step=status.update,
-            )
-        )
+        bundle = _bundle(index, synthetic, output, status.update, ("brute_force", "scann"))
         report = benchmark_eligibility(bundle, backend=backend, on_step=status.update)
     text = report.model_dump_json(indent=2) + "\n"
     (output / "eligibility.json").write_text(text)
@@ -213,6 +199,7 @@ def serve(
     from indexer.bundle import IndexBundle
 
     with _sentences_for_errors(), stderr.status("opening the index") as status:
+        output.mkdir(parents=True, exist_ok=True)
         bundle = (
             serving_bundle(output, n_candidates=candidates, on_step=status.update)
             if index is None
@@ -244,10 +231,10 @@ def train(
     seconds: Annotated[
         float, typer.Option(min=0.1, help="How long each batch size is timed.")
     ] = 10.0,
-    output: Annotated[Path, typer.Option(help="Folder for train.json and train.png.")] = Path(
-        "artifacts/benchmarks"
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    output: Annotated[
+        Path, typer.Option(help="Folder for train.json and train.png.")
+    ] = DEFAULT_OUTPUT,
+    as_json: AsJson = False,
 ) -> None:
     """Train the towers and the tutorials' model on generated data: interactions a second, memory.
 
@@ -256,11 +243,11 @@ def train(
     from benchmarks.train import benchmark_train
     from benchmarks.train_report import draw_train, train_table
 
-    with stderr.status("starting") as status:
+    with _sentences_for_errors(), stderr.status("starting") as status:
+        output.mkdir(parents=True, exist_ok=True)
         report = benchmark_train(
             candidates or [100_000, 1_000_000], interactions, dim, seconds, status.update
         )
-    output.mkdir(parents=True, exist_ok=True)
     (output / "train.json").write_text(report.model_dump_json(indent=2) + "\n")
     draw_train(report, output / "train.png")
     if as_json:
@@ -279,6 +266,30 @@ def demo() -> None:
     raise typer.Exit(run())
 
 
+def _bundle(
+    index: Path,
+    synthetic: str | None,
+    output: Path,
+    on_step: Callable[[str], None],
+    backends: tuple[str, ...] = (),
+) -> IndexBundle:
+    """Return the index bundle that is to be measured: the user's, or one over a generated corpus.
+
+    Args:
+        index: the user's.
+        synthetic: rows and dimension of the generated corpus; None for the user's.
+        output: folder in which an index of the generated corpus is kept.
+        on_step: called with a line of progress.
+        backends: which to build for a generated corpus; empty for all.
+    """
+    from benchmarks.workloads import parse_size, synthetic_bundle
+    from indexer.bundle import IndexBundle
+
+    if synthetic is None:
+        return IndexBundle.open(index)
+    return synthetic_bundle(output, *parse_size(synthetic), backends=backends, on_step=on_step)
+
+
 def _wide_console() -> Console:
     """Return a console with room for a table, wherever it is printed to."""
     return Console(width=max(Console().width, _MIN_WIDTH), highlight=False)
@@ -289,13 +300,14 @@ def _sentences_for_errors() -> Iterator[None]:
     """Turn what the user can mend into one sentence on stderr and exit code 1."""
     from benchmarks.load import LoadError
     from benchmarks.peers import PeersMissingError
+    from indexer.backends import BackendUnavailableError
     from server.client import SearchFailedError
     from trainer.publish import BundleError
 
     try:
         yield
     except (
-        *(BundleError, LoadError, PeersMissingError, SearchFailedError),
+        *(BackendUnavailableError, BundleError, LoadError, PeersMissingError, SearchFailedError),
         *(OSError, RuntimeError, ValueError),
     ) as error:
         stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)

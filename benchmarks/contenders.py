@@ -11,15 +11,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import numpy as np
 
-from indexer.backends import LocalIndex, SearchParams
-from indexer.backends.scann import ScannBuildParams, ScannIndex
+from indexer.backends import BackendUnavailableError, LocalIndex, SearchParams
+from indexer.backends.scann import ScannIndex
 from indexer.bundle import IndexBundle
 
 RECALL_TARGETS = (0.90, 0.95, 0.99, 1.0)
+
+OnStep = Callable[[str], None]
 
 _SWEPT_PER_LADDER = 8
 _TOO_SLOW_MICROSECONDS = 100_000  # to be of interest, as an exhaustive search of a large index is
@@ -89,6 +93,21 @@ class OwnBackend(Contender):
         )
 
 
+def build_scann_alone(bundle: IndexBundle, on_step: OnStep) -> Iterator[Contender]:
+    """Build the library ScaNN by itself, when it is asked for.
+
+    Raises:
+        BackendUnavailableError: if ScaNN is not installed, or is not in the bundle.
+    """
+    if ScannIndex.name not in bundle.manifest.backends:
+        raise BackendUnavailableError(
+            "the index has no ScaNN index to measure the library beside; build it with --backend "
+            "scann, or leave --scann-alone out"
+        )
+    on_step(f"building {ScannAlone.name}")
+    yield ScannAlone(bundle)
+
+
 class ScannAlone(Contender):
     """The library ScaNN by itself, built and searched as our index is.
 
@@ -101,15 +120,14 @@ class ScannAlone(Contender):
     name = "ScaNN alone"
 
     def __init__(self, bundle: IndexBundle) -> None:
-        params = ScannBuildParams(**bundle.manifest.backends[ScannIndex.name].build_params)
-        index = ScannIndex(bundle.corpus.embeddings, params)
+        index = cast("ScannIndex", bundle.index(ScannIndex.name))
         start = time.perf_counter()
         builder = index._builder()  # noqa: SLF001 - what is beneath our own index
         self._searcher: Any = builder.reorder(1).build()
         self.build_seconds = time.perf_counter() - start
-        self.size_bytes = bundle.corpus.embeddings.nbytes
+        self.size_bytes = _saved_bytes(self._searcher)
         self._bundle = bundle
-        self._num_leaves = params.num_leaves or 1
+        self._num_leaves = index.build_params.num_leaves or 1
 
     def ladders(self, k: int) -> Iterator[Iterable[Setting]]:
         """Yield our operating points for k results."""
@@ -123,12 +141,18 @@ class ScannAlone(Contender):
         effort = params.model_dump()
         wanted = {
             "final_num_neighbors": k,
-            "pre_reorder_num_neighbors": effort["final_num_neighbors"],
+            "pre_reorder_num_neighbors": effort["pre_reorder_num_neighbors"],
             "leaves_to_search": effort["leaves_to_search"] or self._num_leaves,
         }
         if len(queries) == 1:
             return np.asarray(self._searcher.search(queries[0], **wanted)[0], np.int64)[None]
         return np.asarray(self._searcher.search_batched(queries, **wanted)[0], np.int64)
+
+
+def _saved_bytes(searcher: Any) -> int:
+    with TemporaryDirectory() as directory:
+        searcher.serialize(directory)
+        return sum(path.stat().st_size for path in Path(directory).iterdir())
 
 
 def operating_points(bundle: IndexBundle, backend: str, k: int) -> dict[SearchParams, str]:

@@ -19,7 +19,7 @@ from indexer.exact import ExactScorer, Neighbors
 from indexer.recall import recall_at_k
 
 SHARES = (0.001, 0.01, 0.1, 0.5, 1.0)
-N_EXCLUDED = (0, 100, 1_000, 10_000)
+N_EXCLUDED = (100, 1_000, 10_000)  # no exclusions are the mask that makes all eligible
 
 _K = 100
 _RECALL_TARGET = 0.95

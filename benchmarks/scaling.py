@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.search import BATCH_SIZE
+from benchmarks.search import BATCH_SIZE, MAX_QUERIES
 from benchmarks.timing import Latency, time_calls
 from benchmarks.workloads import synthetic_bundle
 from indexer.bundle import IndexBundle
@@ -19,7 +19,6 @@ _K = 100
 _RECALL_TARGET = 0.95
 _BACKENDS = ("brute_force", "scann")
 _SECONDS = 0.5
-_MAX_QUERIES = 1000
 
 OnStep = Callable[[str], None]
 
@@ -66,7 +65,7 @@ def _measure(bundle: IndexBundle, on_step: OnStep) -> ScalingPoint:
     on_step(f"measuring {manifest.n_candidates:,} candidates of {manifest.dim} dimensions")
     k = min(_K, manifest.n_candidates)
     choice = bundle.choose(k, recall_target=_RECALL_TARGET)
-    queries = np.ascontiguousarray(bundle.tuning_queries[:_MAX_QUERIES])
+    queries = np.ascontiguousarray(bundle.tuning_queries[:MAX_QUERIES])
     singles = [queries[i : i + 1] for i in range(len(queries))]
     batches = [queries[i : i + BATCH_SIZE] for i in range(0, len(queries), BATCH_SIZE)]
     search = partial(bundle.index(choice.backend).search, k=k, params=choice.params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -43,7 +44,7 @@ def draw_train(report: TrainReport, path: Path) -> None:
     """Draw interactions a second by batch size, one line a model and catalogue."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for model, colour in ((TOWERS, "#1b6ca8"), (TUTORIALS, "#4c4c4c")):
-        for catalogue, style in zip(report.catalogues, ("-", "--", ":", "-."), strict=False):
+        for catalogue, style in zip(report.catalogues, cycle(("-", "--", ":", "-.")), strict=False):
             speeds = [speed for speed in catalogue.speeds if speed.model == model]
             axes.plot(
                 [speed.batch_interactions for speed in speeds],

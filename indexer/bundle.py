@@ -75,7 +75,7 @@ class BackendEntry(BaseModel):
 class IndexManifest(Manifest):
     """What an index bundle says about itself."""
 
-    format_version: int = 1
+    format_version: int = 2  # since ScaNN reorders by bytes
     kind: str = "index"
     dim: int
     has_bias_dimension: bool

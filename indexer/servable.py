@@ -35,7 +35,6 @@ BY_USER, BY_EMBEDDING = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY, "by_em
 _WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
 _WARMUP_COUNTS = (1, 10)
 _LENGTH_DELIMITED = 2
-_TRAINING_ITERATIONS = 12  # of TFRS's own choice
 
 
 class ServableOptions(BaseModel):
@@ -174,7 +173,6 @@ def _layer(bundle: IndexBundle, options: ServableOptions, n_fetched: int) -> Any
             k=n_fetched,
             num_leaves=n_leaves,
             num_leaves_to_search=n_searched,
-            training_iterations=_TRAINING_ITERATIONS,
             num_reordering_candidates=n_reordered,
         )
     except ImportError as error:
@@ -198,7 +196,7 @@ def _scann_params(
         params = choice.params.model_dump()
         n_leaves = entry.build_params["num_leaves"] or 0
         n_searched = params["leaves_to_search"] or 0
-        n_reordered = params["final_num_neighbors"]
+        n_reordered = params["pre_reorder_num_neighbors"]
     n_leaves = n_leaves or max(1, round(math.sqrt(n_candidates)))
     return n_leaves, n_searched or n_leaves, min(max(n_reordered, n_fetched), n_candidates)
 

@@ -3,8 +3,10 @@
 Guo et al. 2020, "Accelerating large-scale inference with anisotropic vector quantization"; Sun et
 al. 2023, "SOAR: improved indexing for approximate nearest neighbor search".
 
-The index keeps only the quantised vectors: ScaNN's own reordering would hold a second copy of the
-embeddings in memory, while rescoring reads the ones the bundle maps anyway.
+The index keeps only quantised vectors: four bits for two dimensions, by which all are scored, and a
+byte a dimension, by which the best of them are reordered. ScaNN's reordering by floats would hold a
+second copy of the embeddings in memory, while rescoring reads the ones the bundle maps anyway; and
+bytes leave so few to rescore that it costs less than rescoring whatever was scored best by bits.
 """
 
 from __future__ import annotations
@@ -41,9 +43,11 @@ _AVQ = 4.0  # as cheap to build as none; far better on clustered vectors, elsewh
 _SAMPLE_PER_LEAF = 100  # vectors the leaves' centres are trained on; fewer find much less
 _MIN_TREE_SIZE = 16  # the quantiser of a tree's residuals is trained on as many vectors at least
 _QUANTISED_COST = 0.1  # scoring a quantised vector, against a row of a sequential scan; measured
-_PROPOSALS_STEP, _LEAVES_STEP = 1.4, 1.25
-_MOST_PROPOSALS = 16  # times k; more do not help where too few leaves are searched
+_REORDERED_STEP, _LEAVES_STEP = 1.4, 1.25
+_MOST_REORDERED = 16  # times k; more do not help where too few leaves are searched
+_REORDERING_COST = 5.0  # the same for reordering it by bytes
 _RESCORING_COST = 10.0  # the same for fetching and rescoring a proposed row
+_RESCORED_SHARE = 1 / 8  # of those reordered beyond k; more were measured to find no more
 
 
 class ScannBuildParams(BuildParams):
@@ -66,8 +70,10 @@ class ScannSearchParams(SearchParams):
 
     leaves_to_search: int | None = Field(default=None, ge=1)
     """Partitions searched; None for all, and where there is no tree."""
+    pre_reorder_num_neighbors: int = Field(ge=1)
+    """Candidates that ScaNN reorders by bytes, ``final_num_neighbors`` at least."""
     final_num_neighbors: int = Field(ge=1)
-    """Candidates that ScaNN proposes for rescoring, k at least."""
+    """Candidates that it then proposes for rescoring, k at least."""
 
 
 class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
@@ -117,35 +123,34 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
     def default_search_params(self, k: int) -> ScannSearchParams:
         """Return params that search a twentieth of the leaves."""
         num_leaves = self.build_params.num_leaves
-        return ScannSearchParams(
-            leaves_to_search=None if num_leaves is None else math.ceil(num_leaves / 20),
-            final_num_neighbors=4 * k,
-        )
+        leaves = None if num_leaves is None else math.ceil(num_leaves / 20)
+        return _search_params(k, 4 * k, leaves)
 
     def exhaustive_params(self) -> ScannSearchParams:
         """Return the params under which every candidate is proposed."""
-        return ScannSearchParams(final_num_neighbors=self.n_candidates)
+        return _search_params(self.n_candidates, self.n_candidates)
 
     def effort_ladders(self, k: int) -> list[list[ScannSearchParams]]:
-        """Return rising numbers of proposals, or of leaves for each number of proposals."""
-        proposals = geometric(k, self.n_candidates, _PROPOSALS_STEP)
+        """Return rising numbers of reordered candidates, or of leaves for each such number."""
+        reordered = geometric(k, self.n_candidates, _REORDERED_STEP)
         num_leaves = self.build_params.num_leaves
         if num_leaves is None:
-            return [[ScannSearchParams(final_num_neighbors=n) for n in proposals]]
+            return [[_search_params(k, n) for n in reordered]]
         leaves = geometric(1, num_leaves, _LEAVES_STEP)
         return [
-            [ScannSearchParams(leaves_to_search=m, final_num_neighbors=n) for m in leaves]
-            for n in proposals
-            if n <= _MOST_PROPOSALS * k
+            [_search_params(k, n, searched) for searched in leaves]
+            for n in reordered
+            if n <= _MOST_REORDERED * k
         ]
 
     def cost(self, k: int, params: ScannSearchParams) -> float:
-        """Return the cost of the vectors in the searched leaves and of the proposals."""
+        """Return the cost of the vectors in the searched leaves and of those that are left."""
         num_leaves = self.build_params.num_leaves or 1
         scored = self.n_candidates * self._leaves(params) / num_leaves
         return (
             num_leaves
             + _QUANTISED_COST * scored
+            + _REORDERING_COST * max(params.pre_reorder_num_neighbors, k)
             + _RESCORING_COST * max(params.final_num_neighbors, k)
         )
 
@@ -154,10 +159,11 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
         self._searcher.serialize(str(directory), relative_path=True)
 
     def _build(self) -> None:
-        self._searcher = self._builder().build()
+        by_bytes = _library().scann_builder.ReorderType.INT8
+        self._searcher = self._builder().reorder(1, quantize=by_bytes).build()
 
     def _builder(self) -> Any:
-        """Return ScaNN's own builder, ready but for reordering."""
+        """Return ScaNN's own builder, ready but for how it reorders."""
         params = self.build_params
         self._check_size()
         builder = _library().builder(self.embeddings, 1, "dot_product")
@@ -189,8 +195,11 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
             raise ValueError(f"{directory} holds {found} vectors, the corpus {self.n_candidates}")
 
     def _search(self, queries: np.ndarray, k: int, params: ScannSearchParams) -> np.ndarray:
+        n_proposed = min(max(params.final_num_neighbors, k), self.n_candidates)
+        n_reordered = min(max(params.pre_reorder_num_neighbors, n_proposed), self.n_candidates)
         effort = {
-            "final_num_neighbors": min(max(params.final_num_neighbors, k), self.n_candidates),
+            "final_num_neighbors": n_proposed,
+            "pre_reorder_num_neighbors": n_reordered,
             "leaves_to_search": self._leaves(params),
         }
         rows: np.ndarray
@@ -214,6 +223,15 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
         """Return how many leaves a search looks at; without a tree, all are in one."""
         num_leaves = self.build_params.num_leaves or 1
         return min(params.leaves_to_search or num_leaves, num_leaves)
+
+
+def _search_params(k: int, n_reordered: int, leaves: int | None = None) -> ScannSearchParams:
+    """Return params that rescore a share of what is reordered, k of them at least."""
+    return ScannSearchParams(
+        leaves_to_search=leaves,
+        pre_reorder_num_neighbors=n_reordered,
+        final_num_neighbors=k + math.ceil(max(0, n_reordered - k) * _RESCORED_SHARE),
+    )
 
 
 @cache

@@ -9,7 +9,11 @@ from indexer.backends.scann import ScannSearchParams
 
 
 def params(leaves: int | None, proposals: int) -> ScannSearchParams:
-    return ScannSearchParams(leaves_to_search=leaves, final_num_neighbors=proposals)
+    return ScannSearchParams(
+        leaves_to_search=leaves,
+        pre_reorder_num_neighbors=2 * proposals,
+        final_num_neighbors=proposals,
+    )
 
 
 @pytest.mark.parametrize(
@@ -28,7 +32,8 @@ def test_geometric(first: int, last: int, factor: float, expected: list[int]) ->
 def test_effort_is_scaled_and_never_nothing() -> None:
     assert params(6, 30) == params(2, 10).scaled(3)
     assert params(None, 25) == params(None, 10).scaled(2.5)
-    assert params(1, 1) == params(2, 10).scaled(0.01)
+    least = {"leaves_to_search": 1, "pre_reorder_num_neighbors": 1, "final_num_neighbors": 1}
+    assert least == params(2, 10).scaled(0.01).model_dump()
 
 
 def test_effort_is_interpolated_geometrically() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from indexer.backends import BACKENDS, LocalIndex, SearchMethod, SearchParams
 from indexer.backends.annoy import AnnoyBuildParams, AnnoySearchParams
 from indexer.backends.brute_force import BruteForceBuildParams, BruteForceSearchParams
+from indexer.backends.milvus import MilvusBuildParams, MilvusSearchParams
 from indexer.backends.scann import ScannBuildParams, ScannSearchParams
 from indexer.recall import recall_at_k
 
@@ -29,6 +30,12 @@ class Case:
     """Search params, each harder than the one before, that find 10 without widening."""
     min_recall: float
     """Of recall@10, at the last effort."""
+
+
+def scann_params(n: int, leaves: int | None = None) -> ScannSearchParams:
+    return ScannSearchParams(
+        leaves_to_search=leaves, pre_reorder_num_neighbors=n, final_num_neighbors=max(10, n // 4)
+    )
 
 
 CASES = {
@@ -50,25 +57,28 @@ CASES = {
     "scann": Case(
         "scann",
         ScannBuildParams(),
-        tuple(ScannSearchParams(final_num_neighbors=n) for n in (10, 20, 40, 200)),
+        tuple(scann_params(n) for n in (10, 20, 40, 200)),
         min_recall=0.95,
     ),
     "scann-tree": Case(
         "scann",
         ScannBuildParams(num_leaves=40, avq=4.0),
-        tuple(
-            ScannSearchParams(leaves_to_search=leaves, final_num_neighbors=200)
-            for leaves in (2, 5, 10, 20)
-        ),
+        tuple(scann_params(200, leaves) for leaves in (2, 5, 10, 20)),
         min_recall=0.95,
     ),
     "scann-soar": Case(
         "scann",
         ScannBuildParams(num_leaves=40, soar_lambda=1.5),
-        tuple(
-            ScannSearchParams(leaves_to_search=leaves, final_num_neighbors=200)
-            for leaves in (2, 5, 10, 20)
-        ),
+        tuple(scann_params(200, leaves) for leaves in (2, 5, 10, 20)),
+        min_recall=0.95,
+    ),
+    "milvus-flat": Case(
+        "milvus", MilvusBuildParams(index_type="FLAT"), (MilvusSearchParams(),), min_recall=1.0
+    ),
+    "milvus-hnsw": Case(
+        "milvus",
+        MilvusBuildParams(index_type="HNSW", M=8),
+        tuple(MilvusSearchParams(ef=n) for n in (10, 20, 80, 320)),
         min_recall=0.95,
     ),
 }
