@@ -104,7 +104,7 @@ def _serve(settings: Settings) -> None:
         _count_together()
     from indexer.backends import BackendUnavailableError
     from server.auth import check_exposure
-    from server.loading import load, settle_memory, with_page_token_key
+    from server.loading import load_and_settle, with_page_token_key
     from server.serve import PortTakenError, run_event_loop, serve_alone
     from server.tls import CertificateError, certificates
     from server.workers import WorkerError, serve_with_workers
@@ -114,12 +114,11 @@ def _serve(settings: Settings) -> None:
     try:
         check_exposure(settings)
         certificates(settings)  # told before the index is loaded, if they cannot be used
-        active = load(settings)
-        settle_memory()
+        # Not kept here: the first version leaves memory when others have taken over.
         if settings.workers > 1:
-            serve_with_workers(settings, active, _announce)
+            serve_with_workers(settings, load_and_settle(settings), _announce)
         else:
-            run_event_loop(serve_alone(settings, active, _announce))
+            run_event_loop(serve_alone(settings, load_and_settle(settings), _announce))
     except (
         BackendUnavailableError,
         BundleError,

@@ -68,16 +68,13 @@ class IndexVersion:
         self.page_tokens = PageTokens(self.name, page_token_key(settings))
         self.index_info = index_info_message(self.engine, settings).SerializeToString()
         self.plan_fields = lru_cache(4096)(partial(plan_fields, index_version=self.name))
-        self.counter = lru_cache(4096)(self._counter)
+        # Not of a method: such a cycle would keep a replaced version in memory.
+        self.counter = lru_cache(4096)(partial(_counter, self.name))
 
     def warm_up(self) -> None:
         """Make searches of every kind on this thread, so that no caller waits for the first."""
         for _ in range(_WARM_UP_ROUNDS):
             self.search_every_kind()
-
-    def _counter(self, plan: SearchPlan) -> Counter:
-        """Return what counts the searches that were made by a plan."""
-        return metrics.SEARCHES.labels(plan.backend, plan.method.value, self.name)
 
     def search_every_kind(self) -> None:
         """Make a search of every kind that the index can answer, over its first and last rows."""
@@ -111,6 +108,18 @@ def load(settings: Settings, directory: Path | None = None) -> IndexVersion:
     return version
 
 
+def load_and_settle(settings: Settings) -> IndexVersion:
+    """Load the index bundle that settings name, for a server that starts.
+
+    Raises:
+        BundleError: as ``load``.
+        BackendUnavailableError: as ``load``.
+    """
+    version = load(settings)
+    settle_memory()
+    return version
+
+
 def with_page_token_key(settings: Settings) -> Settings:
     """Return settings that have a key for page tokens, a new one if none was given."""
     if settings.page_token_key is not None:
@@ -138,6 +147,11 @@ def settle_memory() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+
+
+def _counter(index_version: str, plan: SearchPlan) -> Counter:
+    """Return what counts the searches that a version made by a plan."""
+    return metrics.SEARCHES.labels(plan.backend, plan.method.value, index_version)
 
 
 def _self_test(version: IndexVersion) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from indexer.backends import BackendUnavailableError, LocalIndex, SearchParams
@@ -64,7 +64,6 @@ class Planner:
     """
 
     def __init__(self, bundle: IndexBundle) -> None:
-        self._bundle = bundle
         self.indexes = {
             bundle.manifest.default_backend: bundle.index(bundle.manifest.default_backend)
         }
@@ -74,7 +73,8 @@ class Planner:
                 self.indexes[name] = bundle.index(name)
             except BackendUnavailableError as error:
                 self.unavailable[name] = str(error)
-        self._choose = lru_cache(maxsize=4096)(self._look_up)
+        # Not of a method: such a cycle would keep a replaced index in memory.
+        self._choose = lru_cache(maxsize=4096)(partial(_look_up, bundle, self.indexes))
 
     def choose(self, request: SearchRequest, k: int) -> IndexChoice:
         """Choose the index for a search, and how hard it searches.
@@ -90,48 +90,6 @@ class Planner:
             raise self._unknown(request.backend)
         return self._choose(k, request.backend, request.recall_target, request.exact)
 
-    def _look_up(
-        self, k: int, backend: str | None, recall_target: float | None, exact: bool
-    ) -> IndexChoice:
-        manifest = self._bundle.manifest
-        if exact and _BRUTE_FORCE in self.indexes:
-            choice = self._bundle.choose(k, backend=_BRUTE_FORCE)
-            reason = "the request asks for an exact search"
-        elif exact:
-            choice = self._cheapest(k, 1.0)
-            reason = "the request asks for an exact search; there is no brute_force index"
-        elif backend is not None:
-            choice = self._bundle.choose(k, backend=backend)
-            reason = "the request names the backend"
-        elif recall_target is not None:
-            choice = self._cheapest(k, recall_target)
-            reason = f"the cheapest setting that promises a recall of {recall_target:g}"
-        else:
-            choice = self._bundle.choose(k, backend=manifest.default_backend)
-            reason = f"the index's own choice: {manifest.default_reason}"
-        index = self.indexes[choice.backend]
-        return IndexChoice(
-            index=index,
-            k=k,
-            params=choice.params,
-            exact=_is_exact(choice, index),
-            reason=reason,
-            expected_micros=choice.point.p50_microseconds,
-            plans={
-                (method, by_cosine): _plan(choice, index, method, by_cosine=by_cosine)
-                for method in SearchMethod
-                for by_cosine in (False, True)
-            },
-        )
-
-    def _cheapest(self, k: int, recall_target: float) -> SearchChoice:
-        """Return the cheapest choice that promises a recall, among the usable backends."""
-        choices = [
-            self._bundle.choose(k, recall_target=recall_target, backend=name)
-            for name in self.indexes
-        ]
-        return min(choices, key=lambda choice: choice.point.p50_microseconds)
-
     def _unknown(self, backend: str) -> BackendUnknownError:
         known = ", ".join(self.indexes)
         if backend in self.unavailable:
@@ -144,6 +102,58 @@ class Planner:
         return BackendUnknownError(
             f"unknown backend {backend!r}; this index has {known}", backend=backend, known=known
         )
+
+
+def _look_up(
+    bundle: IndexBundle,
+    indexes: Mapping[str, LocalIndex[Any, Any]],
+    k: int,
+    backend: str | None,
+    recall_target: float | None,
+    exact: bool,
+) -> IndexChoice:
+    """Return the choice for k candidates, by what a request says of the search."""
+    manifest = bundle.manifest
+    if exact and _BRUTE_FORCE in indexes:
+        choice = bundle.choose(k, backend=_BRUTE_FORCE)
+        reason = "the request asks for an exact search"
+    elif exact:
+        choice = _cheapest(bundle, indexes, k, 1.0)
+        reason = "the request asks for an exact search; there is no brute_force index"
+    elif backend is not None:
+        choice = bundle.choose(k, backend=backend)
+        reason = "the request names the backend"
+    elif recall_target is not None:
+        choice = _cheapest(bundle, indexes, k, recall_target)
+        reason = f"the cheapest setting that promises a recall of {recall_target:g}"
+    else:
+        choice = bundle.choose(k, backend=manifest.default_backend)
+        reason = f"the index's own choice: {manifest.default_reason}"
+    index = indexes[choice.backend]
+    return IndexChoice(
+        index=index,
+        k=k,
+        params=choice.params,
+        exact=_is_exact(choice, index),
+        reason=reason,
+        expected_micros=choice.point.p50_microseconds,
+        plans={
+            (method, by_cosine): _plan(choice, index, method, by_cosine=by_cosine)
+            for method in SearchMethod
+            for by_cosine in (False, True)
+        },
+    )
+
+
+def _cheapest(
+    bundle: IndexBundle,
+    indexes: Mapping[str, LocalIndex[Any, Any]],
+    k: int,
+    recall_target: float,
+) -> SearchChoice:
+    """Return the cheapest choice that promises a recall, among the usable backends."""
+    choices = [bundle.choose(k, recall_target=recall_target, backend=name) for name in indexes]
+    return min(choices, key=lambda choice: choice.point.p50_microseconds)
 
 
 def _is_exact(choice: SearchChoice, index: LocalIndex[Any, Any]) -> bool:

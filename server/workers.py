@@ -82,13 +82,12 @@ def serve_with_workers(settings: Settings, active: IndexVersion, on_ready: OnRea
         WorkerError: if a worker ends before it has served.
     """
     with _held_port(settings.host, settings.port) as port, Signals() as signals:
-        workers = Workers(settings, port, signals)
+        workers = Workers(settings, active, port, signals)
+        del active  # or it would stay in memory after others have taken over
         try:
-            workers.start(Served(active))
+            workers.start()
             on_ready(address(settings.host, port))
-            versions = Versions(settings, active, workers)
-            del active  # or it would stay in memory after others have taken over
-            workers.watch(versions)
+            workers.watch()
         finally:
             workers.stop()
 
@@ -166,12 +165,16 @@ class Workers:
 
     Args:
         settings: the limits, and how many processes serve.
+        active: the version that answers first.
         port: the port that they share.
         signals: what arrives at this process.
     """
 
-    def __init__(self, settings: Settings, port: int, signals: Signals) -> None:
+    def __init__(
+        self, settings: Settings, active: IndexVersion, port: int, signals: Signals
+    ) -> None:
         self._settings = settings
+        self._versions = Versions(settings, active, self)
         self._port = port
         self._signals = signals
         self._processes: list[_Process] = []
@@ -179,13 +182,13 @@ class Workers:
         self._backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
         self._replace_at = _NEVER
 
-    def start(self, served: Served) -> None:
+    def start(self) -> None:
         """Fork the workers, and return when each of them answers searches.
 
         Raises:
             WorkerError: if one of them does not come to serve.
         """
-        self._start_all(served, self._generation)
+        self._start_all(self._versions.served, self._generation)
 
     def take_over(self, served: Served) -> None:
         """Fork workers that answer from other versions; drain those before when they serve.
@@ -207,18 +210,18 @@ class Workers:
         """Return the ids of the workers that answer from what is served now."""
         return [process.process_id for process in self._current()]
 
-    def watch(self, versions: Versions) -> None:
+    def watch(self) -> None:
         """Replace workers that end, and versions, until this process is asked to stop."""
         while True:
-            self._wait_and_obey(versions)
+            self._wait_and_obey()
             if self._signals.stop_asked:
                 return
             for process in [one for one in self._processes if _has_ended(one)]:
                 self._processes.remove(process)
                 if process.generation == self._generation:
                     self._note_end(process)
-            self._replace_missing(versions.served)
-            versions.follow_link()
+            self._replace_missing()
+            self._versions.follow_link()
 
     def stop(self) -> None:
         """Ask all workers to drain, and wait until they have ended."""
@@ -242,13 +245,13 @@ class Workers:
         if not all(_comes_to_serve(process, deadline) for process in started):
             raise WorkerError("a worker ended before it could serve; the log says why")
 
-    def _wait_and_obey(self, versions: Versions) -> None:
+    def _wait_and_obey(self) -> None:
         """Wait for a while or until something happens; carry out the commands that came."""
         timeout = min(LOOK_SECONDS, max(0.0, self._replace_at - time.monotonic()))
         pipes = [process.commands for process in self._processes]
         for readable in wait([self._signals.fileno(), *pipes], timeout):
             if isinstance(readable, Connection):
-                _obey(readable, versions)
+                _obey(readable, self._versions)
         self._signals.wait(0)
 
     def _note_end(self, process: _Process) -> None:
@@ -261,13 +264,13 @@ class Workers:
         else:
             self._replace_at += self._backoff.pause_seconds()
 
-    def _replace_missing(self, served: Served) -> None:
+    def _replace_missing(self) -> None:
         """Start workers in the place of those that ended, if their pause is over."""
         if time.monotonic() < self._replace_at:
             return
         try:
             for _ in range(self._settings.workers - len(self._current())):
-                self._fork(served, self._generation)
+                self._fork(self._versions.served, self._generation)
             self._replace_at = _NEVER
         except OSError as error:
             _log.error("no worker can be started", reason=str(error))
@@ -313,6 +316,7 @@ class Workers:
             _end_with_parent()
             for sibling in self._processes:
                 sibling.close()
+            self._versions.served = served  # what it takes over from would stay in memory
             run_event_loop(self._serve(served, tell_ready, parent))
             status = 0
         except BaseException as error:  # noqa: BLE001 - nothing above may run a second time

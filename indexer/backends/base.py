@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeAlias, TypeVar
 
@@ -148,8 +148,7 @@ class LocalIndex(Index[S], Generic[B, S]):
     def __init__(self, embeddings: np.ndarray, build_params: B) -> None:
         self.build_params = build_params
         self._exact = ExactScorer(embeddings)
-        self._series: dict[S, Series[S]] = {}
-        self._params_at = lru_cache(maxsize=1024)(self._look_up_params)
+        self.calibrate(())
 
     @classmethod
     def build(cls, embeddings: np.ndarray, params: B | None = None) -> Self:
@@ -194,8 +193,9 @@ class LocalIndex(Index[S], Generic[B, S]):
         Args:
             series: for each recall, from low to high, the params for rising numbers of results.
         """
-        self._series = {params: one for one in series for _, params in one}
-        self._params_at.cache_clear()
+        by_params = {params: one for one in series for _, params in one}
+        # Not of a method: such a cycle would keep a replaced index in memory.
+        self._params_at = lru_cache(maxsize=1024)(partial(_look_up_params, by_params))
 
     def params_at(self, n: int, params: S, k: int) -> S:
         """Return the params that find n results at the recall at which ``params`` finds k.
@@ -203,17 +203,6 @@ class LocalIndex(Index[S], Generic[B, S]):
         An index that was never calibrated takes the effort to grow as the number of results.
         """
         return self._params_at(n, params, k)
-
-    def _look_up_params(self, n: int, params: S, k: int) -> S:
-        series = self._series.get(params, ((k, params),))
-        depth = max(k, *(depth for depth, known in series if known == params))
-        if n <= depth:
-            return params
-        if len(series) == 1:
-            return params.scaled(n / depth)
-        i = min(sum(known < n for known, _ in series), len(series) - 1)
-        (low, below), (high, above) = series[i - 1 : i + 1]
-        return below.towards(above, math.log(n / low) / math.log(high / low))
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -396,3 +385,16 @@ def _check_type(what: str, params: BaseModel, expected: type[BaseModel]) -> None
 
 def _kind(value: object) -> str:
     return f"{value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__
+
+
+def _look_up_params(by_params: Mapping[S, Series[S]], n: int, params: S, k: int) -> S:
+    """Return the params that find n results at the recall at which ``params`` finds k."""
+    series = by_params.get(params, ((k, params),))
+    depth = max(k, *(depth for depth, known in series if known == params))
+    if n <= depth:
+        return params
+    if len(series) == 1:
+        return params.scaled(n / depth)
+    i = min(sum(known < n for known, _ in series), len(series) - 1)
+    (low, below), (high, above) = series[i - 1 : i + 1]
+    return below.towards(above, math.log(n / low) / math.log(high / low))

@@ -1,5 +1,6 @@
 """Versions replace each other under load: no call fails, and none is answered by two versions."""
 
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -146,3 +147,25 @@ def memory_bytes(process_id: int, n_workers: int) -> float:
         lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
         total += next(1024 * float(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_version_that_was_replaced_leaves_memory(link: Path, workers: str) -> None:
+    started_with = current(link)
+    (other,) = (one.name for one in link.parent.glob("2*") if one.name != started_with)
+    with (
+        serving(link, "--admin", "--workers", workers) as (process, address),
+        AdminClient(address) as admin,
+    ):
+        for active in (other, started_with):
+            admin.activate(active)
+            wait_for(lambda active=active: mapped_versions(process.pid) == {active})
+
+
+def mapped_versions(process_id: int) -> set[str]:
+    """Return the versions whose files a server and its workers have in memory."""
+    found: set[str] = set()
+    for one in (process_id, *children(process_id)):
+        maps = Path(f"/proc/{one}/maps").read_text()
+        found.update(re.findall(r"/indexes/(\d{8}T\d{6}Z-[0-9a-f]{8})/", maps))
+    return found

@@ -1,6 +1,7 @@
 """Versions: what is refused changes nothing, and what takes over was tried."""
 
 import time
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +12,14 @@ from structlog.testing import capture_logs
 
 from indexer.bundle import IndexBundle
 from server.backoff import Backoff
+from server.domain import EmbeddingQuery, SearchRequest
 from server.errors import (
     LimitExceededError,
     NoPreviousVersionError,
     VersionRefusedError,
     VersionUnknownError,
 )
-from server.loading import IndexVersion, load, with_page_token_key
+from server.loading import IndexVersion, load, settle_memory, with_page_token_key
 from server.settings import Settings
 from server.versions import Served, Versions, VersionState
 from tests.server.published import copied, current, point_at, publish, publish_changed
@@ -105,6 +107,23 @@ def test_a_version_takes_over_and_can_be_rolled_back(
     assert second == crew.history[-1].active.name
     versions.activate(second)
     assert len(crew.history) == 2
+
+
+def test_a_version_that_was_replaced_leaves_memory(versions: Versions, crew: RecordingCrew) -> None:
+    """Although what existed at a change of version is hidden from the garbage collector."""
+    first, second = (one.name for one in versions.catalogue())
+    versions.activate(first)  # settles the memory, in which the second's remains may be
+    versions.activate(second)
+    replaced = weakref.ref(versions.served.active)
+    request = SearchRequest(EmbeddingQuery(np.ones(8, np.float32)))
+    result = versions.served.active.engine.search(request)
+    versions.served.active.counter(result.plan).inc()
+    versions.served.active.plan_fields(result.plan)
+    engine = weakref.ref(versions.served.active.engine)
+    settle_memory()
+    versions.activate(first)
+    crew.history.clear()
+    assert (None, None) == (replaced(), engine())
 
 
 def test_there_must_be_something_to_roll_back_to(versions: Versions) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from server.admin_client import AdminClient
 from server.client import Embedding, Examples, Like, SearchClient, SearchFailedError
+from server.loading import load, with_page_token_key
 from server.settings import Settings
 from server.workers import Signals, Workers, _Process
 from tests.server.processes import children, serving
@@ -153,7 +154,7 @@ def few_descriptors(process_id: int, n_free: int) -> Iterator[None]:
         resource.prlimit(process_id, resource.RLIMIT_NOFILE, before)
 
 
-def test_a_stop_that_comes_while_others_are_ended_is_not_lost() -> None:
+def test_a_stop_that_comes_while_others_are_ended_is_not_lost(link: Path) -> None:
     """As when a version fails to take over while the server is asked to stop."""
     on_stop = f"kill -TERM {os.getpid()}; exit"
     script = f"trap '{on_stop}' TERM; echo ready; while :; do sleep 0.02; done"
@@ -162,7 +163,8 @@ def test_a_stop_that_comes_while_others_are_ended_is_not_lost() -> None:
     child.stdout.readline()
     ready, commands = Pipe()
     with Signals() as signals:
-        workers = Workers(Settings(), 0, signals)
+        settings = with_page_token_key(Settings(index=link))
+        workers = Workers(settings, load(settings), 0, signals)
         workers._processes.append(_Process(child.pid, 0, time.monotonic(), ready, commands))
         workers.stop()
         assert signals.stop_asked
