@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from indexer.backends import BACKENDS, BackendUnavailableError
+from indexer.backends import BACKENDS, BackendUnavailableError, IndexUnreachableError
 from indexer.build import BuildOptions, build_bundle, retune_bundle
 from indexer.bundle import EXHAUSTIVE, IndexBundle, IndexManifest
 from indexer.corpus import Corpus, CorpusError, read_corpus, read_vectors
@@ -77,6 +77,14 @@ def build(
         list[str] | None,
         typer.Option(help="Build this backend only; may be repeated.", metavar="NAME"),
     ] = None,
+    milvus_uri: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the backend milvus is to put its collection: an address, or a path that "
+            "ends with .db. Its token is read from CANDIDATE_SEARCH_MILVUS_TOKEN.",
+            metavar="URI",
+        ),
+    ] = None,
     seed: Seed = 42,
     as_json: AsJson = False,
 ) -> None:
@@ -85,7 +93,7 @@ def build(
     Example: python -m indexer build --towers artifacts/towers/current --recall 0.95 --k 100
     """
     with _sentences_for_errors():
-        options = _options(recall, k, seed, tuple(backend or ()))
+        options = _options(recall, k, seed, _backends(backend, milvus_uri), milvus_uri)
         with _progress() as announce:
             bundle, corpus = _read_source(towers, embeddings, candidate_ids, metadata, announce)
             directory = build_bundle(
@@ -225,9 +233,24 @@ def _servable_module() -> ModuleType:
     return servable
 
 
-def _options(recall: float, k: int, seed: int, backends: tuple[str, ...] = ()) -> BuildOptions:
+def _options(
+    recall: float,
+    k: int,
+    seed: int,
+    backends: tuple[str, ...] = (),
+    milvus_uri: str | None = None,
+) -> BuildOptions:
     _check_recall(recall)
-    return BuildOptions(recall_target=recall, k=k, backends=backends, seed=seed)
+    return BuildOptions(
+        recall_target=recall, k=k, backends=backends, milvus_uri=milvus_uri, seed=seed
+    )
+
+
+def _backends(given: list[str] | None, milvus_uri: str | None) -> tuple[str, ...]:
+    backends = tuple(given or ())
+    if milvus_uri is not None and "milvus" not in backends:
+        raise typer.BadParameter("--milvus-uri belongs to --backend milvus")
+    return backends
 
 
 def _check_recall(recall: float) -> None:
@@ -326,7 +349,7 @@ def _one_line(params: Mapping[str, Any]) -> str:
 
 def _report_missing_backends() -> None:
     for backend in BACKENDS.values():
-        if reason := backend.unavailable():
+        if not backend.is_remote and (reason := backend.unavailable()):
             stderr.print(f"Not built: {backend.name}. {escape(reason)}", soft_wrap=True)
 
 
@@ -348,7 +371,7 @@ def _sentences_for_errors() -> Iterator[None]:
     """Turn what the user can mend into one sentence on stderr and exit code 1."""
     try:
         yield
-    except (BackendUnavailableError, BundleError, CorpusError) as error:
+    except (BackendUnavailableError, BundleError, CorpusError, IndexUnreachableError) as error:
         stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error
 

@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from indexer.backends import BACKENDS, BackendUnavailableError, LocalIndex, available_backends
+from indexer.backends import (
+    BACKENDS,
+    BackendUnavailableError,
+    BuildContext,
+    LocalIndex,
+    available_backends,
+)
 from indexer.bundle import (
     BackendEntry,
     IndexBundle,
@@ -34,7 +40,7 @@ Announce = Callable[[str], None]
 MEASURED_K = (10, 30, 100, 300, 1000)
 """Numbers of results that every index is tuned for, beside the one that is asked for."""
 
-_PRODUCERS = ("annoy", "numpy", "scann")
+_PRODUCERS = ("annoy", "numpy", "pymilvus", "scann")
 _SAMPLE_SIZE = 20_000  # candidates on which variants of a backend are compared
 _DRAW = 1.25  # an approximate index must be this much faster than an exact one
 _N_CANDIDATES_AS_QUERIES = 2_000
@@ -49,7 +55,9 @@ class BuildOptions(BaseModel):
     """The recall@k that the default backend delivers."""
     k: int = Field(default=100, ge=1)
     backends: tuple[str, ...] = ()
-    """Backends to build; empty for all that are installed."""
+    """Backends to build; empty for all that are installed and need nothing but this machine."""
+    milvus_uri: str | None = None
+    """Where the collection of the backend milvus is to be."""
     seed: int = 42
 
     @property
@@ -85,6 +93,7 @@ def build_bundle(
         BackendUnavailableError: if a backend that was asked for is not installed.
         BundleError: if ``root`` cannot be written to.
         CorpusError: if the queries do not fit the corpus.
+        IndexUnreachableError: if a backend outside of this process does not answer.
     """
     names = _backend_names(options)
     queries, tuned_on = _queries_to_tune_on(corpus, queries, options)
@@ -229,7 +238,7 @@ def _cheapest(entry: BackendEntry, options: BuildOptions) -> OperatingPoint:
 
 
 def _build_backend(name: str, corpus: Corpus, gauge: _Gauge, staged: Path) -> BackendEntry:
-    index, build_seconds = _best_index(name, corpus.embeddings, gauge)
+    index, build_seconds = _best_index(name, corpus, gauge)
     return BackendEntry(
         build_params=index.build_params.model_dump(),
         operating_points=gauge.operating_points(index),
@@ -238,11 +247,10 @@ def _build_backend(name: str, corpus: Corpus, gauge: _Gauge, staged: Path) -> Ba
     )
 
 
-def _best_index(
-    name: str, embeddings: np.ndarray, gauge: _Gauge
-) -> tuple[LocalIndex[Any, Any], float]:
+def _best_index(name: str, corpus: Corpus, gauge: _Gauge) -> tuple[LocalIndex[Any, Any], float]:
     """Build a backend's variants, and return the fastest and the seconds it took to build."""
-    backend = BACKENDS[name]
+    backend, embeddings = BACKENDS[name], corpus.embeddings
+    context = BuildContext(corpus.candidates, gauge.options.milvus_uri, gauge.announce)
     variants = backend.build_variants(*embeddings.shape)
     if len(variants) > 1 and backend.variants_scale:
         gauge.announce(f"{name}: comparing variants on a sample")
@@ -251,7 +259,7 @@ def _best_index(
     for number, params in enumerate(variants, 1):
         gauge.announce(f"{name}: building" + (f" variant {number}" if len(variants) > 1 else ""))
         start = time.perf_counter()
-        index = backend.build(embeddings, params)
+        index = backend.build(embeddings, params, context)
         built.append((index, time.perf_counter() - start))
     if len(built) == 1:
         return built[0]
@@ -314,7 +322,8 @@ def _backend_names(options: BuildOptions) -> list[str]:
             )
         if name not in available:
             raise BackendUnavailableError(str(BACKENDS[name].unavailable()))
-    return [name for name in available if not options.backends or name in options.backends]
+    wanted = options.backends or [name for name in available if not available[name].is_remote]
+    return [name for name in available if name in wanted]
 
 
 def _candidates_as_queries(corpus: Corpus, seed: int) -> np.ndarray:

@@ -47,6 +47,9 @@ class EligibleSearch:
         eligible: (n_candidates,) bool; None if all are.
         propose: the index's own search, which knows no mask.
         cost: what ``propose`` costs per query.
+
+    Attributes:
+        n_eligible: how many candidates are eligible.
     """
 
     def __init__(
@@ -63,17 +66,22 @@ class EligibleSearch:
         self._propose = propose
         self._cost = cost
         self._n_candidates = n_candidates = len(exact.embeddings)
-        self._n_eligible = n_candidates if eligible is None else int(np.count_nonzero(eligible))
+        self.n_eligible = n_candidates if eligible is None else int(np.count_nonzero(eligible))
+
+    @property
+    def scan_cost(self) -> float:
+        """What scoring the eligible costs, in rows of a sequential exact scan."""
+        return min(_GATHER_COST * self.n_eligible, self._n_candidates)
 
     @property
     def includes_all(self) -> bool:
         """Whether every candidate is eligible."""
-        return self._n_eligible == self._n_candidates
+        return self.n_eligible == self._n_candidates
 
     def search(self, queries: np.ndarray) -> Neighbors:
         """Return the best k eligible candidates of each query (n_queries, dim) float32."""
         neighbors = Neighbors.none(len(queries), self._k, SearchMethod.MASKED_SCAN)
-        if self._n_eligible == 0:
+        if self.n_eligible == 0:
             return neighbors
         return self.complete(queries, neighbors, np.arange(len(queries)))
 
@@ -87,15 +95,14 @@ class EligibleSearch:
             neighbors: where the answers go.
             unanswered: (n,) int64, the lines without an answer.
         """
-        scan_cost = min(_GATHER_COST * self._n_eligible, self._n_candidates)
-        budget = _AFFORDABLE * scan_cost
+        budget = _AFFORDABLE * self.scan_cost
         n_fetched = self._depth(0)
         # An index costs a row or more for each proposal, and asking it what it costs, some.
         while len(unanswered) and n_fetched <= budget and (cost := self._cost(n_fetched)) <= budget:
             budget -= cost
             found, n_hidden = self._over_fetch(queries[unanswered], n_fetched)
             neighbors = _fill(neighbors, unanswered, found)
-            is_full = found.rows[:, min(self._k, self._n_eligible) - 1] >= 0
+            is_full = found.rows[:, min(self._k, self.n_eligible) - 1] >= 0
             is_deep = self._share * n_fetched >= self._k + _CLEAR_OF_THE_END * n_hidden
             is_answer = is_full & is_deep
             unanswered, n_hidden = unanswered[~is_answer], n_hidden[~is_answer]
@@ -114,7 +121,7 @@ class EligibleSearch:
     @property
     def _share(self) -> float:
         """The share of the candidates that are eligible."""
-        return self._n_eligible / self._n_candidates
+        return self.n_eligible / self._n_candidates
 
     def _depth(self, n_hidden: float) -> int:
         """Return how many to fetch if so many of a query's best candidates are hidden."""
@@ -136,7 +143,7 @@ class EligibleSearch:
         by_chance = _DEVIATIONS * np.sqrt(expected * (1 - self._share))
         n_hidden = np.maximum(expected - n_kept - by_chance, 0)
         # If most are hidden, those that are not proposed may be, too.
-        n_hidden[n_kept < _LEAST_SHARE * expected] = self._n_candidates - self._n_eligible
+        n_hidden[n_kept < _LEAST_SHARE * expected] = self._n_candidates - self.n_eligible
         return replace(found, method=SearchMethod.OVER_FETCH), n_hidden
 
 

@@ -16,6 +16,7 @@ BREACHES = {
     "no-tensorflow": ("trainer/bundle.py", "import tensorflow"),
     "annoy-in-one-file": ("indexer/recall.py", "import annoy"),
     "scann-in-one-file": ("indexer/recall.py", "import scann"),
+    "milvus-in-one-file": ("indexer/recall.py", "import pymilvus"),
     "engine-without-wire": ("server/engine.py", "import grpc"),
 }
 

@@ -7,21 +7,26 @@ from typing import Any
 from indexer.backends.annoy import AnnoyIndex
 from indexer.backends.base import (
     BackendUnavailableError,
+    BuildContext,
     BuildParams,
     Index,
+    IndexUnreachableError,
     LocalIndex,
     SearchParams,
     Series,
 )
 from indexer.backends.brute_force import BruteForceIndex
+from indexer.backends.milvus import MilvusIndex
 from indexer.backends.scann import ScannIndex
 from indexer.exact import Neighbors, SearchMethod
 
 __all__ = [
     "BACKENDS",
     "BackendUnavailableError",
+    "BuildContext",
     "BuildParams",
     "Index",
+    "IndexUnreachableError",
     "LocalIndex",
     "Neighbors",
     "SearchMethod",
@@ -31,7 +36,7 @@ __all__ = [
 ]
 
 BACKENDS: dict[str, type[LocalIndex[Any, Any]]] = {
-    backend.name: backend for backend in (BruteForceIndex, AnnoyIndex, ScannIndex)
+    backend.name: backend for backend in (BruteForceIndex, AnnoyIndex, ScannIndex, MilvusIndex)
 }
 """Every backend by name, whether or not its library is installed."""
 

@@ -1,10 +1,8 @@
 """Annoy: a forest of random projection trees (Spotify, github.com/spotify/annoy).
 
 Annoy has two ways to search by inner product, and each loses badly to the other on some data:
-its own ``dot`` metric, and ``angular`` over vectors that were given one dimension more, so that
-all have one norm and the angle orders them as the inner product does (Bachrach et al. 2014,
-"Speeding up the Xbox recommender system using a Euclidean transformation for inner-product
-spaces"). Which to build is decided by measuring both.
+its own ``dot`` metric, and ``angular`` over vectors of one norm (``equal_norms``). Which to build
+is decided by measuring both.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from annoy import AnnoyIndex as NativeAnnoyIndex
 from pydantic import Field
 
 from indexer.backends.base import BuildParams, LocalIndex, SearchParams, geometric
-from indexer.exact import squared_norms
+from indexer.backends.equal_norms import of_one_norm, with_added_zero
 
 _FILE = "trees.ann"
 _ROWS_AT_ONCE = 10_000
@@ -121,11 +119,10 @@ class AnnoyIndex(LocalIndex[AnnoyBuildParams, AnnoySearchParams]):
         vectors = self.embeddings[start:stop]
         if self.build_params.metric == "dot":
             return vectors
-        missing = self._exact.max_norm**2 - squared_norms(vectors).astype(np.float64)
-        return np.column_stack([vectors, np.sqrt(np.maximum(missing, 0))])
+        return of_one_norm(vectors, self._exact.max_norm)
 
     def _stored_queries(self, queries: np.ndarray) -> np.ndarray:
         """Return queries as Annoy gets them; an added dimension is 0 and changes no product."""
         if self.build_params.metric == "dot":
             return queries
-        return np.column_stack([queries, np.zeros(len(queries), dtype=np.float32)])
+        return with_added_zero(queries)

@@ -10,21 +10,42 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeAlias, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from indexer.eligibility import EligibleSearch
 from indexer.exact import ExactScorer, Neighbors, SearchMethod, squared_norms
+from indexer.filters import Restriction
 
 
 class BackendUnavailableError(Exception):
     """The library of a backend is not installed here; the message says how to mend it."""
+
+
+class IndexUnreachableError(Exception):
+    """An index outside of this process did not answer; the message says where it is, and why."""
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a build may use beside the embeddings.
+
+    Attributes:
+        metadata: what filters test, a line for each candidate, for a backend that filters itself.
+        location: where an index outside of this process is to be, in its library's words.
+        announce: told, in a few words, what is being done now.
+    """
+
+    metadata: pa.Table | None = None
+    location: str | None = None
+    announce: Callable[[str], None] = lambda _: None
 
 
 class BuildParams(BaseModel):
@@ -89,6 +110,8 @@ class Index(ABC, Generic[S]):
     name: ClassVar[str]
     is_exact: ClassVar[bool] = False
     """Whether every search is exact, whatever its params."""
+    is_remote: ClassVar[bool] = False
+    """Whether searches leave this process, wait, and may find nobody there."""
 
     @property
     @abstractmethod
@@ -107,6 +130,7 @@ class Index(ABC, Generic[S]):
         k: int,
         params: S | None = None,
         eligible: np.ndarray | None = None,
+        restriction: Restriction | None = None,
     ) -> Neighbors:
         """Return the best k eligible candidates of each query.
 
@@ -116,8 +140,11 @@ class Index(ABC, Generic[S]):
             params: how hard to search; by default, ``default_search_params(k)``.
             eligible: (n_candidates,) bool, the candidates that may be returned; by default, all.
                 k are found whenever k are eligible.
+            restriction: why others are not eligible, for a backend that can make use of it;
+                ``eligible`` decides.
 
         Raises:
+            IndexUnreachableError: if the index is outside of this process and does not answer.
             ValueError: if an array has the wrong dtype or shape or is not finite, or if k is not a
                 whole number of at least 1.
             TypeError: if the params are another backend's.
@@ -135,6 +162,8 @@ class Index(ABC, Generic[S]):
 class LocalIndex(Index[S], Generic[B, S]):
     """An index whose vectors are on this machine; made by ``build`` or ``load``.
 
+    What proposes rows may be elsewhere; scores, order and eligibility are decided here.
+
     Args:
         embeddings: (n_candidates, dim) float32 in C order, finite; may be memory-mapped.
         build_params: how the index is or was built.
@@ -151,23 +180,31 @@ class LocalIndex(Index[S], Generic[B, S]):
         self.calibrate(())
 
     @classmethod
-    def build(cls, embeddings: np.ndarray, params: B | None = None) -> Self:
+    def build(
+        cls,
+        embeddings: np.ndarray,
+        params: B | None = None,
+        context: BuildContext = BuildContext(),
+    ) -> Self:
         """Build an index.
 
         Args:
             embeddings: (n_candidates, dim) float32 in C order; at least one, all finite.
             params: how to build it; by default, ``default_build_params`` for this many.
+            context: what the backend may use beside them.
 
         Raises:
             ValueError: if the embeddings do not fit.
             TypeError: if the params are another backend's.
             BackendUnavailableError: if the backend's library is not installed.
+            IndexUnreachableError: if the index is to be outside of this process, and nobody
+                answers there.
         """
         check_embeddings(embeddings)
         chosen = cls.default_build_params(*embeddings.shape) if params is None else params
         _check_type("build params", chosen, cls.build_params_type)
         index = cls(embeddings, chosen)
-        index._build()
+        index._build_in(context)
         return index
 
     @classmethod
@@ -231,6 +268,11 @@ class LocalIndex(Index[S], Generic[B, S]):
     def save(self, directory: Path) -> None:
         """Write what ``load`` needs, without the embeddings, into an existing folder."""
 
+    def _build_in(self, context: BuildContext) -> None:
+        """Build the native index; most backends need no more than the embeddings."""
+        del context
+        self._build()
+
     @abstractmethod
     def _build(self) -> None:
         """Build the native index from ``self.embeddings`` and ``self.build_params``."""
@@ -272,6 +314,7 @@ class LocalIndex(Index[S], Generic[B, S]):
         k: int,
         params: S | None = None,
         eligible: np.ndarray | None = None,
+        restriction: Restriction | None = None,
     ) -> Neighbors:
         """Return the best k eligible candidates of each query; see ``Index.search``."""
         k = _check_k(k)
@@ -284,7 +327,7 @@ class LocalIndex(Index[S], Generic[B, S]):
             neighbors = self._search_all(queries, k, chosen)
         else:
             self._check_eligible(eligible)
-            neighbors = self._search_eligible(queries, k, chosen, eligible)
+            neighbors = self._search_eligible(queries, k, chosen, eligible, restriction)
         return replace(neighbors, method=SearchMethod.EXACT) if self.is_exact else neighbors
 
     def _search_all(self, queries: np.ndarray, k: int, params: S) -> Neighbors:
@@ -296,8 +339,15 @@ class LocalIndex(Index[S], Generic[B, S]):
         return self._eligible_search(k, params, None).complete(queries, neighbors, short)
 
     def _search_eligible(
-        self, queries: np.ndarray, k: int, params: S, eligible: np.ndarray
+        self,
+        queries: np.ndarray,
+        k: int,
+        params: S,
+        eligible: np.ndarray,
+        restriction: Restriction | None,
     ) -> Neighbors:
+        """Search among some; a backend that filters itself overrides this."""
+        del restriction
         search = self._eligible_search(k, params, eligible)
         if search.includes_all:
             return self._search_all(queries, k, params)

@@ -1,5 +1,6 @@
 """A small corpus of one's own, and its index, built once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from indexer.backends import BACKENDS
 from indexer.build import BuildOptions, build_bundle
 from indexer.bundle import IndexBundle
 from indexer.corpus import Corpus
@@ -26,6 +28,19 @@ def make_corpus(n: int = 300, dim: int = 8, *, has_bias_dimension: bool = False)
 
 
 @pytest.fixture(scope="session")
+def milvus_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where milvus-lite keeps its collections, within this process."""
+    return str(tmp_path_factory.mktemp("milvus") / "milvus.db")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _milvus(milvus_uri: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CANDIDATE_SEARCH_MILVUS_URI", milvus_uri)
+        yield
+
+
+@pytest.fixture(scope="session")
 def corpus() -> Corpus:
     return make_corpus()
 
@@ -37,11 +52,12 @@ def queries() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def built(
-    corpus: Corpus, queries: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+    corpus: Corpus, queries: np.ndarray, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory
 ) -> IndexBundle:
     """An index bundle with all backends; not to be written to."""
     root = tmp_path_factory.mktemp("indexes")
-    return IndexBundle.open(build_bundle(corpus, queries, root, BuildOptions(k=20)))
+    options = BuildOptions(k=20, backends=tuple(BACKENDS), milvus_uri=milvus_uri)
+    return IndexBundle.open(build_bundle(corpus, queries, root, options))
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def test_without_the_library_the_rest_works(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "scann", None)
     backend._library.cache_clear()
     try:
-        assert list(available_backends()) == ["brute_force", "annoy"]
+        assert list(available_backends()) == ["brute_force", "annoy", "milvus"]
         assert "Linux wheels only" in str(BACKENDS["scann"].unavailable())
         with pytest.raises(backend.BackendUnavailableError, match="Linux wheels only"):
             BACKENDS["scann"].build(np.ones((20, 2), dtype=np.float32))

@@ -1,0 +1,1 @@
+"""Engines that others keep: each is known to one file here, and nowhere else."""
