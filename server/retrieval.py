@@ -20,8 +20,8 @@ from server.similarity import Directions
 _MAX_DROPPED = 1000  # up to these, fetching more and dropping the excluded beats a mask
 # An index that is not exact misses most at the end of what it fetches, and the answer comes from
 # there if the excluded are the query's best, as a user's own history is; so it fetches some more.
-_SPARE_PER_DROPPED = 2
-_FETCH_STEP = 64  # so that many searches fetch as many, and can be made together
+_SPARE_PER_DROPPED = 1.5
+_FETCH_STEP = 32  # so that many searches fetch as many, and can be made together
 
 _METHODS = {method: SearchMethod(method.value) for method in IndexSearchMethod}
 
