@@ -21,10 +21,10 @@ from benchmarks.workloads import generate_dataset
 from trainer.batches import training_batches
 from trainer.datasets import Dataset
 from trainer.features import encode_candidates
+from trainer.inputs import collect_histories, describe
 from trainer.model_config import TowersConfig
 from trainer.optimizers import LazyAdam
 from trainer.towers import TwoTowers
-from trainer.training import collect_histories, describe
 from trainer.tutorials import compiled, interactions
 
 OnStep = Callable[[str], None]
@@ -132,7 +132,7 @@ def _measure(n_candidates: int, n_interactions: int, dim: int, seconds: float) -
 
 def _towers_speed(dataset: Dataset, dim: int, batch_size: int, seconds: float) -> float:
     config = TowersConfig(dim=dim, width=dim, batch_size=batch_size)
-    features, vocabularies = describe(dataset, config)
+    features, vocabularies = describe(dataset.candidates, dataset.users, config)
     corpus = encode_candidates(features, vocabularies, dataset.candidates)
     model = TwoTowers(features, corpus, config, _SEED)
     model.compile(optimizer=LazyAdam(config.learning_rate))

@@ -67,6 +67,8 @@ class QueryTower:
         self._model = LiteModel(assets.tower_path)
         self._features = assets.features
         self._vocabularies = assets.vocabularies
+        self.reads_history = self._features.reads_history
+        self.reads_context = bool(self._features.context)
 
     def embed(self, history: np.ndarray, values: dict[str, FeatureValue]) -> np.ndarray:
         """Return the embedding (dim,) float32 of a user.
@@ -98,6 +100,7 @@ class Embedder:
         self._directions = directions
         self._assets = assets
         self._tower = QueryTower(assets) if assets else None
+        self._reads_history = self._tower is not None and self._tower.reads_history
         self._user_features = _user_features(assets) if assets else {}
         known = assets.query_embeddings if assets else None
         # A plain view: every row of a memory-mapped array is another, slower object.
@@ -125,7 +128,7 @@ class Embedder:
 
     def by_cosine(self, query: Query) -> bool:
         """Whether candidates will be compared with this query by direction alone."""
-        is_mean = isinstance(query, ExamplesQuery) and self._tower is None
+        is_mean = isinstance(query, ExamplesQuery) and not self._reads_history
         return is_mean or isinstance(query, CandidateQuery)
 
     def _user(self, user: UserQuery) -> EmbeddedQuery:
@@ -143,9 +146,12 @@ class Embedder:
         history, unknown_ids = self._known_rows(user.history)
         if row >= 0 and not user.history_replaces:
             history = np.concatenate([self._assets.history(row), history])
-        if row < 0 and len(history) == 0 and not self._tower.reads_any(values):
-            return EmbeddedQuery(None, unknown_ids=unknown_ids)
-        vector = self._tower.embed(history, {USER_ID: user.user_id, **values})
+        if row >= 0 and self._tower.reads_context:
+            values = {USER_ID: user.user_id, **self._assets.user_values(row), **values}
+        is_read = self._tower.reads_any(values) or (len(history) and self._tower.reads_history)
+        if row < 0 and not is_read:
+            return EmbeddedQuery(None, history=history, unknown_ids=unknown_ids)
+        vector = self._tower.embed(history, values)
         return EmbeddedQuery(vector, history=history, unknown_ids=unknown_ids)
 
     def _candidate(self, candidate_id: str) -> EmbeddedQuery:
@@ -181,7 +187,7 @@ class Embedder:
                 f"none of the {len(examples.liked)} liked candidates is in the corpus",
                 candidate_id=examples.liked[0],
             )
-        if self._tower is not None:
+        if self._tower is not None and self._reads_history:
             vector = self._tower.embed(liked, {})
         else:
             vector = self._directions.of_rows(liked).mean(axis=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,9 @@ from trainer.distribution import Share
 from trainer.keras import tf
 from trainer.model_config import TowersConfig
 from trainer.towers import HEADS
+
+_INTERACTIONS = ("history", "targets")
+"""What of an example are interactions."""
 
 
 def ragged(histories: Sequence[np.ndarray]) -> Any:
@@ -41,6 +44,7 @@ def training_batches(
     seed: int,
     first_epoch: int = 0,
     share: Share = Share(),  # noqa: B008 - frozen
+    context: Mapping[str, np.ndarray] | None = None,
 ) -> Any:
     """Make the batches of all epochs, with the users in random order.
 
@@ -55,14 +59,17 @@ def training_batches(
         first_epoch: the number, from 0, of the epoch to begin with.
         share: what of every batch to make; all shares are of one size, for which some users of a
             batch may come in two of them.
+        context: what is read of the users beside their histories, by name (n, length).
 
     Returns:
         A ``tf.data.Dataset`` of what ``TwoTowers.compute_loss`` reads in training.
     """
-    learnable = [history for history in histories if len(history)]
-    interactions = ragged(learnable)
+    learnable = np.flatnonzero([len(history) > 0 for history in histories])
+    interactions = ragged([histories[user] for user in learnable])
+    contexts = {name: values[learnable] for name, values in (context or {}).items()}
     hide = partial(_hide, dropout=config.history_dropout)
     cut = partial(_cut, decay=config.target_decay)
+    hidden_share = config.context_dropout if "history" in config.query else 0.0
     make_examples = dict(zip(HEADS, (hide, cut), strict=True))
     compete = _all_compete
     if config.is_sampled(n_candidates):
@@ -74,13 +81,15 @@ def training_batches(
         key = tf.stack([2 * seed + HEADS.index(head), epoch])
         order = tf.random.experimental.stateless_shuffle(tf.range(len(learnable)), key)
         batches = tf.data.Dataset.from_tensor_slices(order).batch(config.batch_size).enumerate(1)
-        return batches.map(
-            lambda step, users: make_examples[head](
-                tf.gather(interactions, _shared(users, share)),
-                _draw(key, step, share),
-                n_candidates,
-            )
-        )
+
+        def examples(step: Any, users: Any) -> dict[str, Any]:
+            chosen, draw = _shared(users, share), _draw(key, step, share)
+            made = make_examples[head](tf.gather(interactions, chosen), draw, n_candidates)
+            if contexts:
+                made["context"] = _context(contexts, chosen, draw, hidden_share)
+            return made
+
+        return batches.map(examples)
 
     def epoch_batches(epoch: Any) -> Any:
         examples = tf.data.Dataset.zip({head: stream(head, epoch) for head in HEADS})
@@ -135,6 +144,25 @@ def _cut(candidates: Any, draw: Any, n_candidates: int, decay: float) -> dict[st
     return _examples(candidates, distances > 0, counts, n_candidates)
 
 
+def _context(
+    contexts: Mapping[str, np.ndarray], users: Any, draw: Any, hidden_share: float
+) -> dict[str, Any]:
+    """Return what is read of users beside their histories, each feature hidden from some of them.
+
+    Args:
+        contexts: of all users, by name (n_users, length).
+        users: (n,) those of the batch.
+        draw: (2,) seed of what is hidden.
+        hidden_share: of the users, for each feature; what is hidden is 0, as if it were unknown.
+    """
+    shown = {}
+    for i, (name, values) in enumerate(contexts.items()):
+        key = tf.random.experimental.stateless_fold_in(draw, i)
+        is_shown = tf.random.stateless_uniform((tf.size(users), 1), key) >= hidden_share
+        shown[name] = tf.gather(values, users) * tf.cast(is_shown, values.dtype)
+    return shown
+
+
 def _examples(candidates: Any, is_target: Any, counts: Any, n_candidates: int) -> dict[str, Any]:
     """Part interactions, whose flat values are told apart, into histories and targets."""
     lines = candidates.value_rowids()
@@ -174,7 +202,7 @@ def _some_compete(
         The examples, their columns numbered anew; ``rows``, the candidates that the columns stand
         for, those that compete first; and ``log_chances`` of these to be drawn.
     """
-    parts = [part for examples in heads.values() for part in examples.values()]
+    parts = [examples[name] for examples in heads.values() for name in _INTERACTIONS]
     named = tf.concat([part.indices[:, 1] for part in parts], axis=0)
     n_candidates, n_uniform = len(popularity), n_drawn // 2
     n_popular = n_drawn - n_uniform
@@ -195,7 +223,7 @@ def _some_compete(
     )
     return {
         **{
-            head: {name: narrowed(part) for name, part in examples.items()}
+            head: examples | {name: narrowed(examples[name]) for name in _INTERACTIONS}
             for head, examples in heads.items()
         },
         "rows": tf.cast(rows, tf.int32),

@@ -7,10 +7,10 @@
     ranker/1/ ranker.tflite         the ranking model in both forms, if there are ratings
     ranker.json                     what it reads
     features.json                   what the towers read (trainer.features)
-    vocabularies.parquet            feature, token; a feature's tokens in order, but candidate_id's
+    vocabularies.parquet            feature, token; a feature's tokens in order, but those of ids
     candidates.parquet              candidate_id and metadata; the line is the candidate's row
-    histories.parquet               user_id, candidate_rows, and what the ranking model reads of
-                                    users; the line is the user's row
+    histories.parquet               user_id, candidate_rows, and what the models read of users;
+                                    the line is the user's row
     query_embeddings.npy            (n_users, dim) float32, the known users' embeddings
     tuning_queries.npy              (n_queries, dim) float32, embeddings of held-out users
     popularity.npy                  (n_candidates,) float32, interactions the weights have seen
@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer.features import CANDIDATE_ID, Features
+from trainer.features import CANDIDATE_ID, USER_ID, Features
 from trainer.publish import BundleError, Manifest, read_manifest, resolve, verify_files
 from trainer.vocabulary import Vocabulary
 
@@ -153,7 +153,10 @@ class QueryAssets:
         """The tokens of each feature that has any."""
         table = pq.read_table(self.directory / VOCABULARIES)
         names = table.column("feature").unique().to_pylist()
-        return {name: Vocabulary(_tokens_of(table, name)) for name in names}
+        vocabularies = {name: Vocabulary(_tokens_of(table, name)) for name in names}
+        if self.features.reads_users and self.user_ids is not None:
+            vocabularies[USER_ID] = self.user_ids
+        return vocabularies
 
     @cached_property
     def user_ids(self) -> Vocabulary | None:

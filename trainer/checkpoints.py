@@ -134,6 +134,7 @@ def directory_of(
     digest = hashlib.sha256(config.model_dump_json(exclude={"learning_rate"}).encode())
     digest.update(f"{seed} {what}".encode())
     digest.update(_serialised(dataset.candidates))
+    digest.update(_serialised(dataset.users))
     for values in (dataset.user_rows, dataset.candidate_rows, dataset.timestamps, rows):
         digest.update(b"" if values is None else np.ascontiguousarray(values).tobytes())
     return root / digest.hexdigest()[:16]

@@ -19,9 +19,9 @@ import textwrap
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trainer.datasets import Dataset, load_dataset, load_files
 from trainer.errors import TrainerError
@@ -92,6 +92,15 @@ class Config(BaseModel):
     """How the towers are built and trained."""
     ranker: RankerConfig = RankerConfig()
     """How the ranking model is built and trained."""
+
+    @model_validator(mode="after")
+    def _leaves_users_out(self) -> Self:
+        if not self.with_histories and "user_id" in self.towers.query:
+            raise ValueError(
+                "towers that read user_id hold their users: take it out of towers.query, or let "
+                "histories travel with them"
+            )
+        return self
 
 
 def load_config(file: Path | None, flags: Mapping[str, Any]) -> Config:

@@ -1,4 +1,4 @@
-"""What is known of a candidate, as one vector: its id and its content.
+"""What is known of a candidate or a user, as one vector: the id, and what else there is.
 
 Both towers read candidates, the one in histories, the other as answers. A candidate nobody
 trained on has no id that says anything, but its content places it.
@@ -18,22 +18,25 @@ from trainer.keras import tf
 _KNOT_DISTANCE = 0.1
 _KNOTS = np.arange(-3, 3 + _KNOT_DISTANCE, _KNOT_DISTANCE, dtype=np.float32)
 """Where numbers are read, in standard deviations from their mean."""
+_SEED_DISTANCE = 1_000_003
+"""Between the seeds of two tables: one seed would give both the same weights."""
 _MANY = 200
 """Tokens of a feature from which a sparse product is faster than a dense one."""
 _TOO_MANY = 20_000
 """Tokens of which a step over some candidates reads so few that it gathers them."""
 
 
-class ItemEncoder(tf.keras.layers.Layer):  # type: ignore[misc]
-    """Turns what is known of candidates, their ids and their content, into vectors.
+class FeatureEncoder(tf.keras.layers.Layer):  # type: ignore[misc]
+    """Turns what is known of candidates, their ids and their content, or of users, into vectors.
 
     A feature's tokens are summed and divided by the square root of how many there are; a number is
     spread over knots, between which it is interpolated. The features' vectors are summed.
 
     Args:
-        features: of the candidates.
+        features: of the candidates, or of the users.
         width: dimension of the vectors.
-        deviation: standard deviation of the ids' initial weights; content starts from 0.
+        deviation: standard deviation of the ids' initial weights; all else starts from 0, or as
+            the ids would if there are none.
         seed: of the initial weights.
     """
 
@@ -42,7 +45,7 @@ class ItemEncoder(tf.keras.layers.Layer):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._features = features
-        of_ids = tf.keras.initializers.RandomNormal(stddev=deviation, seed=seed)
+        has_ids = any(feature.kind == "id" for feature in features)
         self._tables = {
             feature.name: self.add_weight(
                 feature.kind,
@@ -50,9 +53,13 @@ class ItemEncoder(tf.keras.layers.Layer):  # type: ignore[misc]
                     len(_KNOTS) if feature.kind == "number" else feature.n_tokens + 1,
                     width,
                 ),
-                initializer=of_ids if feature.kind == "id" else "zeros",
+                initializer="zeros"
+                if has_ids and feature.kind != "id"
+                else tf.keras.initializers.RandomNormal(
+                    stddev=deviation, seed=seed + _SEED_DISTANCE * i
+                ),
             )
-            for feature in features
+            for i, feature in enumerate(features)
         }
 
     def table(self, name: str) -> Any:
@@ -117,12 +124,12 @@ class Catalogue:
 
     @functools.cached_property
     def all(self) -> dict[str, Any]:
-        """All candidates, for ``ItemEncoder``."""
+        """All candidates, for ``FeatureEncoder``."""
         with tf.init_scope():
             return {f.name: _weights(f, self._corpus[f.name]) for f in self._features}
 
     def some(self, rows: Any) -> dict[str, Any]:
-        """Some candidates, (n,) int32 rows, for ``ItemEncoder``."""
+        """Some candidates, (n,) int32 rows, for ``FeatureEncoder``."""
         gathered = {name: tf.gather(values, rows) for name, values in self._corpus.items()}
         return {
             f.name: gathered[f.name] if _is_gathered(f) else _weights(f, gathered[f.name])

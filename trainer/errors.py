@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class TrainerError(Exception):
     """What is wrong and how to mend it, in words for whoever gave the command."""
+
+
+class TrainingError(TrainerError):
+    """Why a model could not be trained."""

@@ -37,14 +37,14 @@ from trainer.bundle import (
 from trainer.checkpoints import Curve
 from trainer.datasets import Dataset
 from trainer.errors import TrainerError
-from trainer.features import CANDIDATE_ID, HISTORY, encode_histories
+from trainer.features import CANDIDATE_ID, TIME, USER_ID
+from trainer.inputs import collect_histories, last_times
 from trainer.keras import tf
 from trainer.model_card import write_model_card
 from trainer.plots import draw_learning_curve
 from trainer.publish import commit, staging
 from trainer.ranking import Ranker
-from trainer.towers import Towers
-from trainer.training import collect_histories
+from trainer.trained_towers import Towers
 from trainer.vocabulary import Vocabulary
 
 MAX_TUNING_QUERIES = 10_000
@@ -99,17 +99,19 @@ def export(
         BundleError: if ``root`` cannot be written to.
     """
     histories = collect_histories(dataset, rows, len(rows))
+    everybody = np.arange(dataset.n_users)
     with staging(root) as staged:
         with _native_messages_held_back():
-            _write_towers(staged, towers, histories)
+            _write_towers(staged, towers)
             if ranker is not None:
                 _write_ranker(staged, ranker if with_histories else ranker.without_users())
         (staged / FEATURES).write_text(towers.features.model_dump_json(indent=2) + "\n")
         pq.write_table(_vocabulary_table(towers.vocabularies), staged / VOCABULARIES)
         pq.write_table(dataset.candidates, staged / CANDIDATES)
         if with_histories:
-            pq.write_table(_history_table(dataset, histories, ranker), staged / HISTORIES)
-            np.save(staged / QUERY_EMBEDDINGS, towers.embed_queries(histories))
+            users = _read_of_users(dataset, rows, towers, ranker)
+            pq.write_table(history_table(users, histories), staged / HISTORIES)
+            np.save(staged / QUERY_EMBEDDINGS, towers.embed_users(everybody, histories))
             if user_quality is not None:
                 pq.write_table(user_quality, staged / USER_QUALITY)
         np.save(staged / TUNING_QUERIES, _tuning_queries(towers, histories, seed))
@@ -141,16 +143,16 @@ def export(
         return commit(staged, root, manifest)
 
 
-def _write_towers(staged: Path, towers: Towers, histories: list[np.ndarray]) -> None:
+def _write_towers(staged: Path, towers: Towers) -> None:
     """Write both towers; what must agree are the scores that they give together.
 
     Single dimensions need not: where data are few, some hold next to nothing but rounding errors.
     """
     query, candidate = towers.query_module, towers.candidate_module
-    histories = histories[:_N_EXAMPLES]
-    queries = towers.embed_queries(histories)
+    some_users = np.arange(len(towers.histories))[:_N_EXAMPLES]
+    queries = towers.embed_users(some_users)
     candidates = towers.embed_candidates()[:_N_EXAMPLES]
-    encoded = {HISTORY: encode_histories(histories, towers.features.max_history_length)}
+    encoded = towers.encode_users(some_users)
     names = (feature.name for feature in towers.features.candidate)
     corpus = {name: towers.corpus[name][:_N_EXAMPLES] for name in names}
     _write_model(staged, QUERY_TOWER, query, query.embed, encoded, against=candidates)
@@ -233,8 +235,8 @@ def _native_messages_held_back() -> Iterator[None]:
 
 
 def _vocabulary_table(vocabularies: Mapping[str, Vocabulary]) -> pa.Table:
-    """Tabulate all vocabularies but the candidates' ids, which have a file of their own."""
-    named = [(name, v) for name, v in vocabularies.items() if name != CANDIDATE_ID]
+    """Tabulate all vocabularies but those of ids, which have files of their own."""
+    named = [(name, v) for name, v in vocabularies.items() if name not in (CANDIDATE_ID, USER_ID)]
     features = [name for name, vocabulary in named for _ in range(len(vocabulary))]
     tokens = [token for _, vocabulary in named for token in vocabulary.array.to_pylist()]
     return pa.table(
@@ -242,20 +244,25 @@ def _vocabulary_table(vocabularies: Mapping[str, Vocabulary]) -> pa.Table:
     )
 
 
-def _history_table(
-    dataset: Dataset, histories: list[np.ndarray], ranker: Ranker | None
+def _read_of_users(
+    dataset: Dataset, rows: np.ndarray, towers: Towers, ranker: Ranker | None
 ) -> pa.Table:
-    """Tabulate the users' histories, and what the ranking model reads of users."""
+    """Tabulate users with what towers and ranking model read of them beside their histories."""
+    users = dataset.users
+    if any(feature.name == TIME for feature in towers.features.query):
+        users = users.append_column(TIME, last_times(dataset, rows))
     read = () if ranker is None else ranker.description.features.query
-    columns = [one.name for one in read if one.kind not in ("id", "history")]
-    return history_table(dataset.users.select(["user_id", *columns]), histories)
+    columns = dict.fromkeys(
+        one.name for one in (*towers.features.query, *read) if one.kind not in ("id", "history")
+    )
+    return users.select([USER_ID, *columns])
 
 
 def history_table(users: pa.Table, histories: Sequence[np.ndarray]) -> pa.Table:
     """Tabulate users with their histories.
 
     Args:
-        users: ``user_id``, and what the ranking model reads of users.
+        users: ``user_id``, and what the models read of users.
         histories: candidate rows of each, oldest first.
     """
     offsets = np.concatenate([[0], np.cumsum([len(one) for one in histories])])
@@ -270,10 +277,11 @@ def _tuning_queries(towers: Towers, histories: list[np.ndarray], seed: int) -> n
 
     Where nobody has more than one, they stand for queries as they are.
     """
-    known = [history for history in histories if len(history)]
-    earlier = [history[:-1] for history in known if len(history) > 1] or known
-    chosen = np.random.default_rng(seed).permutation(len(earlier))[:MAX_TUNING_QUERIES]
-    return towers.embed_queries([earlier[i] for i in chosen])
+    lengths = np.array([len(history) for history in histories])
+    earlier = [history[:-1] if len(history) > 1 else history for history in histories]
+    known = np.flatnonzero(lengths > 1) if (lengths > 1).any() else np.flatnonzero(lengths)
+    chosen = np.random.default_rng(seed).permutation(known)[:MAX_TUNING_QUERIES]
+    return towers.embed_users(chosen, earlier)
 
 
 def _newest(dataset: Dataset, rows: np.ndarray) -> int | None:

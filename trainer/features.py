@@ -29,6 +29,8 @@ Value: TypeAlias = str | float | bool | Sequence[str] | None
 HISTORY = "history"
 CANDIDATE_ID = "candidate_id"
 USER_ID = "user_id"
+TIME = "time"
+"""When a query is asked, in seconds since 1970."""
 
 _WORD = re.compile(r"\w+")
 
@@ -55,6 +57,21 @@ class Features(BaseModel):
 
     query: tuple[Feature, ...]
     candidate: tuple[Feature, ...]
+
+    @property
+    def context(self) -> tuple[Feature, ...]:
+        """What the query tower reads beside the history."""
+        return tuple(feature for feature in self.query if feature.kind != "history")
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether the query tower reads what users did."""
+        return self.max_history_length > 0
+
+    @property
+    def reads_users(self) -> bool:
+        """Whether the query tower reads who a user is."""
+        return any(feature.name == USER_ID for feature in self.query)
 
     @property
     def max_history_length(self) -> int:
@@ -110,6 +127,29 @@ def encode_query(
             vocabulary = vocabularies.get(feature.name)
             inputs[feature.name] = _encode(feature, vocabulary, [values.get(feature.name)])
     return inputs
+
+
+def encode_queries(
+    features: Features,
+    vocabularies: Vocabularies,
+    histories: Sequence[np.ndarray],
+    users: pa.Table,
+) -> dict[str, np.ndarray]:
+    """Encode many queries for the query tower.
+
+    Args:
+        features: the description of the towers.
+        vocabularies: the tokens of each feature that has any.
+        histories: candidate rows of each, oldest first.
+        users: a line for each, with the other features; an absent column is encoded as unknown.
+
+    Returns:
+        The inputs by name, each (n, length).
+    """
+    inputs = encode_table(features.context, vocabularies, users)
+    if features.reads_history:
+        inputs[HISTORY] = encode_histories(histories, features.max_history_length)
+    return {feature.name: inputs[feature.name] for feature in features.query}
 
 
 def encode_candidates(

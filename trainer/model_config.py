@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_FULL = 20_000
 """Candidates up to which a step over all of them is cheap."""
@@ -19,8 +19,18 @@ class TowersConfig(BaseModel):
     """Dimension of the embeddings, the bias dimension included."""
     width: int = Field(128, ge=1)
     """Dimension of a head in training, before both are compressed into ``dim``."""
+    query: tuple[Literal["history", "user_id", "demographics", "time"], ...] = Field(
+        ("history",), min_length=1
+    )
+    """What is read of a query: ``history``, what the user did; ``user_id``, who they are;
+    ``demographics``, the users' columns, each by its type; ``time``, when they were last seen."""
+    context_dropout: float = Field(0.5, ge=0, lt=1)
+    """Share of the queries in training that each feature beside the history is hidden from, so that
+    those of which it is not known are served; where no history is read, nothing is hidden."""
     max_history_length: int = Field(512, ge=1)
     """Interactions of a user that the query tower reads; the newest stay."""
+    candidate_ids: bool = True
+    """Whether every candidate has a part of its own beside its content."""
     content: tuple[Literal["category", "list", "number", "text"], ...] = (
         "category",
         "list",
@@ -57,6 +67,12 @@ class TowersConfig(BaseModel):
     """Users in a training step, of either head."""
     epochs: int = Field(100, ge=1)
     """Passes over the users."""
+
+    @model_validator(mode="after")
+    def _reads_candidates(self) -> Self:
+        if not (self.candidate_ids or self.content):
+            raise ValueError("candidate_ids and content cannot both be off")
+        return self
 
     def is_sampled(self, n_candidates: int) -> bool:
         """Whether only some of so many candidates compete in a step."""

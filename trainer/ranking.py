@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from trainer.datasets import Dataset
+from trainer.errors import TrainingError
 from trainer.features import Feature, Features
 from trainer.keras import tf, tfrs
 from trainer.model_config import RankerConfig
 from trainer.monitoring import OnEpoch
 from trainer.ranking_data import EncodedData, encode, learnable_ratings, training_batches
-from trainer.training import TrainingError
 
 _BATCH_SIZE = 4096
 _INITIAL_DEVIATION = 0.03

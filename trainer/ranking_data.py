@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from trainer.bundle import RankerDescription
 from trainer.datasets import Dataset
+from trainer.errors import TrainingError
 from trainer.features import (
     CANDIDATE_ID,
     HISTORY,
@@ -20,8 +21,8 @@ from trainer.features import (
     encode_histories,
     encode_table,
 )
+from trainer.inputs import collect_histories
 from trainer.keras import tf
-from trainer.training import TrainingError, collect_histories
 from trainer.vocabulary import Vocabulary
 
 _MAX_TOKENS_PER_LINE = 0.5  # of a feature; with more, most lines have one of their own

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +20,12 @@ from trainer.bundle import HISTORIES, MODEL_CARD, QUERY_EMBEDDINGS, QUERY_TOWER,
 from trainer.datasets import Dataset
 from trainer.errors import TrainerError
 from trainer.export import history_table
-from trainer.features import HISTORY, encode_histories
+from trainer.features import TIME, USER_ID, encode_queries
+from trainer.inputs import collect_histories, last_times
 from trainer.keras import tf
 from trainer.model_card import write_model_card
 from trainer.publish import MANIFEST, MANIFEST_HASH, commit, staging
-from trainer.towers import in_batches
-from trainer.training import collect_histories
+from trainer.trained_towers import in_batches
 
 
 class RefreshError(TrainerError):
@@ -49,8 +50,8 @@ class Refreshed:
 def refresh(bundle: TowerBundle, dataset: Dataset, root: Path) -> Refreshed:
     """Publish a bundle's models anew, with the histories that users have now.
 
-    Users keep their lines, by which a ranking model knows them; one without interactions in
-    ``dataset`` keeps an empty history there, and is left out if there is no ranking model.
+    Users keep their lines, by which a ranking model and towers that read ids know them; one without
+    interactions in ``dataset`` keeps an empty history there, and is left out if there is neither.
 
     Args:
         bundle: whose models stay.
@@ -73,7 +74,7 @@ def refresh(bundle: TowerBundle, dataset: Dataset, root: Path) -> Refreshed:
             "train on it instead"
         )
     histories = collect_histories(known, np.arange(len(known)), len(known))
-    users, histories = _in_lines_of(bundle, known, histories)
+    users, histories = _users_now(bundle, known, histories)
     manifest = bundle.manifest.model_copy(
         update={"n_users": len(users), "refreshed_from": bundle.manifest.version}
     )
@@ -86,29 +87,42 @@ def refresh(bundle: TowerBundle, dataset: Dataset, root: Path) -> Refreshed:
             dirs_exist_ok=True,
         )
         pq.write_table(history_table(users, histories), staged / HISTORIES)
-        np.save(staged / QUERY_EMBEDDINGS, _embed(bundle, histories))
+        np.save(staged / QUERY_EMBEDDINGS, _embed(bundle, users, histories))
         write_model_card(staged, manifest)
         return Refreshed(commit(staged, root, manifest), len(users), len(dataset) - len(known))
 
 
-def _in_lines_of(
+def _users_now(
     bundle: TowerBundle, dataset: Dataset, histories: list[np.ndarray]
 ) -> tuple[pa.Table, list[np.ndarray]]:
-    """Return the users and their histories, those that a ranking model knows in its lines."""
+    """Return the users with what is read of them, and their histories.
+
+    Users that a model knows by their lines keep them, and so stay without a history, too.
+    """
     old = pq.read_table(bundle.directory / HISTORIES).drop_columns(["candidate_rows"])
-    if not bundle.manifest.has_ranker:
-        known = np.flatnonzero([len(history) > 0 for history in histories])
-        return dataset.users.select(["user_id"]).take(known), [histories[row] for row in known]
-    is_new = pc.invert(pc.is_in(dataset.users["user_id"], value_set=old["user_id"]))
-    users = pa.concat_tables([old, dataset.users.filter(is_new)], promote_options="permissive")
-    rows = dataset.user_ids.rows(users["user_id"].to_pylist())
+    is_new = pc.invert(pc.is_in(dataset.users[USER_ID], value_set=old[USER_ID]))
+    new = dataset.users.filter(is_new)
+    users = pa.concat_tables([old, new], promote_options="permissive").select(old.column_names)
+    rows = dataset.user_ids.rows(users[USER_ID].to_pylist())
+    if TIME in old.column_names:
+        times = last_times(dataset, np.arange(len(dataset))).take(pa.array(rows, mask=rows < 0))
+        place = users.column_names.index(TIME)
+        users = users.set_column(place, TIME, pc.coalesce(times, users[TIME]))
     nothing = np.empty(0, dtype=np.int32)
-    return users.select(old.column_names), [histories[r] if r >= 0 else nothing for r in rows]
+    current = [histories[row] if row >= 0 else nothing for row in rows]
+    if bundle.manifest.has_ranker or bundle.query.features.reads_users:
+        return users, current
+    known = np.flatnonzero([len(history) > 0 for history in current])
+    return users.take(known), [current[row] for row in known]
 
 
-def _embed(bundle: TowerBundle, histories: list[np.ndarray]) -> np.ndarray:
+def _embed(bundle: TowerBundle, users: pa.Table, histories: list[np.ndarray]) -> np.ndarray:
     """Embed users (n, dim) float32 with a bundle's query tower."""
     saved = tf.saved_model.load(str(bundle.directory / Path(QUERY_TOWER).stem / "1"))
-    embed = saved.signatures["serving_default"]
-    encoded = encode_histories(histories, bundle.manifest.max_history_length)
-    return in_batches(lambda batch: embed(**{HISTORY: tf.constant(batch)}), [encoded])
+    signature = saved.signatures["serving_default"]
+    inputs = encode_queries(bundle.query.features, bundle.vocabularies, histories, users)
+
+    def embed(*batch: np.ndarray) -> Any:
+        return signature(**dict(zip(inputs, map(tf.constant, batch), strict=True)))
+
+    return in_batches(embed, list(inputs.values()))

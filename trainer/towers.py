@@ -1,9 +1,10 @@
 """The query tower, the candidate tower, and the ``tfrs.Model`` over them.
 
-The query tower reads what a user has interacted with, not who they are, so a user nobody trained
-on is served from the history in the request. It has two heads. *Taste* sums the history whatever
-its order, and is trained to find interactions that were hidden from it, anywhere in the history.
-*Sequence* sums it with the newest interactions ahead, and is trained to find what came next. The
+The query tower reads what a user has interacted with, and not who they are unless it is told to,
+so a user nobody trained on is served from the history in the request. It has two heads. *Taste*
+sums the history whatever its order, and is trained to find interactions that were hidden from it,
+anywhere in the history. *Sequence* sums it with the newest interactions ahead, and is trained to
+find what came next. What else is read of a query, its context, is added to either sum. The
 candidate tower has the same heads over the candidate's id and content; the score is the sum of
 both.
 
@@ -14,19 +15,18 @@ is over, both heads are compressed into ``dim`` dimensions. The score stays one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from trainer.compression import compress
-from trainer.encoder import Catalogue, ItemEncoder, dense
-from trainer.features import CANDIDATE_ID, HISTORY, Feature, Features, encode_histories
+from trainer.encoder import Catalogue, FeatureEncoder, dense
+from trainer.features import HISTORY, USER_ID, Features
 from trainer.keras import tf, tfrs
 from trainer.losses import SoftmaxRetrieval
 from trainer.model_config import MAX_FULL, TowersConfig
 from trainer.precision import product
-from trainer.vocabulary import Vocabulary
 
 _BATCH_SIZE = 4096
 
@@ -41,83 +41,117 @@ def _part(wide: Any, head: str) -> Any:
 
 
 class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
-    """Embeds histories with both heads.
+    """Embeds queries with both heads: their histories, and the context that is read beside them.
 
     Args:
         features: what the towers read.
+        n_candidates: that there are.
         config: how the towers are built.
         seed: of the initial weights.
     """
 
-    def __init__(self, features: Features, config: TowersConfig, seed: int) -> None:
+    def __init__(
+        self, features: Features, n_candidates: int, config: TowersConfig, seed: int
+    ) -> None:
         super().__init__(name="query_tower")
         self._config = config
-        n_candidates = next(f.n_tokens for f in features.candidate if f.name == CANDIDATE_ID)
+        self._features = features
         wide = len(HEADS) * (config.width + 1)
-        self.encoder = ItemEncoder(
+        self.encoder = FeatureEncoder(
             features.candidate, len(HEADS) * config.width, config.width**-0.5, seed
         )
+        self.encoder.trainable = features.reads_history
+        self.context = self._context_encoder(-1 - seed)
         self.items = self.add_weight(
             "items", (n_candidates + 1, len(HEADS) * config.width), trainable=False
         )
         self.center = self.add_weight("center", (wide,), trainable=False)
         self.projection = self.add_weight("projection", (wide, config.dim - 1), trainable=False)
 
-    def head(self, name: str, history: Any, items: Any) -> Any:
-        """Embed histories with one head.
+    def _context_encoder(self, seed: int) -> FeatureEncoder | None:
+        """Return what adds the context to the sum of the history; None if there is none."""
+        if not self._features.context:
+            return None
+        width = self._config.width
+        return FeatureEncoder(self._features.context, len(HEADS) * width, width**-0.5, seed)
+
+    def head(
+        self, name: str, history: Any, items: Any, context: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Embed queries with one head.
 
         Args:
             name: one of ``HEADS``.
             history: (n, n_candidates) float32 sparse, the age of every interaction: 1 the newest.
             items: (n_candidates, len(HEADS) * width) float32, what ``encoder`` made of them.
+            context: what is read beside the history, by name (n, length).
 
         Returns:
             (n, width + 1) float32; the last dimension is 1.
         """
+        return self._directed(name, self._history_sum(name, history, items), context)
+
+    def _history_sum(self, name: str, history: Any, items: Any) -> Any:
         vectors = _part(items, name)
         weights = history.with_values(history.values ** -self._recency(name))
         n_columns = history.shape[1]  # unknown where a step is narrowed to some candidates
         if n_columns is None or n_columns > MAX_FULL:
             # Of many candidates each user has few; of few, a dense product is faster.
-            return self._directed(tf.sparse.sparse_dense_matmul(weights, vectors))
-        mixed = self._config.mixed_precision
-        return self._directed(product(dense(weights), vectors, mixed=mixed))
+            return tf.sparse.sparse_dense_matmul(weights, vectors)
+        return product(dense(weights), vectors, mixed=self._config.mixed_precision)
 
-    def wide(self, history: Any, items: Any) -> Any:
-        """Embed histories, as ``head`` reads them, before compression: (n, wide) float32."""
-        return self._joined([self.head(name, history, items) for name in HEADS])
+    def wide(self, history: Any, items: Any, context: Mapping[str, Any] | None = None) -> Any:
+        """Embed queries, as ``head`` reads them, before compression: (n, wide) float32."""
+        return self._joined([self.head(name, history, items, context) for name in HEADS])
 
-    def call(self, history: Any) -> Any:
-        """Embed histories.
+    def call(self, inputs: Mapping[str, Any]) -> Any:
+        """Embed queries.
 
         Args:
-            history: (n, length) int32 tokens, oldest first, padded on the right with 0.
+            inputs: by feature; the history (n, length) int32 tokens, oldest first, padded on the
+                right with 0.
 
         Returns:
             (n, dim) float32, whose last dimension is 1.
         """
-        wide = self._joined([self._padded_head(name, history) for name in HEADS])
+        wide = self._joined([self._padded_head(name, inputs) for name in HEADS])
         compressed = tf.matmul(wide - self.center, self.projection)
         return tf.concat([compressed, tf.ones_like(compressed[:, :1])], axis=1)
 
-    def _padded_head(self, name: str, history: Any) -> Any:
+    def _padded_head(self, name: str, inputs: Mapping[str, Any]) -> Any:
+        history = self._padded_sum(name, inputs[HISTORY]) if self._features.reads_history else None
+        return self._directed(name, history, inputs)
+
+    def _padded_sum(self, name: str, history: Any) -> Any:
         known = tf.cast(history > 0, tf.float32)
         lengths = tf.reduce_sum(known, axis=1, keepdims=True)
         ages = lengths - tf.range(history.shape[1], dtype=tf.float32)
         weights = tf.maximum(ages, 1.0) ** -self._recency(name) * known
         vectors = tf.gather(_part(self.items, name), history)
-        return self._directed(tf.reduce_sum(vectors * tf.expand_dims(weights, -1), axis=1))
+        return tf.reduce_sum(vectors * tf.expand_dims(weights, -1), axis=1)
 
     def _recency(self, name: str) -> float:
         return self._config.recency if name == "sequence" else 0.0
 
-    def _directed(self, summed: Any) -> Any:
+    def _directed(self, name: str, history: Any, context: Mapping[str, Any] | None) -> Any:
+        """Return what a head makes of the sum of the history and of the context beside it."""
+        parts = [history] if self._features.reads_history else []
+        if self.context is not None:
+            parts.append(_part(self.context(context), name))
+        summed = tf.add_n(parts)
         direction = tf.math.l2_normalize(summed, axis=1) / self._config.temperature
         return tf.concat([direction, tf.ones_like(direction[:, :1])], axis=1)
 
     def _joined(self, heads: Sequence[Any]) -> Any:
         taste, sequence = heads
         return tf.concat([taste, self._config.sequence_weight * sequence], axis=1)
+
+    def forget_users_but(self, trained: np.ndarray) -> None:
+        """Make all other users than these rows (n,) unknown, whose ids were never trained."""
+        if self.context is not None and self._features.reads_users:
+            table = self.context.table(USER_ID)
+            is_trained = np.isin(np.arange(table.shape[0]), trained + 1)
+            table.assign(table * is_trained[:, None])
 
 
 class CandidateTower(tf.keras.layers.Layer):  # type: ignore[misc]
@@ -132,7 +166,7 @@ class CandidateTower(tf.keras.layers.Layer):  # type: ignore[misc]
     def __init__(self, features: Features, config: TowersConfig, seed: int) -> None:
         super().__init__(name="candidate_tower")
         wide = len(HEADS) * (config.width + 1)
-        self.encoder = ItemEncoder(features.candidate, wide, config.width**-0.5, seed)
+        self.encoder = FeatureEncoder(features.candidate, wide, config.width**-0.5, seed)
         self.center = self.add_weight("center", (wide,), trainable=False)
         self.projection = self.add_weight("projection", (wide, config.dim - 1), trainable=False)
 
@@ -177,13 +211,13 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
         seed: int,
     ) -> None:
         super().__init__()
-        self.query_tower = QueryTower(features, config, seed=2 * seed)
+        self._n_candidates = len(next(iter(corpus.values())))
+        self.query_tower = QueryTower(features, self._n_candidates, config, seed=2 * seed)
         self.candidate_tower = CandidateTower(features, config, seed=2 * seed + 1)
         self.task = SoftmaxRetrieval(
             config.user_weight, config.hard_negatives, mixed_precision=config.mixed_precision
         )
         self._dim = config.dim
-        self._n_candidates = len(corpus[CANDIDATE_ID])
         self._catalogue = Catalogue(features.candidate, corpus)
 
     def compute_loss(self, inputs: dict[str, Any], training: bool = False) -> Any:
@@ -192,8 +226,9 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
         Args:
             inputs: by the name of a head its examples, ``history`` and ``targets``, both
                 (n, n_candidates) float32 sparse, the ages of interactions and what each should
-                count; and where the step is narrowed to some candidates, ``rows``, their int32
-                rows, and ``log_chances``, (n_competing,) float32, of the first of them.
+                count, and ``context`` if the query tower reads any; and where the step is narrowed
+                to some candidates, ``rows``, their int32 rows, and ``log_chances``,
+                (n_competing,) float32, of the first of them.
             training: for Keras, which passes it; nothing differs.
         """
         del training
@@ -203,7 +238,9 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
         answers = self.candidate_tower.heads(candidates)
         losses = [
             self.task(
-                self.query_tower.head(name, inputs[name]["history"], items),
+                self.query_tower.head(
+                    *(name, inputs[name]["history"], items, inputs[name].get("context"))
+                ),
                 answers[name],
                 targets=inputs[name]["targets"],
                 seen=inputs[name]["history"],
@@ -227,16 +264,17 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
         items = tf.concat([self.query_tower.encoder(batch) for batch in batches], axis=0)
         return items, tf.concat([self.candidate_tower.wide(batch) for batch in batches], axis=0)
 
-    def finish(self, histories: Any) -> None:
+    def finish(self, histories: Any, context: Mapping[str, Any] | None = None) -> None:
         """Settle, once the heads are trained, what the towers need to embed.
 
         Args:
             histories: (n, n_candidates) float32 sparse ages, the queries whose scores compression
                 keeps.
+            context: what these queries are read with beside their histories, by name (n, length).
         """
         items, candidates = self.embed_corpus()
         self.query_tower.items.assign(tf.pad(items, [[1, 0], [0, 0]]))
-        queries = self.query_tower.wide(histories, items).numpy()
+        queries = self.query_tower.wide(histories, items, context).numpy()
         center = queries.mean(axis=0)
         towers: tuple[Any, Any] = (self.query_tower, self.candidate_tower)
         for tower, projection in zip(
@@ -244,106 +282,3 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
         ):
             tower.center.assign(center)
             tower.projection.assign(projection)
-
-
-class QueryModule(tf.Module):  # type: ignore[misc]
-    """The query tower as it is exported: plain arrays in, a dictionary out."""
-
-    def __init__(self, tower: QueryTower, max_history_length: int) -> None:
-        super().__init__(name="query")
-        self.tower = tower
-        history = tf.TensorSpec((None, max_history_length), tf.int32, name=HISTORY)
-        self.embed = tf.function(self._embed, input_signature=[history])
-
-    def _embed(self, history: Any) -> dict[str, Any]:
-        return {"embedding": self.tower(history)}
-
-
-class CandidateModule(tf.Module):  # type: ignore[misc]
-    """The candidate tower as it is exported: an array for each feature in, a dictionary out."""
-
-    def __init__(self, tower: CandidateTower, features: Sequence[Feature]) -> None:
-        super().__init__(name="candidate")
-        self.tower = tower
-        self._names = [feature.name for feature in features]
-        signature = [
-            tf.TensorSpec(
-                (None, feature.length),
-                tf.float32 if feature.kind == "number" else tf.int32,
-                name=feature.name,
-            )
-            for feature in features
-        ]
-        self.embed = tf.function(self._embed, input_signature=signature)
-
-    def _embed(self, *inputs: Any) -> dict[str, Any]:
-        return {"embedding": self.tower(dict(zip(self._names, inputs, strict=True)))}
-
-
-class Towers:
-    """Trained towers, and the histories they were trained on.
-
-    Args:
-        model: the trained model.
-        config: how it was built and trained.
-        features: what the towers read.
-        vocabularies: the tokens of each feature that has any.
-        corpus: the candidates as ``trainer.features.encode_candidates`` encodes them.
-        histories: candidate rows of every user in the data, oldest first; empty for a user
-            without interactions in the train rows.
-    """
-
-    def __init__(
-        self,
-        model: TwoTowers,
-        config: TowersConfig,
-        features: Features,
-        vocabularies: dict[str, Vocabulary],
-        corpus: dict[str, np.ndarray],
-        histories: Sequence[np.ndarray],
-    ) -> None:
-        self.model = model
-        self.config = config
-        self.features = features
-        self.vocabularies = vocabularies
-        self.corpus = corpus
-        self.histories = histories
-        self.query_module = QueryModule(model.query_tower, config.max_history_length)
-        self.candidate_module = CandidateModule(model.candidate_tower, features.candidate)
-
-    def embed_queries(self, histories: Sequence[np.ndarray]) -> np.ndarray:
-        """Embed users by what they have interacted with.
-
-        Args:
-            histories: candidate rows of each user, oldest first.
-
-        Returns:
-            (n, dim) float32.
-        """
-        encoded = encode_histories(histories, self.config.max_history_length)
-        return in_batches(self.query_module.embed, [encoded])
-
-    def embed_candidates(self, corpus: dict[str, np.ndarray] | None = None) -> np.ndarray:
-        """Embed candidates.
-
-        Args:
-            corpus: as ``trainer.features.encode_candidates`` encodes them; the catalogue if none.
-
-        Returns:
-            (n_candidates, dim) float32, in row order.
-        """
-        corpus = self.corpus if corpus is None else corpus
-        inputs = [corpus[feature.name] for feature in self.features.candidate]
-        return in_batches(self.candidate_module.embed, inputs)
-
-
-def in_batches(embed: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the embeddings (n, dim) float32 that an exported function gives to its inputs.
-
-    Args:
-        embed: of tensors, in the order of ``inputs``; returns a dictionary.
-        inputs: each (n, length).
-    """
-    starts = range(0, len(inputs[0]), _BATCH_SIZE)
-    batches = ([values[start : start + _BATCH_SIZE] for values in inputs] for start in starts)
-    return np.concatenate([embed(*batch)["embedding"].numpy() for batch in batches])

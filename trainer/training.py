@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -10,39 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from trainer.batches import ages, ragged, training_batches
 from trainer.bundle import TowerBundle
 from trainer.checkpoints import Checkpoints, is_there
 from trainer.datasets import Dataset
 from trainer.distribution import Share, require_agreement, shared
-from trainer.errors import TrainerError
-from trainer.features import (
-    CANDIDATE_ID,
-    HISTORY,
-    Feature,
-    Features,
-    describe_column,
-    encode_candidates,
-)
+from trainer.errors import TrainingError
+from trainer.features import encode_candidates, encode_table
+from trainer.inputs import collect_histories, describe, describe_users
 from trainer.keras import tf
 from trainer.model_config import TowersConfig
 from trainer.monitoring import Monitor, OnEpoch
 from trainer.optimizers import LazyAdam
 from trainer.splits import Split
-from trainer.towers import Towers, TwoTowers
+from trainer.towers import TwoTowers
+from trainer.trained_towers import Towers
 from trainer.validation import Validation
-from trainer.vocabulary import Vocabulary
 from trainer.warm_start import warm_start
 
-_INPUT_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _MAX_COMPRESSED = 20_000
 """Of more users than this, some stand for all when the embeddings are compressed."""
-
-
-class TrainingError(TrainerError):
-    """Why towers could not be trained, for the user."""
 
 
 def fit(
@@ -84,8 +71,10 @@ def fit(
     """
     histories = collect_histories(dataset, train_rows, config.max_history_length)
     n_steps = steps_per_epoch(histories, config)
-    features, vocabularies = describe(dataset, config)
+    users = describe_users(dataset, train_rows, config)
+    features, vocabularies = describe(dataset.candidates, users, config)
     corpus = encode_candidates(features, vocabularies, dataset.candidates)
+    context = encode_table(features.context, vocabularies, users)
     model = TwoTowers(features, corpus, config, seed)
     if start_from is not None:
         warm_start(model, features, vocabularies, start_from)
@@ -95,18 +84,24 @@ def fit(
     model.compile(optimizer=LazyAdam(learning_rate))
     monitor = Monitor(
         on_epoch,
-        None if validation is None else Validation(dataset, validation, histories),
+        None if validation is None else Validation(dataset, validation, histories, context),
         patience,
         None if checkpoints is None else Checkpoints(checkpoints, model),
     )
     first_epoch = monitor.restore()
     require_agreement(
-        chain([np.array(first_epoch)], histories, (one.numpy() for one in model.variables))
+        chain(
+            [np.array(first_epoch)],
+            histories,
+            context.values(),
+            (one.numpy() for one in model.variables),
+        )
     )
 
     def make_batches(share: Share) -> Any:
-        n_candidates = dataset.n_candidates
-        return training_batches(histories, n_candidates, config, seed, first_epoch, share)
+        return training_batches(
+            *(histories, dataset.n_candidates, config, seed, first_epoch, share), context=context
+        )
 
     if not monitor.is_out_of_patience:
         with _advice_on_divergence(config, checkpoints):
@@ -118,10 +113,14 @@ def fit(
                 callbacks=[monitor, *_tensorboard(tensorboard)],
                 verbose=0,
             )
-    known = [history for history in histories if len(history)]
-    some = ragged(known[:: 1 + (len(known) - 1) // _MAX_COMPRESSED])
-    model.finish(ages(some, dataset.n_candidates))
-    return Towers(model, config, features, vocabularies, corpus, histories)
+    known = np.flatnonzero([len(history) > 0 for history in histories])
+    some = known[:: 1 + (len(known) - 1) // _MAX_COMPRESSED]
+    model.query_tower.forget_users_but(known)
+    model.finish(
+        ages(ragged([histories[user] for user in some]), dataset.n_candidates),
+        {name: values[some] for name, values in context.items()},
+    )
+    return Towers(model, config, features, vocabularies, corpus, histories, context)
 
 
 @contextmanager
@@ -148,67 +147,6 @@ def _tensorboard(directory: Path | None) -> list[Any]:
             f"{directory} cannot be made for TensorBoard: {error.strerror}"
         ) from error
     return [tf.keras.callbacks.TensorBoard(str(directory), write_graph=False)]
-
-
-def describe(dataset: Dataset, config: TowersConfig) -> tuple[Features, dict[str, Vocabulary]]:
-    """Describe what the towers read: histories, candidate ids and the candidates' metadata.
-
-    Returns:
-        The features, and the vocabularies of those that have any.
-
-    Raises:
-        TrainingError: if a metadata column is of a type that no tower can read, or has a name that
-            no input of a tower can have.
-    """
-    history = Feature(name=HISTORY, kind="history", length=config.max_history_length)
-    candidate = [Feature(name=CANDIDATE_ID, kind="id", n_tokens=dataset.n_candidates)]
-    vocabularies = {CANDIDATE_ID: dataset.candidate_ids}
-    columns = dataset.candidates.column_names if config.content else []
-    for name in columns:
-        if name == CANDIDATE_ID:
-            continue
-        feature, vocabulary = _describe_content(name, dataset.candidates[name])
-        is_shared = feature.kind == "number" or feature.n_tokens > 0
-        if feature.kind in config.content and is_shared:
-            candidate.append(feature)
-            if vocabulary is not None:
-                vocabularies[name] = vocabulary
-    return Features(query=(history,), candidate=tuple(candidate)), vocabularies
-
-
-def _describe_content(name: str, column: pa.ChunkedArray) -> tuple[Feature, Vocabulary | None]:
-    if not _INPUT_NAME.fullmatch(name):
-        raise TrainingError(
-            f"the candidates' column {name!r} cannot be an input of a tower: rename it so that "
-            "it begins with a letter and holds letters, digits and underscores only"
-        )
-    try:
-        return describe_column(name, column)
-    except ValueError as error:
-        raise TrainingError(f"the candidates' column {name!r}: {error}") from error
-
-
-def collect_histories(
-    dataset: Dataset, train_rows: np.ndarray, max_history_length: int
-) -> list[np.ndarray]:
-    """Collect what every user has interacted with.
-
-    Args:
-        dataset: users, candidates and interactions.
-        train_rows: (n,) int64, the interactions that count.
-        max_history_length: how many of each user are kept, the newest.
-
-    Returns:
-        For every user of the dataset their candidate rows, int32, oldest first; equal times, or
-        data without times, in the order of the rows.
-    """
-    rows = np.sort(train_rows)
-    if dataset.timestamps is not None:
-        rows = rows[np.argsort(dataset.timestamps[rows], kind="stable")]
-    rows = rows[np.argsort(dataset.user_rows[rows], kind="stable")]
-    ends = np.cumsum(np.bincount(dataset.user_rows[rows], minlength=dataset.n_users))
-    histories = np.split(dataset.candidate_rows[rows].astype(np.int32), ends[:-1])
-    return [history[-max_history_length:] for history in histories]
 
 
 def steps_per_epoch(histories: list[np.ndarray], config: TowersConfig) -> int:

@@ -25,7 +25,7 @@ from trainer.ranking import fit as fit_ranking_model
 from trainer.ranking_data import NoRatingsError
 from trainer.splits import Split, SplitKind
 from trainer.splits import split as split_dataset
-from trainer.towers import Towers
+from trainer.trained_towers import Towers
 from trainer.training import fit
 from trainer.validation import MONITOR, best_epoch, validation_of
 from trainer.warm_start import has_seen
@@ -194,5 +194,4 @@ def scorer(
         corpus: the candidates, encoded; the towers' catalogue if none.
     """
     candidates = towers.embed_candidates(corpus).T
-    known = towers.histories if histories is None else histories
-    return lambda rows: towers.embed_queries([known[row] for row in rows]) @ candidates
+    return lambda rows: towers.embed_users(rows, histories) @ candidates

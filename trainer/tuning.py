@@ -16,10 +16,11 @@ import optuna
 from pydantic import BaseModel, ConfigDict
 
 from trainer.datasets import Dataset
+from trainer.errors import TrainingError
 from trainer.model_config import TowersConfig
 from trainer.monitoring import OnEpoch
 from trainer.splits import Split
-from trainer.training import TrainingError, fit
+from trainer.training import fit
 from trainer.validation import MONITOR, WATCHED
 
 SPACE: dict[str, optuna.distributions.BaseDistribution] = {

@@ -30,12 +30,20 @@ class Validation:
         dataset: what was split.
         split: its train rows are what the model is trained on.
         histories: candidate rows of every user in the train rows, oldest first.
+        context: what is read of every user beside them, by name (n_users, length).
     """
 
-    def __init__(self, dataset: Dataset, split: Split, histories: list[np.ndarray]) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        histories: list[np.ndarray],
+        context: dict[str, np.ndarray],
+    ) -> None:
         self._dataset = dataset
         self._split = _thinned(dataset, split)
         self._histories = histories
+        self._context = context
 
     def measure(self, model: TwoTowers) -> dict[str, float]:
         """Return the watched metrics, by their names after ``val_``."""
@@ -45,9 +53,9 @@ class Validation:
             histories = ages(
                 ragged([self._histories[row] for row in rows]), self._dataset.n_candidates
             )
-            scores: np.ndarray = tf.matmul(
-                model.query_tower.wide(histories, items), candidates, transpose_b=True
-            ).numpy()
+            context = {name: values[rows] for name, values in self._context.items()}
+            queries = model.query_tower.wide(histories, items, context)
+            scores: np.ndarray = tf.matmul(queries, candidates, transpose_b=True).numpy()
             return scores
 
         values = user_metrics(rank(self._dataset, self._split, score_users))

@@ -6,15 +6,17 @@ bundle does not know begins as it would without it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from trainer.bundle import CANDIDATE_TOWER, QUERY_TOWER, TowerBundle
 from trainer.datasets import Dataset
-from trainer.features import Features, Vocabularies
+from trainer.encoder import FeatureEncoder
+from trainer.features import Feature, Features, Vocabularies
 from trainer.keras import tf
 from trainer.model_config import TowersConfig
 from trainer.publish import BundleError
@@ -36,25 +38,45 @@ def warm_start(
     Raises:
         BundleError: if they are of another width or of another version of this program.
     """
-    towers: dict[str, Any] = {
-        QUERY_TOWER: model.query_tower,
-        CANDIDATE_TOWER: model.candidate_tower,
-    }
-    known = {feature.name: feature.kind for feature in bundle.query.features.candidate}
-    for name, ours in towers.items():
-        theirs = _saved(type(ours), name, bundle)
-        for feature in features.candidate:
-            if known.get(feature.name) != feature.kind:
-                continue
-            table, saved = (tower.encoder.table(feature.name) for tower in (ours, theirs))
-            if table.shape[1] != saved.shape[1]:
-                raise BundleError(
-                    f"{bundle.directory} was trained with another towers.width: set it to "
-                    f"{bundle.manifest.config['width']} to begin with its weights"
-                )
-            lines = _lines(feature.name, vocabularies, bundle.vocabularies, saved.shape[0])
-            values = np.where(lines[:, None] >= 0, saved.numpy()[lines], table.numpy())
-            table.assign(values)
+    query, candidate = _saved(bundle)
+    known = bundle.query.features
+    take = partial(_take_over, vocabularies=vocabularies, bundle=bundle)
+    take(model.query_tower.encoder, query.encoder, features.candidate, known.candidate)
+    take(model.candidate_tower.encoder, candidate.encoder, features.candidate, known.candidate)
+    take(model.query_tower.context, query.context, features.context, known.context)
+
+
+def _take_over(
+    ours: FeatureEncoder | None,
+    theirs: FeatureEncoder | None,
+    features: Sequence[Feature],
+    known: Sequence[Feature],
+    *,
+    vocabularies: Vocabularies,
+    bundle: TowerBundle,
+) -> None:
+    """Give an encoder the weights of a bundle's, for those of its features that the bundle knows.
+
+    Args:
+        ours: to begin training with.
+        theirs: the bundle's.
+        features: what ours reads.
+        known: what theirs reads.
+        vocabularies: the tokens of each of our features that has any.
+        bundle: where theirs is from.
+    """
+    kinds = {feature.name: feature.kind for feature in known}
+    for feature in features:
+        if ours is None or theirs is None or kinds.get(feature.name) != feature.kind:
+            continue
+        table, saved = ours.table(feature.name), theirs.table(feature.name)
+        if table.shape[1] != saved.shape[1]:
+            raise BundleError(
+                f"{bundle.directory} was trained with another towers.width: set it to "
+                f"{bundle.manifest.config['width']} to begin with its weights"
+            )
+        lines = _lines(feature.name, vocabularies, bundle.vocabularies, saved.shape[0])
+        table.assign(np.where(lines[:, None] >= 0, saved.numpy()[lines], table.numpy()))
 
 
 def has_seen(bundle: TowerBundle, dataset: Dataset, rows: np.ndarray) -> bool:
@@ -65,19 +87,22 @@ def has_seen(bundle: TowerBundle, dataset: Dataset, rows: np.ndarray) -> bool:
     return bool(dataset.timestamps[rows].min() <= newest)
 
 
-def _saved(kind: type[QueryTower | CandidateTower], name: str, bundle: TowerBundle) -> Any:
-    """Return a tower of a bundle with its weights."""
+def _saved(bundle: TowerBundle) -> tuple[QueryTower, CandidateTower]:
+    """Return the towers of a bundle with their weights."""
+    features = bundle.query.features
     try:
         config = TowersConfig.model_validate(bundle.manifest.config)
-        tower = kind(bundle.query.features, config, seed=0)
-        variables = bundle.directory / Path(name).stem / "1" / "variables" / "variables"
-        restored = tf.train.Checkpoint(tower=tower).read(str(variables))
-        restored.assert_existing_objects_matched()
+        query = QueryTower(features, bundle.manifest.n_candidates, config, seed=0)
+        candidate = CandidateTower(features, config, seed=0)
+        for tower, name in ((query, QUERY_TOWER), (candidate, CANDIDATE_TOWER)):
+            variables = bundle.directory / Path(name).stem / "1" / "variables" / "variables"
+            restored = tf.train.Checkpoint(tower=tower).read(str(variables))
+            restored.assert_existing_objects_matched()
     except (AssertionError, ValidationError, ValueError, tf.errors.OpError) as error:
         raise BundleError(
             f"{bundle.directory} was made by another version of this program: train without it"
         ) from error
-    return tower
+    return query, candidate
 
 
 def _lines(name: str, ours: Vocabularies, theirs: Vocabularies, n_lines: int) -> np.ndarray:

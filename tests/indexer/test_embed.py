@@ -13,7 +13,7 @@ from trainer.bundle import QUERY_ASSET_FILES, TowerBundle, TowerManifest
 from trainer.datasets import Dataset
 from trainer.export import export
 from trainer.model_config import TowersConfig
-from trainer.towers import Towers
+from trainer.trained_towers import Towers
 from trainer.training import fit
 
 N_CANDIDATES, DIM = 11, 6

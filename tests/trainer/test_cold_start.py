@@ -12,7 +12,7 @@ from trainer.cold_start import ColdStart, measure_cold_start
 from trainer.datasets import Dataset
 from trainer.evaluation import EvaluationError
 from trainer.model_config import TowersConfig
-from trainer.towers import Towers
+from trainer.trained_towers import Towers
 
 CONFIG = TowersConfig(dim=8, width=8, epochs=15, learning_rate=0.02, batch_size=20)
 N_USERS, N_CANDIDATES, PER_USER = 60, 160, 30

@@ -1,9 +1,9 @@
-"""The item encoder, on weights that can be added up in the head."""
+"""The feature encoder, on weights that can be added up in the head."""
 
 import numpy as np
 import pytest
 
-from trainer.encoder import Catalogue, ItemEncoder
+from trainer.encoder import Catalogue, FeatureEncoder
 from trainer.features import Feature
 from trainer.keras import tf
 
@@ -15,8 +15,8 @@ FEATURES = (
 
 
 @pytest.fixture
-def encoder() -> ItemEncoder:
-    encoder = ItemEncoder(FEATURES, width=2, deviation=1.0, seed=0)
+def encoder() -> FeatureEncoder:
+    encoder = FeatureEncoder(FEATURES, width=2, deviation=1.0, seed=0)
     ids, genres, years = encoder.get_weights()
     ids[:] = [[9, 9], [1, 0], [2, 0]]
     genres[:] = [[9, 9], [0, 3], [0, 5]]
@@ -25,7 +25,7 @@ def encoder() -> ItemEncoder:
     return encoder
 
 
-def encode(encoder: ItemEncoder, genres: object, ids: tuple[int, int] = (1, 2)) -> np.ndarray:
+def encode(encoder: FeatureEncoder, genres: object, ids: tuple[int, int] = (1, 2)) -> np.ndarray:
     inputs = {
         "candidate_id": np.array(ids, dtype=np.int32)[:, None],
         "genres": genres,
@@ -35,14 +35,14 @@ def encode(encoder: ItemEncoder, genres: object, ids: tuple[int, int] = (1, 2)) 
 
 
 def test_features_are_summed_and_tokens_divided_by_the_root_of_their_number(
-    encoder: ItemEncoder,
+    encoder: FeatureEncoder,
 ) -> None:
     genres = np.array([[1, 0], [1, 2]], dtype=np.int32)
     expected = [[1, 3 + 0], [2, 8 / np.sqrt(2) + 150]]
     np.testing.assert_allclose(expected, encode(encoder, genres), atol=1e-3)
 
 
-def test_a_catalogue_is_encoded_as_its_candidates_are(encoder: ItemEncoder) -> None:
+def test_a_catalogue_is_encoded_as_its_candidates_are(encoder: FeatureEncoder) -> None:
     corpus = {
         "candidate_id": np.array([[1], [2]], dtype=np.int32),
         "genres": np.array([[2, 0], [1, 2]], dtype=np.int32),
@@ -57,7 +57,7 @@ def test_a_catalogue_is_encoded_as_its_candidates_are(encoder: ItemEncoder) -> N
 
 def test_many_tokens_are_multiplied_sparsely_and_encoded_alike() -> None:
     features = (Feature(name="words", kind="text", length=3, n_tokens=1000),)
-    encoder = ItemEncoder(features, width=2, deviation=1.0, seed=0)
+    encoder = FeatureEncoder(features, width=2, deviation=1.0, seed=0)
     encoder.set_weights([np.random.default_rng(0).normal(size=(1001, 2))])
     corpus = {"words": np.array([[5, 999, 0], [0, 0, 0], [7, 7, 1]], dtype=np.int32)}
     read = Catalogue(features, corpus).all
@@ -66,7 +66,7 @@ def test_many_tokens_are_multiplied_sparsely_and_encoded_alike() -> None:
 
 
 def test_of_a_large_catalogue_only_the_ids_that_are_read_have_a_gradient(
-    encoder: ItemEncoder,
+    encoder: FeatureEncoder,
 ) -> None:
     corpus = {
         "candidate_id": np.array([[1], [2]], dtype=np.int32),
@@ -80,7 +80,7 @@ def test_of_a_large_catalogue_only_the_ids_that_are_read_have_a_gradient(
     assert gradient.indices.numpy().tolist() == [2]
 
 
-def test_an_unknown_id_and_no_tokens_leave_the_rest_to_speak(encoder: ItemEncoder) -> None:
+def test_an_unknown_id_and_no_tokens_leave_the_rest_to_speak(encoder: FeatureEncoder) -> None:
     genres = np.zeros((2, 2), dtype=np.int32)
     actual = encode(encoder, genres, ids=(0, 0))
     np.testing.assert_allclose([[0, 0], [0, 150]], actual, atol=1e-3)

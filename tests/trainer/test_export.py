@@ -17,7 +17,7 @@ from trainer.publish import BundleError
 from trainer.ranking import Ranker
 from trainer.ranking import fit as fit_ranker
 from trainer.splits import split
-from trainer.towers import Towers
+from trainer.trained_towers import Towers
 from trainer.training import fit
 
 CONFIG = TowersConfig(dim=16, epochs=1)

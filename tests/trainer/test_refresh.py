@@ -11,12 +11,13 @@ from trainer.bundle import TowerBundle
 from trainer.datasets import Dataset, load_dataset
 from trainer.export import export
 from trainer.features import USER_ID, encode_query
+from trainer.inputs import collect_histories
 from trainer.model_config import RankerConfig, TowersConfig
 from trainer.ranking import fit as fit_ranker
 from trainer.refresh import RefreshError, refresh
 from trainer.splits import split
-from trainer.towers import Towers
-from trainer.training import collect_histories, fit
+from trainer.trained_towers import Towers
+from trainer.training import fit
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from trainer.batches import ages, ragged
 from trainer.features import Feature, Features, encode_histories
 from trainer.keras import tf
 from trainer.model_config import TowersConfig
-from trainer.towers import HEADS, Towers, TwoTowers
+from trainer.towers import HEADS, TwoTowers
+from trainer.trained_towers import Towers
 from trainer.vocabulary import Vocabulary
 
 CONFIG = TowersConfig(dim=5, width=4, max_history_length=4)
@@ -129,7 +130,7 @@ def test_padded_histories_are_embedded_as_those_of_training(towers: Towers) -> N
     tower = towers.model.query_tower
     wide = tower.wide(read(histories), items(towers))
     expected = (wide - tower.center) @ tower.projection
-    actual = tower(encode_histories(histories, CONFIG.max_history_length))
+    actual = tower({"history": encode_histories(histories, CONFIG.max_history_length)})
     np.testing.assert_allclose(expected, actual[:, :-1], atol=1e-5)
 
 

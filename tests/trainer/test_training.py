@@ -1,7 +1,6 @@
 """From interactions to fitted towers."""
 
 import dataclasses
-import datetime as dt
 import shutil
 from pathlib import Path
 
@@ -12,17 +11,13 @@ import pytest
 from trainer import validation as validation_module
 from trainer.checkpoints import CheckpointError, directory_of
 from trainer.datasets import Dataset
+from trainer.errors import TrainingError
 from trainer.evaluation import evaluate
 from trainer.keras import tf
 from trainer.model_config import TowersConfig
 from trainer.monitoring import Monitor
 from trainer.splits import Split, SplitKind
-from trainer.training import (
-    TrainingError,
-    collect_histories,
-    describe,
-    fit,
-)
+from trainer.training import fit
 from trainer.validation import best_epoch
 
 SMALL = TowersConfig(dim=8, max_history_length=4, epochs=2, batch_size=2)
@@ -52,33 +47,6 @@ def two_tastes(n_users: int = 40) -> Dataset:
         user_rows=np.repeat(np.arange(n_users, dtype=np.int32), 3),
         candidate_rows=liked.reshape(-1).astype(np.int32),
     )
-
-
-def as_lists(arrays: list[np.ndarray]) -> list[list[int]]:
-    return [array.tolist() for array in arrays]
-
-
-def test_histories_are_in_time_order_and_equal_times_in_row_order() -> None:
-    data = dataset([1, 0, 1, 1, 0], [3, 2, 1, 0, 3], [30, 20, 10, 30, 10])
-    assert as_lists(collect_histories(data, np.arange(5), 4)) == [[3, 2], [1, 3, 0], []]
-
-
-def test_histories_without_times_are_in_row_order_whatever_the_order_of_the_rows_asked_for() -> (
-    None
-):
-    data = dataset([1, 0, 1, 1, 0], [3, 2, 1, 0, 3], None)
-    expected = [[2, 3], [3, 1, 0], []]
-    assert expected == as_lists(collect_histories(data, np.array([4, 2, 0, 3, 1]), 4))
-
-
-def test_of_a_long_history_the_newest_stay() -> None:
-    data = dataset([0, 0, 0], [0, 1, 2], [1, 2, 3])
-    assert as_lists(collect_histories(data, np.arange(3), 2)) == [[1, 2], [], []]
-
-
-def test_only_the_rows_asked_for_count() -> None:
-    data = dataset([0, 0, 1], [0, 1, 2], [1, 2, 3])
-    assert as_lists(collect_histories(data, np.array([1, 2]), 4)) == [[1], [2], []]
 
 
 def test_towers_learn_tastes() -> None:
@@ -305,38 +273,3 @@ def with_columns(**columns: list[object]) -> Dataset:
     for name, values in columns.items():
         candidates = candidates.append_column(name, [values])
     return dataclasses.replace(data, candidates=candidates)
-
-
-def test_the_towers_read_the_metadata_of_the_kinds_asked_for() -> None:
-    data = with_columns(
-        genres=[["x"], ["x", "y"], ["y"], None], year=[1990, 1991, 1992, None], maker=["a", "b"] * 2
-    )
-    features, vocabularies = describe(
-        data, SMALL.model_copy(update={"content": ("list", "number")})
-    )
-    assert [feature.name for feature in features.candidate] == ["candidate_id", "genres", "year"]
-    assert vocabularies["genres"].tokens([0, 1]) == ["x", "y"]
-    assert features.max_history_length == SMALL.max_history_length
-    towers = fit(data, np.arange(2), SMALL, seed=0)
-    assert np.isfinite(towers.embed_candidates()).all()
-
-
-def test_without_content_the_towers_read_ids_alone() -> None:
-    features, _ = describe(
-        with_columns(year=[1, 2, 3, 4]), SMALL.model_copy(update={"content": ()})
-    )
-    assert [feature.name for feature in features.candidate] == ["candidate_id"]
-
-
-@pytest.mark.parametrize(
-    ("name", "values", "message"),
-    [
-        ("release year", [1, 2, 3, 4], "'release year' cannot be an input.*rename"),
-        ("added", [dt.date(2000, 1, 1)] * 4, "'added': a column of type"),
-    ],
-)
-def test_a_column_that_no_tower_can_read_is_refused(
-    name: str, values: list[object], message: str
-) -> None:
-    with pytest.raises(TrainingError, match=message):
-        describe(with_columns(**{name: values}), SMALL)

@@ -9,9 +9,9 @@ import pytest
 
 from trainer import tuning
 from trainer.datasets import Dataset, load_dataset
+from trainer.errors import TrainingError
 from trainer.model_config import TowersConfig
 from trainer.splits import Split, split, validation_split
-from trainer.training import TrainingError
 from trainer.tuning import SPACE, Tuning, tune
 from trainer.validation import validation_of
 

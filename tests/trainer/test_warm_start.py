@@ -10,10 +10,12 @@ from trainer.bundle import TowerBundle
 from trainer.datasets import Dataset
 from trainer.export import export
 from trainer.features import encode_candidates
+from trainer.inputs import describe
 from trainer.model_config import TowersConfig
 from trainer.publish import BundleError
-from trainer.towers import Towers, TwoTowers
-from trainer.training import describe, fit
+from trainer.towers import TwoTowers
+from trainer.trained_towers import Towers
+from trainer.training import fit
 from trainer.warm_start import has_seen, warm_start
 
 CONFIG = TowersConfig(dim=8, width=8, epochs=20, learning_rate=0.03)
@@ -55,7 +57,7 @@ def bundle(towers: Towers, tmp_path_factory: pytest.TempPathFactory) -> TowerBun
 
 
 def new_model(config: TowersConfig) -> tuple[TwoTowers, object, object]:
-    features, vocabularies = describe(NEW, config)
+    features, vocabularies = describe(NEW.candidates, NEW.users, config)
     corpus = encode_candidates(features, vocabularies, NEW.candidates)
     return TwoTowers(features, corpus, config, 1), features, vocabularies
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from trainer.evaluation import Evaluation, PredictRatings
     from trainer.ranking import Ranker
     from trainer.splits import Split
-    from trainer.towers import Towers
+    from trainer.trained_towers import Towers
 
 
 def evaluate(

@@ -1,0 +1,159 @@
+"""What the towers read of a dataset."""
+
+import dataclasses
+import datetime as dt
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from trainer.datasets import Dataset
+from trainer.errors import TrainingError
+from trainer.features import Features
+from trainer.inputs import collect_histories, describe, describe_users
+from trainer.model_config import TowersConfig
+from trainer.vocabulary import Vocabulary
+
+CONFIG = TowersConfig(max_history_length=4)
+EVERYTHING = TowersConfig(query=("history", "user_id", "demographics", "time"))
+
+
+def dataset(
+    user_rows: list[int], candidate_rows: list[int], timestamps: list[int] | None
+) -> Dataset:
+    return Dataset(
+        name="small",
+        users=pa.table({"user_id": ["a", "b", "c"]}),
+        candidates=pa.table({"candidate_id": ["p", "q", "r", "s"]}),
+        user_rows=np.array(user_rows, dtype=np.int32),
+        candidate_rows=np.array(candidate_rows, dtype=np.int32),
+        timestamps=None if timestamps is None else np.array(timestamps, dtype=np.int64),
+    )
+
+
+def with_columns(**columns: list[object]) -> Dataset:
+    data = dataset([0, 1], [0, 1], None)
+    candidates = data.candidates
+    for name, values in columns.items():
+        candidates = candidates.append_column(name, [values])
+    return dataclasses.replace(data, candidates=candidates)
+
+
+def with_users(data: Dataset, **columns: list[object]) -> Dataset:
+    return dataclasses.replace(data, users=pa.table({"user_id": ["a", "b", "c"], **columns}))
+
+
+def described(data: Dataset, config: TowersConfig) -> tuple[Features, dict[str, Vocabulary]]:
+    users = describe_users(data, np.arange(len(data)), config)
+    return describe(data.candidates, users, config)
+
+
+def as_lists(arrays: list[np.ndarray]) -> list[list[int]]:
+    return [array.tolist() for array in arrays]
+
+
+def test_histories_are_in_time_order_and_equal_times_in_row_order() -> None:
+    data = dataset([1, 0, 1, 1, 0], [3, 2, 1, 0, 3], [30, 20, 10, 30, 10])
+    assert as_lists(collect_histories(data, np.arange(5), 4)) == [[3, 2], [1, 3, 0], []]
+
+
+def test_histories_without_times_are_in_row_order_whatever_the_order_of_the_rows_asked_for() -> (
+    None
+):
+    data = dataset([1, 0, 1, 1, 0], [3, 2, 1, 0, 3], None)
+    expected = [[2, 3], [3, 1, 0], []]
+    assert expected == as_lists(collect_histories(data, np.array([4, 2, 0, 3, 1]), 4))
+
+
+def test_of_a_long_history_the_newest_stay() -> None:
+    data = dataset([0, 0, 0], [0, 1, 2], [1, 2, 3])
+    assert as_lists(collect_histories(data, np.arange(3), 2)) == [[1, 2], [], []]
+
+
+def test_only_the_rows_asked_for_count() -> None:
+    data = dataset([0, 0, 1], [0, 1, 2], [1, 2, 3])
+    assert as_lists(collect_histories(data, np.array([1, 2]), 4)) == [[1], [2], []]
+
+
+def test_the_towers_read_the_metadata_of_the_kinds_asked_for() -> None:
+    data = with_columns(
+        genres=[["x"], ["x", "y"], ["y"], None], year=[1990, 1991, 1992, None], maker=["a", "b"] * 2
+    )
+    config = CONFIG.model_copy(update={"content": ("list", "number")})
+    features, vocabularies = described(data, config)
+    assert [feature.name for feature in features.candidate] == ["candidate_id", "genres", "year"]
+    assert vocabularies["genres"].tokens([0, 1]) == ["x", "y"]
+    assert features.max_history_length == CONFIG.max_history_length
+
+
+def test_without_content_the_towers_read_ids_alone() -> None:
+    config = CONFIG.model_copy(update={"content": ()})
+    features, _ = described(with_columns(year=[1, 2, 3, 4]), config)
+    assert [feature.name for feature in features.candidate] == ["candidate_id"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("release year", [1, 2, 3, 4], "'release year' cannot be an input.*rename"),
+        ("added", [dt.date(2000, 1, 1)] * 4, "'added': a column of type"),
+    ],
+)
+def test_a_column_that_no_tower_can_read_is_refused(
+    name: str, values: list[object], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        described(with_columns(**{name: values}), CONFIG)
+
+
+def test_content_without_ids_is_all_there_is_of_a_candidate() -> None:
+    config = CONFIG.model_copy(update={"candidate_ids": False})
+    features, _ = described(with_columns(year=[1, 2, 3, 4]), config)
+    assert ["year"] == [feature.name for feature in features.candidate]
+    with pytest.raises(TrainingError, match="nothing is known of the candidates"):
+        described(with_columns(), config)
+    with pytest.raises(ValidationError, match="cannot both be off"):
+        TowersConfig(candidate_ids=False, content=())
+
+
+def test_a_query_is_read_by_the_switches_that_are_on() -> None:
+    data = with_users(
+        dataset([0, 1], [0, 1], [5, 7]), job=["baker", "baker", "pilot"], age=[30, 40, 50]
+    )
+    assert ["history"] == [feature.name for feature in described(data, CONFIG)[0].query]
+    features, vocabularies = described(data, EVERYTHING)
+    expected = [
+        *(("history", "history"), ("user_id", "id"), ("job", "category")),
+        *(("age", "number"), ("time", "number")),
+    ]
+    assert expected == [(feature.name, feature.kind) for feature in features.query]
+    assert ["a", "b", "c"] == vocabularies["user_id"].tokens([0, 1, 2])
+    assert ["baker"] == vocabularies["job"].array.to_pylist()
+
+
+def test_the_time_of_a_query_is_that_of_the_last_interaction_of_the_train_rows() -> None:
+    data = dataset([0, 0, 0, 1], [0, 1, 2, 3], [50, 10, 90, 70])
+    users = describe_users(data, np.array([0, 1, 3]), TowersConfig(query=("time",)))
+    assert [50, 70, None] == users["time"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (dataset([0], [0], [1]), "nothing is known of the users of small: give --users FILE"),
+        (with_users(dataset([0], [0], None), age=[1, 2, 3]), "small has no timestamps"),
+        (with_users(dataset([0], [0], [1]), time=[1, 2, 3]), "'time' has the name of the query's"),
+        (
+            with_users(dataset([0], [0], [1]), history=[1, 2, 3]),
+            "'history' has the name of",
+        ),
+        (
+            with_users(dataset([0], [0], [1]), **{"my job": [1, 2, 3]}),
+            "users' column 'my job'",
+        ),
+    ],
+)
+def test_what_cannot_be_read_of_users_is_refused(data: Dataset, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        described(data, EVERYTHING)

@@ -1,0 +1,170 @@
+"""Queries that are more than a history: each feature trains, travels and is served alike."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from indexer.embed import embed_candidates
+from server.domain import ExamplesQuery, UserQuery
+from server.embedder import Embedder
+from server.errors import FieldUnknownError, UndecodableError
+from server.similarity import Directions
+from trainer.bundle import TowerBundle
+from trainer.datasets import Dataset
+from trainer.export import export
+from trainer.model_config import TowersConfig
+from trainer.trained_towers import Towers
+from trainer.training import fit
+
+N_USERS, N_LIKED = 40, 5
+ALL = ("history", "user_id", "demographics", "time")
+
+
+def two_tastes() -> Dataset:
+    """Half of the users like the first five candidates, the others the last five.
+
+    Id, age, town, hobbies and time of a user, and the genre of a candidate, all tell the taste. The
+    last user has done nothing.
+    """
+    rng = np.random.default_rng(0)
+    tastes = np.arange(N_USERS) % 2
+    liked = np.stack([rng.permutation(N_LIKED)[:3] + N_LIKED * taste for taste in tastes[:-1]])
+    user_rows = np.repeat(np.arange(N_USERS - 1, dtype=np.int32), 3)
+    return Dataset(
+        name="two tastes",
+        users=pa.table(
+            {
+                "user_id": [f"u{n:02}" for n in range(N_USERS)],
+                "age": [20 + 40 * int(taste) for taste in tastes],
+                "town": [("Oslo", "Rome")[taste] for taste in tastes],
+                "hobbies": [(["ski", "read"], ["swim", "read"])[taste] for taste in tastes],
+            }
+        ),
+        candidates=pa.table(
+            {
+                "candidate_id": [f"c{n}" for n in range(2 * N_LIKED)],
+                "genres": [["snow"]] * N_LIKED + [["sun"]] * N_LIKED,
+            }
+        ),
+        user_rows=user_rows,
+        candidate_rows=liked.reshape(-1).astype(np.int32),
+        timestamps=1_000_000 * tastes[user_rows] + np.arange(len(user_rows)),
+    )
+
+
+DATA = two_tastes()
+ROWS = np.arange(len(DATA))
+
+
+def trained(epochs: int = 20, **options: object) -> Towers:
+    config = TowersConfig(
+        dim=8, width=8, epochs=epochs, learning_rate=0.03, batch_size=10, **options
+    )
+    return fit(DATA, ROWS, config, seed=1)
+
+
+@pytest.mark.parametrize("query", [("user_id",), ("demographics",), ("time",), ALL])
+def test_each_feature_finds_the_taste_and_travels(query: tuple[str, ...], tmp_path: Path) -> None:
+    towers = trained(query=query)
+    users = np.arange(N_USERS - 1)
+    scores = towers.embed_users(users) @ towers.embed_candidates().T
+    found = np.argsort(-scores, axis=1)[:, :N_LIKED]
+    assert (found // N_LIKED == users[:, None] % 2).mean() > 0.95
+    bundle = TowerBundle.open(export(towers, DATA, ROWS, tmp_path, seed=1))
+    expected = [feature.name for feature in towers.features.query]
+    assert expected == [feature.name for feature in bundle.query.features.query]
+    assert list(query) == bundle.manifest.config["query"]
+
+
+@pytest.mark.parametrize("options", [{"content": ()}, {"candidate_ids": False}, {}])
+def test_towers_are_collaborative_content_based_or_hybrid(options: dict[str, object]) -> None:
+    towers = trained(**options)
+    queries = towers.embed_queries([np.array([0, 1]), np.array([8, 9])])
+    found = np.argsort(-queries @ towers.embed_candidates().T, axis=1)[:, :N_LIKED]
+    assert [{0}, {1}] == [set(line // N_LIKED) for line in found]
+
+
+@pytest.fixture(scope="module")
+def towers() -> Towers:
+    return trained(query=ALL)
+
+
+@pytest.fixture(scope="module")
+def bundle(towers: Towers, tmp_path_factory: pytest.TempPathFactory) -> TowerBundle:
+    root = tmp_path_factory.mktemp("towers")
+    return TowerBundle.open(export(towers, DATA, ROWS, root, seed=1))
+
+
+def embedder_of(bundle: TowerBundle) -> Embedder:
+    corpus = embed_candidates(bundle)
+    directions = Directions(corpus.embeddings, has_bias_dimension=True)
+    return Embedder(corpus, directions, bundle.query)
+
+
+@pytest.fixture(scope="module")
+def embedder(bundle: TowerBundle) -> Embedder:
+    return embedder_of(bundle)
+
+
+def test_a_user_without_a_train_row_is_as_unknown_as_any(towers: Towers) -> None:
+    table = towers.model.query_tower.context.table("user_id").numpy()
+    assert table[1:N_USERS].any(axis=1).all()
+    assert not table[N_USERS].any()
+
+
+def test_a_known_user_is_served_with_what_the_bundle_knows(
+    bundle: TowerBundle, embedder: Embedder, towers: Towers
+) -> None:
+    assert {"age": 60, "town": "Rome", "hobbies": ["swim", "read"], "time": 1_000_005} == (
+        bundle.query.user_values(1)
+    )
+    known = embedder.embed(UserQuery("u01")).vector
+    np.testing.assert_allclose(towers.embed_users(np.array([1]))[0], known, atol=1e-5)
+    same = embedder.embed(UserQuery("u01", features={"time": 1_000_005.0})).vector
+    np.testing.assert_allclose(known, same, atol=1e-5)
+    moved = embedder.embed(UserQuery("u01", features={"town": "Oslo"})).vector
+    assert np.abs(known - moved).max() > 1e-3
+
+
+def test_an_unknown_user_is_served_from_features_alone(embedder: Embedder) -> None:
+    vectors = [
+        embedder.embed(UserQuery(features={"town": town})).vector
+        for town in ("Oslo", "Rome", "Atlantis")
+    ]
+    assert all(vector is not None for vector in vectors)
+    assert len({vector.tobytes() for vector in vectors}) == 3
+    nobody = embedder.embed(UserQuery("nobody", history=["c0"], features={"town": "Atlantis"}))
+    known_by_history = embedder.embed(UserQuery("nobody", history=["c0"]))
+    np.testing.assert_array_equal(known_by_history.vector, nobody.vector)
+    assert embedder.embed(UserQuery("nobody")).vector is None
+
+
+@pytest.mark.parametrize(
+    ("features", "error", "message"),
+    [
+        ({"shoe_size": 44.0}, FieldUnknownError, "they read age, town, hobbies, time"),
+        ({"user_id": "u01"}, FieldUnknownError, "read no feature 'user_id'"),
+        ({"town": 3.0}, UndecodableError, "'town' takes a text, not 3.0"),
+        ({"hobbies": "ski"}, UndecodableError, "'hobbies' takes texts, not 'ski'"),
+        ({"time": "now"}, UndecodableError, "'time' takes a number, not 'now'"),
+    ],
+)
+def test_a_feature_that_is_not_read_or_not_like_this_is_refused(
+    features: dict[str, object], error: type[Exception], message: str, embedder: Embedder
+) -> None:
+    with pytest.raises(error, match=message):
+        embedder.embed(UserQuery("u01", features=features))
+
+
+def test_towers_that_read_no_history_serve_who_they_know_and_leave_the_rest_to_popularity(
+    tmp_path: Path,
+) -> None:
+    towers = trained(epochs=1, query=("user_id",))
+    embedder = embedder_of(TowerBundle.open(export(towers, DATA, ROWS, tmp_path, seed=1)))
+    assert embedder.embed(UserQuery("u01", history=["c0"])).vector is not None
+    stranger = embedder.embed(UserQuery("nobody", history=["c0"]))
+    assert stranger.vector is None
+    assert [0] == stranger.history.tolist()
+    assert embedder.embed(ExamplesQuery(["c0"])).by_cosine

@@ -1,0 +1,179 @@
+"""What the towers read of a dataset: histories, what is known of users, candidates' content."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from trainer.datasets import Dataset
+from trainer.errors import TrainingError
+from trainer.features import (
+    CANDIDATE_ID,
+    HISTORY,
+    TIME,
+    USER_ID,
+    Feature,
+    Features,
+    describe_column,
+)
+from trainer.model_config import TowersConfig
+from trainer.vocabulary import Vocabulary
+
+Described: TypeAlias = tuple[Feature, Vocabulary | None]
+"""A feature, and its vocabulary if it has one."""
+
+_INPUT_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+
+
+def collect_histories(
+    dataset: Dataset, train_rows: np.ndarray, max_history_length: int
+) -> list[np.ndarray]:
+    """Collect what every user has interacted with.
+
+    Args:
+        dataset: users, candidates and interactions.
+        train_rows: (n,) int64, the interactions that count.
+        max_history_length: how many of each user are kept, the newest.
+
+    Returns:
+        For every user of the dataset their candidate rows, int32, oldest first; equal times, or
+        data without times, in the order of the rows.
+    """
+    rows = np.sort(train_rows)
+    if dataset.timestamps is not None:
+        rows = rows[np.argsort(dataset.timestamps[rows], kind="stable")]
+    rows = rows[np.argsort(dataset.user_rows[rows], kind="stable")]
+    ends = np.cumsum(np.bincount(dataset.user_rows[rows], minlength=dataset.n_users))
+    histories = np.split(dataset.candidate_rows[rows].astype(np.int32), ends[:-1])
+    return [history[-max_history_length:] for history in histories]
+
+
+def describe_users(dataset: Dataset, train_rows: np.ndarray, config: TowersConfig) -> pa.Table:
+    """Tabulate what is known of users when they ask: ``user_id`` and what the towers read of them.
+
+    Args:
+        dataset: users, candidates and interactions.
+        train_rows: (n,) int64, the interactions that count.
+        config: what the towers read.
+
+    Returns:
+        A line for each user of the dataset. ``time`` is that of their last interaction among
+        ``train_rows``, in seconds since 1970; missing where there is none.
+
+    Raises:
+        TrainingError: if there is nothing in the data of what the towers should read.
+    """
+    users = dataset.users
+    if "demographics" not in config.query:
+        users = users.select([USER_ID])
+    elif len(users.column_names) == 1:
+        raise TrainingError(
+            f"nothing is known of the users of {dataset.name}: give --users FILE with a column to "
+            "read, or take demographics out of towers.query"
+        )
+    if "time" not in config.query:
+        return users
+    if dataset.timestamps is None:
+        raise TrainingError(
+            f"{dataset.name} has no timestamps: add them, or take time out of towers.query"
+        )
+    if TIME in users.column_names:
+        raise TrainingError(
+            f"the users' column {TIME!r} has the name of the query's time: rename it"
+        )
+    return users.append_column(TIME, last_times(dataset, train_rows))
+
+
+def last_times(dataset: Dataset, rows: np.ndarray) -> pa.Array:
+    """Return when each user (n_users,) last interacted, int64 seconds since 1970 or missing."""
+    times = np.full(dataset.n_users, np.iinfo(np.int64).min)
+    if dataset.timestamps is not None:
+        np.maximum.at(times, dataset.user_rows[rows], dataset.timestamps[rows])
+    return pa.array(times, mask=times == np.iinfo(np.int64).min)
+
+
+def describe(
+    candidates: pa.Table, users: pa.Table, config: TowersConfig
+) -> tuple[Features, dict[str, Vocabulary]]:
+    """Describe what the towers read of queries and of candidates.
+
+    Args:
+        candidates: ``candidate_id`` and metadata.
+        users: as ``describe_users`` tabulates them.
+        config: what the towers read.
+
+    Returns:
+        The features, and the vocabularies of those that have any.
+
+    Raises:
+        TrainingError: if a column is of a type that no tower can read, or has a name that no input
+            of a tower can have, or nothing is left to be read.
+    """
+    query = list(_columns(users, "users"))
+    if "user_id" in config.query:
+        query.insert(0, _ids(USER_ID, users))
+    if "history" in config.query:
+        history = Feature(name=HISTORY, kind="history", length=config.max_history_length)
+        query.insert(0, (history, None))
+    content = _columns(candidates, "candidates") if config.content else ()
+    candidate = [one for one in content if one[0].kind in config.content]
+    if config.candidate_ids:
+        candidate.insert(0, _ids(CANDIDATE_ID, candidates))
+    _refuse_nothing(query, candidate)
+    _refuse_one_name_for_two([*candidate, *query])
+    features = Features(
+        query=tuple(feature for feature, _ in query),
+        candidate=tuple(feature for feature, _ in candidate),
+    )
+    described = (*query, *candidate)
+    return features, {one.name: tokens for one, tokens in described if tokens is not None}
+
+
+def _ids(name: str, table: pa.Table) -> Described:
+    return Feature(name=name, kind="id", n_tokens=table.num_rows), Vocabulary(table[name])
+
+
+def _columns(table: pa.Table, what: str) -> Iterator[Described]:
+    """Describe the columns of a table, but the ids, that say something of more than one line."""
+    for name in table.column_names:
+        if name in (CANDIDATE_ID, USER_ID):
+            continue
+        feature, vocabulary = _describe_column(name, table[name], what)
+        if feature.kind == "number" or feature.n_tokens > 0:
+            yield feature, vocabulary
+
+
+def _refuse_nothing(query: Sequence[Described], candidate: Sequence[Described]) -> None:
+    for what, described in (("users", query), ("candidates", candidate)):
+        if not described:
+            raise TrainingError(
+                f"nothing is known of the {what} that the towers could read: let them read more "
+                "(towers.query, towers.candidate_ids, towers.content), or give columns to read"
+            )
+
+
+def _refuse_one_name_for_two(described: Sequence[Described]) -> None:
+    counts = Counter(feature.name for feature, _ in described)
+    for name, count in counts.items():
+        if count > 1:
+            raise TrainingError(
+                f"the users' column {name!r} has the name of something else that the towers read: "
+                "rename it"
+            )
+
+
+def _describe_column(name: str, column: pa.ChunkedArray, what: str) -> Described:
+    if not _INPUT_NAME.fullmatch(name):
+        raise TrainingError(
+            f"the {what}' column {name!r} cannot be an input of a tower: rename it so that "
+            "it begins with a letter and holds letters, digits and underscores only"
+        )
+    try:
+        return describe_column(name, column)
+    except ValueError as error:
+        raise TrainingError(f"the {what}' column {name!r}: {error}") from error

@@ -1,0 +1,156 @@
+"""Trained towers: what embeds users and candidates, in the form in which it is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from trainer.features import USER_ID, Feature, Features, encode_histories, encode_queries
+from trainer.keras import tf
+from trainer.model_config import TowersConfig
+from trainer.towers import CandidateTower, QueryTower, TwoTowers
+from trainer.vocabulary import Vocabulary
+
+_BATCH_SIZE = 4096
+
+
+class QueryModule(tf.Module):  # type: ignore[misc]
+    """The query tower as it is exported: an array for each feature in, a dictionary out."""
+
+    def __init__(self, tower: QueryTower, features: Sequence[Feature]) -> None:
+        super().__init__(name="query")
+        self.tower = tower
+        self._names = [feature.name for feature in features]
+        self.embed = tf.function(self._embed, input_signature=_signature(features))
+
+    def _embed(self, *inputs: Any) -> dict[str, Any]:
+        return {"embedding": self.tower(dict(zip(self._names, inputs, strict=True)))}
+
+
+class CandidateModule(tf.Module):  # type: ignore[misc]
+    """The candidate tower as it is exported: an array for each feature in, a dictionary out."""
+
+    def __init__(self, tower: CandidateTower, features: Sequence[Feature]) -> None:
+        super().__init__(name="candidate")
+        self.tower = tower
+        self._names = [feature.name for feature in features]
+        self.embed = tf.function(self._embed, input_signature=_signature(features))
+
+    def _embed(self, *inputs: Any) -> dict[str, Any]:
+        return {"embedding": self.tower(dict(zip(self._names, inputs, strict=True)))}
+
+
+def _signature(features: Sequence[Feature]) -> list[Any]:
+    return [
+        tf.TensorSpec(
+            (None, feature.length),
+            tf.float32 if feature.kind == "number" else tf.int32,
+            name=feature.name,
+        )
+        for feature in features
+    ]
+
+
+class Towers:
+    """Trained towers, and the histories they were trained on.
+
+    Args:
+        model: the trained model.
+        config: how it was built and trained.
+        features: what the towers read.
+        vocabularies: the tokens of each feature that has any.
+        corpus: the candidates as ``trainer.features.encode_candidates`` encodes them.
+        histories: candidate rows of every user in the data, oldest first; empty for a user
+            without interactions in the train rows.
+        context: what else the query tower reads of them, by name (n_users, length).
+    """
+
+    def __init__(
+        self,
+        model: TwoTowers,
+        config: TowersConfig,
+        features: Features,
+        vocabularies: dict[str, Vocabulary],
+        corpus: dict[str, np.ndarray],
+        histories: Sequence[np.ndarray],
+        context: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.features = features
+        self.vocabularies = vocabularies
+        self.corpus = corpus
+        self.histories = histories
+        self.context = context or {}
+        self.query_module = QueryModule(model.query_tower, features.query)
+        self.candidate_module = CandidateModule(model.candidate_tower, features.candidate)
+
+    def embed_queries(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """Embed users of whom nothing but what they have interacted with is known.
+
+        Args:
+            histories: candidate rows of each user, oldest first.
+
+        Returns:
+            (n, dim) float32.
+        """
+        nobody = pa.table({USER_ID: pa.nulls(len(histories), pa.string())})
+        return self._embed(encode_queries(self.features, self.vocabularies, histories, nobody))
+
+    def embed_users(
+        self, rows: np.ndarray, histories: Sequence[np.ndarray] | None = None
+    ) -> np.ndarray:
+        """Embed users of the data by what they have interacted with, and what else is read of them.
+
+        Args:
+            rows: (n,) users.
+            histories: candidate rows of every user, oldest first; those of the training if none.
+
+        Returns:
+            (n, dim) float32.
+        """
+        return self._embed(self.encode_users(rows, histories))
+
+    def encode_users(
+        self, rows: np.ndarray, histories: Sequence[np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Encode users as ``embed_users`` reads them: the query tower's inputs (n, length)."""
+        known = self.histories if histories is None else histories
+        chosen = [known[row] for row in rows]
+        return {
+            feature.name: encode_histories(chosen, feature.length)
+            if feature.kind == "history"
+            else self.context[feature.name][rows]
+            for feature in self.features.query
+        }
+
+    def _embed(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return in_batches(self.query_module.embed, list(inputs.values()))
+
+    def embed_candidates(self, corpus: dict[str, np.ndarray] | None = None) -> np.ndarray:
+        """Embed candidates.
+
+        Args:
+            corpus: as ``trainer.features.encode_candidates`` encodes them; the catalogue if none.
+
+        Returns:
+            (n_candidates, dim) float32, in row order.
+        """
+        corpus = self.corpus if corpus is None else corpus
+        inputs = [corpus[feature.name] for feature in self.features.candidate]
+        return in_batches(self.candidate_module.embed, inputs)
+
+
+def in_batches(embed: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the embeddings (n, dim) float32 that an exported function gives to its inputs.
+
+    Args:
+        embed: of tensors, in the order of ``inputs``; returns a dictionary.
+        inputs: each (n, length).
+    """
+    starts = range(0, len(inputs[0]), _BATCH_SIZE)
+    batches = ([values[start : start + _BATCH_SIZE] for values in inputs] for start in starts)
+    return np.concatenate([embed(*batch)["embedding"].numpy() for batch in batches])
