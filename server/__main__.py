@@ -100,20 +100,18 @@ def _serve(settings: Settings) -> None:
     # imported, and only here: no other command needs the server's own libraries.
     for library in ("OPENBLAS", "OMP", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-    if settings.workers > 1:
+    if settings.workers > 1 and settings.metrics_port is not None:
         _count_together()
     from indexer.backends import BackendUnavailableError
-    from server.auth import check_exposure
     from server.loading import load_and_settle, with_page_token_key
-    from server.serve import PortTakenError, run_event_loop, serve_alone
-    from server.tls import CertificateError, certificates
+    from server.serve import PortTakenError, check, run_event_loop, serve_alone
+    from server.tls import CertificateError
     from server.workers import WorkerError, serve_with_workers
     from trainer.publish import BundleError
 
     settings = with_page_token_key(settings)
     try:
-        check_exposure(settings)
-        certificates(settings)  # told before the index is loaded, if they cannot be used
+        check(settings)
         # Not kept here: the first version leaves memory when others have taken over.
         if settings.workers > 1:
             serve_with_workers(settings, load_and_settle(settings), _announce)

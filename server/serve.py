@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from server import admin, metrics
 from server.admin import AdminServicer
-from server.auth import TokenInterceptor, Tokens
+from server.auth import TokenInterceptor, Tokens, check_exposure
 from server.loading import IndexVersion
 from server.servicer import SERVICE_NAME, CandidateSearchServicer
 from server.settings import Settings, SettingsError
@@ -30,6 +30,7 @@ from server.versions import Served, Versions
 _log = structlog.get_logger(__name__)
 LOOK_SECONDS = 1.0  # between looks at what no event tells
 CHOOSE_ANOTHER = "choose another address with --host and --port, or --port 0 for any that is free"
+CHOOSE_ANOTHER_FOR_METRICS = "choose another port for Prometheus with --metrics-port"
 
 
 OnReady = Callable[[str], None]
@@ -42,6 +43,24 @@ class PortTakenError(Exception):
 def address(host: str, port: int) -> str:
     """Return ``host:port`` as gRPC and people write it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings that no server can be started with, and warn of dangerous ones.
+
+    It is done before an index is loaded, which takes long, and before workers are forked, which
+    cannot tell the user.
+
+    Raises:
+        CertificateError: if the files of TLS cannot be used.
+        SettingsError: if another setting cannot be used.
+    """
+    check_exposure(settings)
+    certificates(settings)
+    if settings.token_file is not None:
+        Tokens(settings.token_file)
+    if settings.trace_endpoint is not None:
+        _tracing()
 
 
 def run_event_loop(main: Coroutine[Any, Any, None]) -> None:
@@ -153,8 +172,8 @@ class Worker:
             bound_port = metrics.listen(host, port)
         except OSError as error:
             raise PortTakenError(
-                f"cannot listen on {address(host, port)} for Prometheus: {error.strerror}; "
-                "choose another port with --metrics-port"
+                f"cannot listen on {address(host, port)}: {error.strerror}; "
+                f"{CHOOSE_ANOTHER_FOR_METRICS}"
             ) from error
         _log.info("metrics", address=f"http://{address(host, bound_port)}/metrics")
 

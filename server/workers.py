@@ -38,6 +38,7 @@ from server.errors import NotServingError
 from server.loading import IndexVersion, settle_memory
 from server.serve import (
     CHOOSE_ANOTHER,
+    CHOOSE_ANOTHER_FOR_METRICS,
     LOOK_SECONDS,
     OnReady,
     PortTakenError,
@@ -47,7 +48,8 @@ from server.serve import (
     run_event_loop,
     serve,
 )
-from server.settings import Settings
+from server.settings import Settings, SettingsError
+from server.tls import CertificateError
 from server.versions import Served, Versions
 from trainer.publish import BundleError
 
@@ -78,10 +80,16 @@ def serve_with_workers(settings: Settings, active: IndexVersion, on_ready: OnRea
         on_ready: called with the address once all workers answer searches.
 
     Raises:
-        PortTakenError: if the address cannot be listened on.
+        PortTakenError: if an address cannot be listened on.
         WorkerError: if a worker ends before it has served.
     """
-    with _held_port(settings.host, settings.port) as port, Signals() as signals:
+    with ExitStack() as stack:
+        port = stack.enter_context(_held_port(settings.host, settings.port, CHOOSE_ANOTHER))
+        if settings.metrics_port is not None:
+            held = _held_port(settings.host, settings.metrics_port, CHOOSE_ANOTHER_FOR_METRICS)
+            metrics_port = stack.enter_context(held)
+            settings = settings.model_copy(update={"metrics_port": metrics_port})
+        signals = stack.enter_context(Signals())
         workers = Workers(settings, active, port, signals)
         del active  # or it would stay in memory after others have taken over
         try:
@@ -319,6 +327,9 @@ class Workers:
             self._versions.served = served  # what it takes over from would stay in memory
             run_event_loop(self._serve(served, tell_ready, parent))
             status = 0
+        except (CertificateError, PortTakenError, SettingsError) as error:
+            # They were in order when the server was started.
+            _log.error("worker cannot serve", reason=str(error))
         except BaseException as error:  # noqa: BLE001 - nothing above may run a second time
             _log.error("worker failed", exc_info=error)
         finally:
@@ -358,11 +369,19 @@ def _let_arrive(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def _held_port(host: str, port: int) -> Iterator[int]:
+def _held_port(host: str, port: int, advice: str) -> Iterator[int]:
     """Yield a port that nobody listens on, and that nobody else is given meanwhile.
 
     Workers that share a port would share it with a second server as well, without a word; so it is
     first asked for by a socket that does not share.
+
+    Args:
+        host: the address.
+        port: the port; 0 for any that is free.
+        advice: what to do if it is taken.
+
+    Raises:
+        PortTakenError: if it is taken.
     """
     with ExitStack() as stack:
         try:
@@ -373,9 +392,7 @@ def _held_port(host: str, port: int) -> Iterator[int]:
             held.bind((host, free_port))
         except OSError as error:
             where = address(host, port)
-            raise PortTakenError(
-                f"cannot listen on {where}: {error.strerror}; {CHOOSE_ANOTHER}"
-            ) from error
+            raise PortTakenError(f"cannot listen on {where}: {error.strerror}; {advice}") from error
         yield free_port
 
 

@@ -7,9 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from indexer.bundle import IndexBundle
+from indexer.exact import ExactScorer
 from server.client import Embedding, SearchClient, SearchFailedError
 
 QUERIES = np.random.default_rng(5).normal(size=(20, 8)).astype(np.float32)
@@ -17,6 +20,16 @@ COUNT = 5
 
 Oracle = Mapping[str, Sequence[Sequence[str]]]
 """The ids that each version finds for each of the queries."""
+
+
+def oracle_of(root: Path) -> Oracle:
+    """Return what each version of a folder answers, from its vectors alone."""
+    found = {}
+    for directory in root.glob("2*"):
+        corpus = IndexBundle.open(directory).corpus
+        rows = ExactScorer(corpus.embeddings).search(QUERIES, COUNT).rows
+        found[directory.name] = [corpus.candidate_ids.tokens(line) for line in rows]
+    return found
 
 
 @dataclass

@@ -12,7 +12,7 @@ from candidate_search.v1 import candidate_search_service_pb2 as pb
 from candidate_search.v1.candidate_search_service_pb2_grpc import CandidateSearchServiceStub
 
 from server.client import Embedding, SearchClient
-from tests.server.processes import serving
+from tests.server.processes import n_descriptors, serving, wait_for
 from tests.server.published import publish
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -122,14 +122,3 @@ def is_closed_within(peer: socket.socket, seconds: float) -> bool:
     except OSError:
         return True
     return True
-
-
-def n_descriptors(process_id: int) -> int:
-    return len(list(Path(f"/proc/{process_id}/fd").iterdir()))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

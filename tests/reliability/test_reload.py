@@ -3,13 +3,10 @@
 import re
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from indexer.bundle import IndexBundle
-from indexer.exact import ExactScorer
 from server.admin_client import AdminClient
 from server.client import (
     Embedding,
@@ -18,8 +15,8 @@ from server.client import (
     SearchResults,
     search_request,
 )
-from tests.reliability.steady_load import COUNT, QUERIES, Oracle, steady_load
-from tests.server.processes import children, serving
+from tests.reliability.steady_load import QUERIES, Oracle, oracle_of, steady_load
+from tests.server.processes import children, serving, wait_for
 from tests.server.published import copied, current, point_at, publish
 
 FLAT = 1.05  # memory after all swaps, in that after a fifth of them
@@ -40,13 +37,7 @@ def link(root: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def oracle(root: Path) -> Oracle:
-    """What each version answers, from its vectors alone."""
-    found = {}
-    for directory in root.glob("2*"):
-        corpus = IndexBundle.open(directory).corpus
-        rows = ExactScorer(corpus.embeddings).search(QUERIES, COUNT).rows
-        found[directory.name] = [corpus.candidate_ids.tokens(line) for line in rows]
-    return found
+    return oracle_of(root)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -129,13 +120,6 @@ def test_a_refused_version_leaves_the_old_one_serving(link: Path, oracle: Oracle
         assert workers == children(process.pid)
         refused = {one.name: one.refusal for one in admin.versions()}
         assert "embeddings.npy" in refused[other]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def memory_bytes(process_id: int, n_workers: int) -> float:

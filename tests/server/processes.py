@@ -3,7 +3,8 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,3 +30,16 @@ def children(process_id: int) -> list[int]:
     return list(
         map(int, Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split())
     )
+
+
+def n_descriptors(process_id: int) -> int:
+    """Return how many files, sockets and pipes a process has open."""
+    return len(list(Path(f"/proc/{process_id}/fd").iterdir()))
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Return when a condition holds, which it must in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)

@@ -4,14 +4,13 @@ import re
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 
 from server.client import Embedding, SearchClient, SearchFailedError
-from tests.server.processes import serving
+from tests.server.processes import serving, wait_for
 from tests.server.published import current, publish
 
 QUERY = Embedding([1.0] * 8)
@@ -61,25 +60,61 @@ def test_every_call_is_counted_whoever_answered_it(link: Path, workers: str) -> 
             'candidate_search_searches_total{backend="annoy",index_version="%s",'
             'search_method="index"}'
         )
-        assert samples[searches % version] >= 8
+        assert 8 == samples[searches % version]
         assert samples['candidate_search_stage_seconds_count{stage="search"}'] >= 1
         assert samples["candidate_search_peak_memory_bytes"] > 1e6
         recall = f'{{backend="annoy",index_version="{version}"}}'
-        deadline = time.monotonic() + 30
-        while f"candidate_search_live_recall_count{recall}" not in (samples := scrape(port)):
-            assert time.monotonic() < deadline
+        wait_for(lambda: f"candidate_search_live_recall_count{recall}" in scrape(port))
+        samples = scrape(port)
         n_compared = samples[f"candidate_search_live_recall_count{recall}"]
         assert 0.5 <= samples[f"candidate_search_live_recall_sum{recall}"] / n_compared <= 1
 
 
-def test_a_port_for_prometheus_that_is_taken_is_told_in_a_sentence(link: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        flags = ["--index", str(link), "--port", "0", "--metrics-port", port]
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_for_prometheus_that_is_taken_is_told_in_a_sentence(
+    link: Path, workers: str
+) -> None:
+    port = str(free_port())
+    with serving(link, "--metrics-port", port, "--workers", workers):
+        flags = ["--index", str(link), "--port", "0", "--metrics-port", port, "--workers", "2"]
         command = [sys.executable, "-m", "server", "serve", *flags]
         ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
-    assert f"cannot listen on 127.0.0.1:{port} for Prometheus" in ended.stderr
+    assert (
+        f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another port for "
+        "Prometheus with --metrics-port"
+    ) in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_any_port_will_do_for_prometheus(link: Path, workers: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "server", "serve", "--index", str(link), "--port", "0"]
+    flags = ["--metrics-port", "0", "--workers", workers, "--log-format", "json"]
+    log = tmp_path / "log"
+    with log.open("w") as written:
+        process = subprocess.Popen(
+            [*command, *flags], stdout=subprocess.PIPE, stderr=written, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+    try:
+        ports = set(re.findall(r"http://127\.0\.0\.1:(\d+)/metrics", log.read_text()))
+        assert len(ports) == 1  # all workers answer on one
+        assert "candidate_search_calls_in_flight" in scrape(int(ports.pop()))
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize(("flags", "n_directories"), [((), 0), (("--metrics-port", "0"), 1)])
+def test_files_to_count_in_are_made_only_for_prometheus(
+    link: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str],
+    n_directories: int,
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with serving(link, "--workers", "2", *flags):
+        assert n_directories == len(list(tmp_path.glob("candidate-search-metrics-*")))

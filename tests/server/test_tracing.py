@@ -12,7 +12,7 @@ from candidate_search.v1 import candidate_search_service_pb2 as pb
 from candidate_search.v1.candidate_search_service_pb2_grpc import CandidateSearchServiceStub
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from server.serve import _tracing
+from server.serve import check
 from server.settings import Settings, SettingsError
 from tests.server.conftest import RunningServer
 
@@ -74,4 +74,4 @@ def test_the_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     monkeypatch.delitem(sys.modules, "server.tracing", raising=False)
     with pytest.raises(SettingsError, match=r"pip install candidate-search\[trace\]"):
-        _tracing()
+        check(Settings(trace_endpoint="http://localhost:4317"))

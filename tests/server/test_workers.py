@@ -18,7 +18,7 @@ from server.client import Embedding, Examples, Like, SearchClient, SearchFailedE
 from server.loading import load, with_page_token_key
 from server.settings import Settings
 from server.workers import Signals, Workers, _Process
-from tests.server.processes import children, serving
+from tests.server.processes import children, serving, wait_for
 from tests.server.published import current, publish
 
 QUERIES = (Embedding([1.0] * 8), Like("c5"), Examples(["c1", "c2"], ["c3"]))
@@ -70,10 +70,7 @@ def test_workers_end_with_their_parent(vector_index: Path) -> None:
         orphans = children(process.pid)
         process.kill()
         process.wait()
-        deadline = time.monotonic() + 20
-        while any(map(is_running, orphans)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not any(map(is_running, orphans))
+        wait_for(lambda: not any(map(is_running, orphans)))
 
 
 def is_running(process_id: int) -> bool:
@@ -136,10 +133,7 @@ def test_a_worker_that_cannot_be_replaced_yet_is_replaced_later(link: Path) -> N
             assert [second] == children(process.pid)
             with SearchClient(address) as client:
                 assert len(client.search(QUERIES[0])) == 10
-        deadline = time.monotonic() + 20
-        while len(children(process.pid)) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(lambda: len(children(process.pid)) == 2)
 
 
 @contextmanager
