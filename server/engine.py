@@ -57,6 +57,9 @@ class Engine:
         max_page_depth: how deep pages reach.
         filter_cache_bytes: how much memory the masks of filters may take.
         long_search_floats: how many numbers a search may read and not be long.
+
+    Attributes:
+        is_remote: whether searches may leave this process, and wait for others.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Engine:
         self.bundle = bundle
         self.metadata = Metadata(corpus.candidates)
         self.planner = Planner(bundle)
+        self.is_remote = any(index.is_remote for index in self.planner.indexes.values())
         self._candidate_ids = corpus.candidate_ids
         self._directions = directions
         self._embedder = Embedder(corpus, directions, bundle.query)
@@ -123,11 +127,13 @@ class Engine:
         return self._ranker is not None
 
     def is_long(self, request: SearchRequest) -> bool:
-        """Whether a search may read more of the corpus than should be read on an event loop.
+        """Whether a search may take longer than an event loop should be held up.
 
         Raises:
             BackendUnknownError: if it asks for a backend that there is not.
         """
+        if self.is_remote:
+            return True
         if not self._has_long_scans:
             return False
         if request.filter is not None or self.planner.choose(request, request.count).exact:
@@ -160,7 +166,7 @@ class Engine:
             raise UserUnknownError("nothing is known of the user: no known id, no known history")
         excluded, unknown_ids = self._excluded(request, embedded)
         mask = None if request.filter is None else self._masks.mask(request.filter)
-        wanted = Wanted(embedded.vector, embedded.by_cosine, excluded, mask)
+        wanted = Wanted(embedded.vector, embedded.by_cosine, excluded, mask, request.filter)
         depth = self._diversifier.depth(request.diversity, request.count, request.count)
         choice = self.planner.choose(request, depth)
         nanos = {"embed": embedded_at - start, "plan": perf_counter_ns() - embedded_at}

@@ -121,6 +121,12 @@ class NotServingError(SearchError):
     reason = "NOT_SERVING"
 
 
+class EngineUnreachableError(SearchError):
+    """The index is kept by an engine outside of the server, which does not answer."""
+
+    reason = "ENGINE_UNREACHABLE"
+
+
 class VersionUnknownError(SearchError):
     """There is no such index version beside the one that answers."""
 

@@ -43,6 +43,7 @@ STATUS_CODES: dict[type[errors.SearchError], grpc.StatusCode] = {
     errors.PageTokenExpiredError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NotServingError: grpc.StatusCode.UNAVAILABLE,
+    errors.EngineUnreachableError: grpc.StatusCode.UNAVAILABLE,
     errors.VersionUnknownError: grpc.StatusCode.NOT_FOUND,
     errors.VersionRefusedError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NoPreviousVersionError: grpc.StatusCode.FAILED_PRECONDITION,

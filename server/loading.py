@@ -13,6 +13,7 @@ import structlog
 from prometheus_client import Counter
 from pydantic import SecretStr
 
+from indexer.backends import IndexUnreachableError
 from indexer.bundle import IndexBundle, OperatingPoint
 from indexer.exact import ExactScorer, Neighbors
 from indexer.recall import mean_interval, recall_at_k
@@ -27,7 +28,7 @@ from server.domain import (
 )
 from server.encoding import FoundEncoder, index_info_message, plan_fields
 from server.engine import Engine
-from server.errors import SearchError
+from server.errors import EngineUnreachableError, SearchError
 from server.paging import PageTokens
 from server.settings import Settings
 from server.signing import check_signature
@@ -58,6 +59,7 @@ class IndexVersion:
 
     def __init__(self, bundle: IndexBundle, settings: Settings) -> None:
         self.name = bundle.manifest.version
+        self._is_tried = False
         self.engine = Engine(
             bundle,
             max_page_depth=settings.max_page_depth,
@@ -71,8 +73,23 @@ class IndexVersion:
         # Not of a method: such a cycle would keep a replaced version in memory.
         self.counter = lru_cache(4096)(partial(_counter, self.name))
 
+    def try_out(self) -> None:
+        """See whether the index delivers what it promises.
+
+        Raises:
+            BundleError: if a backend finds less.
+            IndexUnreachableError: if its engine does not answer.
+            SearchError: if parts of different bundles were put together, and others of
+                ``_DOES_NOT_FIT``.
+        """
+        self.search_every_kind()
+        _self_test(self)
+        self._is_tried = True
+
     def warm_up(self) -> None:
         """Make searches of every kind on this thread, so that no caller waits for the first."""
+        if not self._is_tried:
+            self.try_out()
         for _ in range(_WARM_UP_ROUNDS):
             self.search_every_kind()
 
@@ -85,13 +102,16 @@ class IndexVersion:
 def load(settings: Settings, directory: Path | None = None) -> IndexVersion:
     """Verify and open an index bundle, and try whether it delivers what it promises.
 
+    An index that is kept outside is tried later, by the workers, if there are to be several.
+
     Args:
         settings: which bundle, and the limits.
         directory: the bundle's directory, if it is another than the settings name.
 
     Raises:
         BundleError: if there is no bundle, it is not signed as the settings demand, it is damaged,
-            its parts do not fit each other, or a backend finds less than it promises.
+            its parts do not fit each other, a backend finds less than it promises, or one that is
+            outside of this process does not answer.
         BackendUnavailableError: if its default backend's library is not installed.
     """
     directory = resolve(directory or settings.index)
@@ -101,8 +121,11 @@ def load(settings: Settings, directory: Path | None = None) -> IndexVersion:
     try:
         bundle.check()
         version = IndexVersion(bundle, settings)
-        version.search_every_kind()  # parts of different bundles fail here
-        _self_test(version)
+        # A process that forks must have no connection; each of its workers makes one, and tries it.
+        if settings.workers == 1 or not version.engine.is_remote:
+            version.try_out()
+    except (EngineUnreachableError, IndexUnreachableError) as error:
+        raise BundleError(f"{bundle.directory}: {error.__cause__ or error}") from error
     except _DOES_NOT_FIT as error:
         raise BundleError(f"{bundle.directory}: its parts do not fit: {error}") from error
     return version

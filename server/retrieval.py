@@ -10,10 +10,12 @@ from functools import cached_property
 
 import numpy as np
 
-from indexer.backends import Neighbors
+from indexer.backends import IndexUnreachableError, Neighbors
 from indexer.backends import SearchMethod as IndexSearchMethod
 from indexer.corpus import Corpus
+from indexer.filters import Filter, Restriction
 from server.domain import SearchMethod
+from server.errors import EngineUnreachableError
 from server.planning import IndexChoice
 from server.similarity import Directions
 
@@ -22,6 +24,7 @@ _MAX_DROPPED = 1000  # up to these, fetching more and dropping the excluded beat
 # there if the excluded are the query's best, as a user's own history is; so it fetches some more.
 _SPARE_PER_DROPPED = 1.5
 _FETCH_STEP = 32  # so that many searches fetch as many, and can be made together
+_NO_ANSWER = "the engine that keeps the index does not answer; try again later"
 
 _METHODS = {method: SearchMethod(method.value) for method in IndexSearchMethod}
 
@@ -38,6 +41,8 @@ class Wanted:
     """(n,) integer rows that must not be found; they may repeat."""
     mask: np.ndarray | None
     """(n_candidates,) bool, read-only: what the filter lets through; None for all."""
+    filter: Filter | None = None
+    """What ``mask`` was made from."""
 
 
 @dataclass(slots=True)
@@ -99,7 +104,10 @@ class Retriever:
             queries = self._query(several[0])[None]
         else:
             queries = np.array([self._query(wanted) for wanted in several])
-        neighbors = choice.index.search(queries, n_fetched, choice.params_at(n_fetched))
+        try:
+            neighbors = choice.index.search(queries, n_fetched, choice.params_at(n_fetched))
+        except IndexUnreachableError as error:
+            raise EngineUnreachableError(_NO_ANSWER) from error
         return [self._kept(_line(neighbors, i), wanted, choice) for i, wanted in enumerate(several)]
 
     def scans(self, wanted: Wanted) -> bool:
@@ -137,7 +145,12 @@ class Retriever:
     def _search_eligible(self, wanted: Wanted, choice: IndexChoice) -> Found:
         query = self._query(wanted)[None]
         eligible = self._eligible(wanted)
-        return _line(choice.index.search(query, choice.k, choice.params, eligible), 0)
+        why = Restriction(wanted.filter, wanted.excluded)
+        try:
+            found = choice.index.search(query, choice.k, choice.params, eligible, why)
+        except IndexUnreachableError as error:
+            raise EngineUnreachableError(_NO_ANSWER) from error
+        return _line(found, 0)
 
     def _not_excluded(self, rows: np.ndarray, excluded: np.ndarray) -> np.ndarray:
         """Return where in ``rows`` there is no excluded one, (n,) int64 positions."""

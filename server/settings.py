@@ -184,7 +184,10 @@ class Settings(BaseSettings):
         "made beside the event loop.",
     )
     long_search_threads: int = Field(
-        default=1, ge=1, description="How many long searches are made at the same time."
+        default=1,
+        ge=1,
+        description="How many long searches are made at the same time. Where an engine outside "
+        "keeps the index all are long, and mostly wait: 16 is better then.",
     )
     long_search_queue: int = Field(
         default=64, ge=0, description="How many long searches may wait; more are refused."
