@@ -291,9 +291,12 @@ class Collection:
         return int(found[0]["count(*)"])
 
     def _check(self, client: Any) -> None:
-        """Look once for each connection whether all rows are there."""
+        """Look once for each connection whether all rows are there, in memory."""
         if client is self._checked:
             return
+        wait = {"timeout": self._milvus.timeout_seconds}
+        if client.get_load_state(self._name, **wait)["state"].name != "Loaded":
+            client.load_collection(self._name, **wait)  # milvus-lite forgets it when it ends
         found = self._count(client)
         if found != self._n_rows:
             raise ValueError(f"collection {self._name} has {found} rows, not {self._n_rows}")
