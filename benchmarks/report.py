@@ -213,6 +213,8 @@ In batches of {BATCH_SIZE}: {batched:.0f} us of CPU a search; the library's own 
 ours: {report.batch_ratio:.2f}.
 CPU a request with two workers / with one: \
 {1 / report.throughput_ratio("known user, 2 workers"):.2f}.
+While exact searches run beside, the 99th percentile of 100 searches a second is \
+{report.stall_us / 1e3:.1f} ms above that without.
 From start to serving: {report.start_seconds:.2f} s, of which hashing the files alone takes \
 {report.hash_seconds:.2f} s. Private memory: {report.private_bytes / 1e6:.0f} MB.
 Microseconds by stage: {stages}."""

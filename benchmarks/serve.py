@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,10 @@ BATCH_SIZE = 64
 HISTORY_LENGTH = 50
 N_EXCLUDED = 100
 RECALL_TARGET = 0.95
+STEADY, BESIDE_EXACT = "known user, 100/s", "known user, 100/s, beside exact searches"
 
+_STEADY_RATE = 100.0
+_EXACT_IN_FLIGHT = 4
 _SERVICE = "/candidate_search.v1.CandidateSearchService"
 _SEARCH, _BATCH = f"{_SERVICE}/SearchCandidates", f"{_SERVICE}/BatchSearchCandidates"
 _RAW_SEARCHES = 2_000
@@ -108,6 +112,11 @@ class ServeReport(BaseModel):
         return self.raw_batched_search_us / ours
 
     @property
+    def stall_us(self) -> float:
+        """The 99th percentile of a search's latency beside exact ones, above that without them."""
+        return self.load_of(BESIDE_EXACT).p99_us - self.load_of(STEADY).p99_us
+
+    @property
     def added_latency_us(self) -> float:
         """Median latency with one request in flight, above that of null server plus search."""
         alone = self.load_of("known user, alone").p50_us
@@ -155,6 +164,18 @@ class _Scenarios:
         self.measured.append(Scenario(name=name, searches_per_request=searches, load=load))
         return load
 
+    @contextmanager
+    def beside(self, server: _Server, request: bytes) -> Iterator[None]:
+        """Keep a server busy with another request for a scenario of the block, and some longer."""
+        seconds = self._seconds + 1
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(
+                partial(put_load, seconds=seconds, in_flight=_EXACT_IN_FLIGHT),
+                *(server.target, _SEARCH, request, server.pid),
+            )
+            yield
+            other.result()
+
 
 def benchmark_serve(
     bundle: IndexBundle, *, seconds: int = 5, on_step: OnStep = lambda _: None
@@ -171,7 +192,7 @@ def benchmark_serve(
         RuntimeError: if a server does not start.
         SearchFailedError: if the server refuses what it is to be loaded with.
     """
-    known, history, selective = _requests(bundle)
+    known, history, selective, exact = _requests(bundle)
     batch = pb.BatchSearchCandidatesRequest(requests=[known] * BATCH_SIZE).SerializeToString()
     scenarios = _Scenarios(seconds, on_step)
     arguments = ("server", "serve", "--index", str(bundle.directory), "--port", "0")
@@ -180,7 +201,7 @@ def benchmark_serve(
     with _process(arguments) as server, SearchClient(server.target) as client:
         start_seconds = perf_counter() - started
         # The load generators count answers, not what is in them: see first that all is well.
-        answer, *others = client.search_batch([known, history, selective])
+        answer, *others = client.search_batch([known, history, selective, exact])
         for one in (answer, *others):
             if isinstance(one, SearchFailedError):
                 raise one
@@ -196,6 +217,9 @@ def benchmark_serve(
         scenarios.measure("batch", server, batch, in_flight=4, searches=BATCH_SIZE)
         half = load.requests_per_second / 2
         scenarios.measure("known user, open loop", server, body, rate=half)
+        scenarios.measure(STEADY, server, body, rate=_STEADY_RATE)
+        with scenarios.beside(server, exact.SerializeToString()):
+            scenarios.measure(BESIDE_EXACT, server, body, rate=_STEADY_RATE)
         private_bytes = _private_bytes(server.pid)
     with _process((*arguments, "--workers", "2")) as two:
         scenarios.measure("known user, 2 workers", two, body, connections=16)
@@ -225,7 +249,7 @@ def _known_user(bundle: IndexBundle) -> User:
 
 
 def _requests(bundle: IndexBundle) -> list[pb.SearchCandidatesRequest]:
-    """Return a known user's request, one with a history, and one with a filter and exclusions."""
+    """Return requests: a known user's, with a history, with a filter and exclusions, exact."""
     ids = bundle.corpus.candidate_ids
     history = ids.tokens(np.arange(HISTORY_LENGTH) * (len(ids) // HISTORY_LENGTH))
     excluded = ids.tokens(np.arange(N_EXCLUDED) * (len(ids) // N_EXCLUDED) + 1)
@@ -237,6 +261,7 @@ def _requests(bundle: IndexBundle) -> list[pb.SearchCandidatesRequest]:
         search_request(
             known, count=COUNT, recall_target=RECALL_TARGET, exclude=excluded, where=tenth
         ),
+        search_request(known, count=COUNT, exact=True),
     ]
 
 
