@@ -28,7 +28,7 @@ from trainer.errors import TrainerError
 from trainer.model_config import RankerConfig, TowersConfig
 from trainer.splits import SplitKind
 
-_SOURCES = ("dataset", "interactions", "candidates")
+_SOURCES = ("dataset", "interactions", "candidates", "users")
 _COMMENT_WIDTH = 98
 
 
@@ -48,6 +48,9 @@ class DataConfig(BaseModel):
     optionally rating and timestamp."""
     candidates: Path | None = None
     """Your own candidates, CSV or Parquet: candidate_id, optionally title, and any metadata."""
+    users: Path | None = None
+    """Your own users, CSV or Parquet: user_id, and any columns for ``demographics`` and the ranking
+    model to read."""
     min_rating: float | None = None
     """Take only interactions rated at least this high."""
 
@@ -55,13 +58,16 @@ class DataConfig(BaseModel):
         """Load the data.
 
         Raises:
-            ConfigError: if candidates are given without interactions.
+            ConfigError: if candidates or users are given without interactions.
             DatasetError: if the data cannot be had or read.
         """
         if self.interactions is not None:
-            return load_files(self.interactions, self.candidates, min_rating=self.min_rating)
-        if self.candidates is not None:
-            raise ConfigError(f"{self.candidates}: --candidates needs --interactions as well")
+            return load_files(
+                self.interactions, self.candidates, self.users, min_rating=self.min_rating
+            )
+        for flag, file in (("candidates", self.candidates), ("users", self.users)):
+            if file is not None:
+                raise ConfigError(f"{file}: --{flag} needs --interactions as well")
         return load_dataset(self.dataset, min_rating=self.min_rating, fallback_to_sample=True)
 
 

@@ -13,6 +13,7 @@ from trainer.commands.options import (
     InteractionsFile,
     MinRating,
     Seed,
+    UsersFile,
 )
 from trainer.console import print_json, sentences_for_errors, stderr
 
@@ -23,6 +24,7 @@ def cold_start(
     dataset: DatasetName = None,
     interactions: InteractionsFile = None,
     candidates: CandidatesFile = None,
+    users: UsersFile = None,
     min_rating: MinRating = None,
     seed: Seed = None,
     epochs: Epochs = None,
@@ -45,7 +47,7 @@ def cold_start(
             config,
             {
                 "seed": seed,
-                "data": source(dataset, interactions, candidates, min_rating),
+                "data": source(dataset, interactions, candidates, users, min_rating),
                 "towers": {"epochs": epochs, "dim": dim},
             },
         )

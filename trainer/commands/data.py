@@ -17,6 +17,7 @@ def source(
     dataset: str | None,
     interactions: Path | None,
     candidates: Path | None,
+    users: Path | None,
     min_rating: float | None,
 ) -> dict[str, object]:
     """Return what the flags say of the data, in the structure of the configuration."""
@@ -24,6 +25,7 @@ def source(
         "dataset": dataset,
         "interactions": interactions,
         "candidates": candidates,
+        "users": users,
         "min_rating": min_rating,
     }
 

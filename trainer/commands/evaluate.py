@@ -23,6 +23,7 @@ from trainer.commands.options import (
     Seed,
     TensorBoardFolder,
     TrainFraction,
+    UsersFile,
     WithRanker,
 )
 from trainer.console import print_json, sentences_for_errors, stderr
@@ -44,6 +45,7 @@ def evaluate(
     dataset: DatasetName = None,
     interactions: InteractionsFile = None,
     candidates: CandidatesFile = None,
+    users: UsersFile = None,
     min_rating: MinRating = None,
     split: HeldOut = None,
     train_fraction: TrainFraction = None,
@@ -80,7 +82,7 @@ def evaluate(
                 "train_fraction": train_fraction,
                 "patience": patience,
                 "with_ranker": ranker,
-                "data": source(dataset, interactions, candidates, min_rating),
+                "data": source(dataset, interactions, candidates, users, min_rating),
                 "towers": {"epochs": epochs, "dim": dim},
             },
         )

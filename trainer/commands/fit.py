@@ -22,6 +22,7 @@ from trainer.commands.options import (
     Patience,
     Seed,
     TensorBoardFolder,
+    UsersFile,
     WithRanker,
 )
 from trainer.console import print_json, say, sentences_for_errors
@@ -38,6 +39,7 @@ def fit(
     dataset: DatasetName = None,
     interactions: InteractionsFile = None,
     candidates: CandidatesFile = None,
+    users: UsersFile = None,
     min_rating: MinRating = None,
     split: HeldOut = None,
     refit: Annotated[
@@ -106,7 +108,7 @@ def fit(
                 "refit": refit,
                 "with_histories": with_histories,
                 "with_ranker": ranker,
-                "data": source(dataset, interactions, candidates, min_rating),
+                "data": source(dataset, interactions, candidates, users, min_rating),
                 "towers": {"epochs": epochs, "dim": dim},
             },
         )

@@ -38,6 +38,13 @@ CandidatesFile = Annotated[
         "metadata; lists are split on |.",
     ),
 ]
+UsersFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--users",
+        help="Your own users, CSV or Parquet: user_id, and any columns for demographics.",
+    ),
+]
 MinRating = Annotated[
     float | None, typer.Option(help="Take only interactions rated at least this high.")
 ]

@@ -9,7 +9,14 @@ import typer
 from rich.console import Console
 
 from trainer.commands.data import load, source
-from trainer.commands.options import AsJson, ConfigFile, DatasetName, InteractionsFile, MinRating
+from trainer.commands.options import (
+    AsJson,
+    ConfigFile,
+    DatasetName,
+    InteractionsFile,
+    MinRating,
+    UsersFile,
+)
 from trainer.console import print_json, say, sentences_for_errors
 
 
@@ -24,6 +31,7 @@ def refresh(
     config: ConfigFile = None,
     dataset: DatasetName = None,
     interactions: InteractionsFile = None,
+    users: UsersFile = None,
     min_rating: MinRating = None,
     as_json: AsJson = False,
 ) -> None:
@@ -36,7 +44,7 @@ def refresh(
         from trainer.config import load_config
         from trainer.refresh import refresh as refresh_bundle
 
-        flags = {"data": source(dataset, interactions, None, min_rating)}
+        flags = {"data": source(dataset, interactions, None, users, min_rating)}
         data = load(load_config(config, flags).data)
         bundle = TowerBundle.open(towers)
         done = refresh_bundle(bundle, data, output or bundle.directory.parent)

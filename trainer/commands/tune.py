@@ -20,6 +20,7 @@ from trainer.commands.options import (
     InteractionsFile,
     MinRating,
     Seed,
+    UsersFile,
 )
 from trainer.console import epoch_progress, print_json, sentences_for_errors
 from trainer.splits import split as split_dataset
@@ -34,6 +35,7 @@ def tune(
     dataset: DatasetName = None,
     interactions: InteractionsFile = None,
     candidates: CandidatesFile = None,
+    users: UsersFile = None,
     min_rating: MinRating = None,
     split: HeldOut = None,
     seed: Seed = None,
@@ -63,7 +65,7 @@ def tune(
             {
                 "seed": seed,
                 "split": split,
-                "data": source(dataset, interactions, candidates, min_rating),
+                "data": source(dataset, interactions, candidates, users, min_rating),
                 "towers": {"epochs": epochs, "dim": dim},
             },
         )

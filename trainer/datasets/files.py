@@ -1,10 +1,11 @@
-"""The user's own interactions and candidates, in CSV or Parquet.
+"""The user's own interactions, candidates and users, in CSV or Parquet.
 
 Interactions have the columns ``user_id`` and ``candidate_id``, optionally ``rating`` and
 ``timestamp`` (seconds since 1970); further columns are not read. Candidates have ``candidate_id``,
-optionally ``title``, and any columns of metadata. CSV says nothing of types, so a metadata column
-is a list where any of its values has a ``|``, else whole numbers, numbers or true/false where all
-its values are, else text; an empty value is missing. A title is always text.
+optionally ``title``, and any columns of metadata; users have ``user_id`` and any columns. CSV says
+nothing of types, so such a column is a list where any of its values has a ``|``, else whole
+numbers, numbers or true/false where all its values are, else text; an empty value is missing. A
+title is always text.
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ from trainer.datasets.tables import FileTable
 
 # Beyond the year 5000, and what milliseconds are taken for seconds.
 _MAX_TIMESTAMP_SECONDS = 1e11
+_PLURALS = {"candidate_id": "candidates", "user_id": "users"}
 
 
 def load(
-    interactions: Path, candidates: Path | None = None, *, min_rating: float | None = None
+    interactions: Path,
+    candidates: Path | None = None,
+    users: Path | None = None,
+    *,
+    min_rating: float | None = None,
 ) -> Dataset:
     """Load a dataset from files.
 
@@ -33,6 +39,8 @@ def load(
         interactions: The file of interactions.
         candidates: The file of candidates; without one, the candidates are those of the
             interactions, and nothing but their ids is known.
+        users: The file of users; of those that it lacks, and without one of all, nothing but their
+            interactions is known.
         min_rating: Keep only interactions rated at least so.
 
     Raises:
@@ -42,11 +50,13 @@ def load(
     if not len(table):
         raise DatasetError(f"{interactions}: there are no interactions in this file")
     user_ids, candidate_ids = table.ids("user_id"), table.ids("candidate_id")
-    unique_user_ids = sorted_unique(user_ids)
+    known_users = _only_ids("user_id", user_ids)
+    if users is not None:
+        known_users = _with_others(_load_described(users, "user_id"), user_ids)
     catalogue = (
-        pa.table({"candidate_id": sorted_unique(candidate_ids)})
+        _only_ids("candidate_id", candidate_ids)
         if candidates is None
-        else _load_candidates(candidates)
+        else _load_described(candidates, "candidate_id")
     )
     candidate_rows = rows_of(candidate_ids, catalogue["candidate_id"].combine_chunks())
     if candidate_rows.min() < 0:
@@ -58,9 +68,9 @@ def load(
         )
     dataset = Dataset(
         name=interactions.stem,
-        users=pa.table({"user_id": unique_user_ids}),
+        users=known_users,
         candidates=catalogue,
-        user_rows=rows_of(user_ids, unique_user_ids),
+        user_rows=rows_of(user_ids, known_users["user_id"].combine_chunks()),
         candidate_rows=candidate_rows,
         timestamps=_timestamps(table) if "timestamp" in table else None,
         ratings=table.numbers("rating").astype(np.float32) if "rating" in table else None,
@@ -78,29 +88,42 @@ def _timestamps(table: FileTable) -> npt.NDArray[np.int64]:
     return np.floor(seconds).astype(np.int64)
 
 
-def _load_candidates(path: Path) -> pa.Table:
-    """Return the candidates sorted by id, their metadata typed."""
-    table = FileTable(path, ("candidate_id",))
+def _only_ids(id_column: str, ids: pa.ChunkedArray) -> pa.Table:
+    return pa.table({id_column: sorted_unique(ids)})
+
+
+def _with_others(users: pa.Table, ids: pa.ChunkedArray) -> pa.Table:
+    """Return the users and all others with these ids, of whom nothing is known, sorted by id."""
+    known = users["user_id"]
+    everybody = _only_ids("user_id", pa.chunked_array([*known.chunks, *ids.chunks]))
+    rows = rows_of(everybody["user_id"], known.combine_chunks())
+    described = users.take(pa.array(rows, mask=rows < 0))
+    return described.set_column(0, "user_id", everybody["user_id"]).combine_chunks()
+
+
+def _load_described(path: Path, id_column: str) -> pa.Table:
+    """Return candidates or users sorted by id, their metadata typed."""
+    table = FileTable(path, (id_column,))
     if not len(table):
-        raise DatasetError(f"{path}: there are no candidates in this file")
-    ids = table.ids("candidate_id")
-    _refuse_duplicates(table, ids)
-    columns = {"candidate_id": ids}
+        raise DatasetError(f"{path}: there are no {_PLURALS[id_column]} in this file")
+    ids = table.ids(id_column)
+    _refuse_duplicates(table, id_column, ids)
+    columns = {id_column: ids}
     for name in table.table.column_names:
-        if name != "candidate_id":
+        if name != id_column:
             columns[name] = _metadata(table, name)
-    catalogue = pa.table(columns)
-    return catalogue.take(pc.sort_indices(ids)).combine_chunks()
+    return pa.table(columns).take(pc.sort_indices(ids)).combine_chunks()
 
 
-def _refuse_duplicates(table: FileTable, ids: pa.ChunkedArray) -> None:
+def _refuse_duplicates(table: FileTable, id_column: str, ids: pa.ChunkedArray) -> None:
     rows = rows_of(ids, sorted_unique(ids))
     first_rows = np.unique(rows, return_index=True)[1][rows]
     repeated = np.flatnonzero(first_rows != np.arange(len(rows)))
     if len(repeated):
         row = int(repeated[0])
         first = table.place(int(first_rows[row]))
-        raise table.error(row, "candidate_id", f"candidate {ids[row]} is already in {first}")
+        what = id_column.removesuffix("_id")
+        raise table.error(row, id_column, f"{what} {ids[row]} is already in {first}")
 
 
 def _metadata(table: FileTable, name: str) -> pa.Array:

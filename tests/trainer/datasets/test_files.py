@@ -190,6 +190,26 @@ def test_bad_candidates_are_refused_by_file_line_and_column(write, candidates, e
         load_files(write("shop.csv", "user_id,candidate_id\na,x\n"), path)
 
 
+def test_users_are_those_of_both_files_and_typed_as_candidates_are(write):
+    users = write("users.csv", "plan,user_id,age,likes\ngold,zoe,30,\n,bo,41,tea|art\n")
+    dataset = load_files(write("shop.csv", INTERACTIONS), None, users)
+
+    assert dataset.users.to_pydict() == {
+        "user_id": ["al", "bo", "zoe"],
+        "plan": [None, None, "gold"],
+        "age": [None, 41, 30],
+        "likes": [None, ["tea", "art"], []],
+    }
+    assert dataset.user_rows.tolist() == [1, 0, 1]
+
+
+def test_users_listed_twice_are_refused(write):
+    users = write("users.csv", "user_id\nbo\nbo\n")
+
+    with pytest.raises(DatasetError, match="line 3, column user_id: user bo is already in line 2"):
+        load_files(write("shop.csv", INTERACTIONS), None, users)
+
+
 @pytest.mark.parametrize(
     ("column", "values", "expected"),
     [
