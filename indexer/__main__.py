@@ -23,9 +23,9 @@ from indexer.backends import BACKENDS, BackendUnavailableError, IndexUnreachable
 from indexer.build import BuildOptions, build_bundle, retune_bundle
 from indexer.bundle import EXHAUSTIVE, IndexBundle, IndexManifest
 from indexer.corpus import Corpus, CorpusError, read_corpus, read_vectors
+from indexer.pruning import prune as prune_bundles
 from trainer.bundle import TowerBundle
 from trainer.publish import BundleError, read_manifest, resolve
-from trainer.publish import prune as prune_versions
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
@@ -169,12 +169,13 @@ def prune(
     keep: Annotated[int, typer.Option(min=0, help="Newest versions to keep.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old versions, and never the current one.
+    """Remove old versions, never the current one, and the collections of Milvus only they used.
 
     Example: python -m indexer prune artifacts/indexes --keep 3
     """
     with _sentences_for_errors():
-        removed = [str(directory) for directory in prune_versions(root, keep)]
+        directories, dropped = prune_bundles(root, keep)
+        removed = [*map(str, directories), *dropped]
         if as_json:
             _print_json({"removed": removed})
         else:

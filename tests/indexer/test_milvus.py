@@ -25,9 +25,12 @@ from indexer.backends.milvus import (
     MilvusIndex,
     MilvusSearchParams,
 )
+from indexer.build import BuildOptions, build_bundle, retune_bundle
+from indexer.bundle import IndexBundle
 from indexer.engines import milvus
 from indexer.filters import OneOf, Restriction
 from indexer.metadata import typed_columns
+from indexer.pruning import prune
 from tests.indexer.conftest import make_corpus
 from tests.milvus_server import MilvusServer
 
@@ -203,6 +206,23 @@ class TestSearching:
         CollectionEntry.read(tmp_path).collection(30).drop()
         with pytest.raises(IndexUnreachableError, match="cannot be used"):
             index.search(index.embeddings[:1], 5)
+
+
+def test_prune_drops_what_no_version_searches(
+    milvus_uri: str, queries: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = BuildOptions(k=5, backends=("milvus",), milvus_uri=milvus_uri)
+    built = [build_bundle(make_corpus(n), queries, tmp_path, options) for n in (31, 32)]
+    shared = retune_bundle(IndexBundle.open(built[1]), None, options)
+    old, new = (CollectionEntry.read(directory / "milvus") for directory in built)
+    client, _ = collection_of(IndexBundle.open(shared).index("milvus"))
+    assert prune(tmp_path, 1) == (built, [old.name])
+    assert (False, True) == tuple(client.has_collection(one.name) for one in (old, new))
+    build_bundle(make_corpus(33), queries, tmp_path, options)
+    monkeypatch.setenv("CANDIDATE_SEARCH_MILVUS_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("CANDIDATE_SEARCH_MILVUS_TIMEOUT_SECONDS", "0.5")
+    with pytest.raises(IndexUnreachableError, match=f"collection {new.name} is still there"):
+        prune(tmp_path, 1)
 
 
 def test_an_outage_is_told_and_gone_when_it_ends(
