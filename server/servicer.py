@@ -51,6 +51,8 @@ class _Call:
     degraded: Notice | None
     begun_nanos: int
     """Since the epoch."""
+    deadline: float | None
+    """When the caller gives up, by ``time.monotonic``, if it does."""
 
 
 _Answers = Mapping[IndexVersion, Iterator[SearchResult | SearchError]]
@@ -94,10 +96,10 @@ class CandidateSearchServicer:
         self, request: pb.SearchCandidatesRequest, seconds_left: float | None
     ) -> bytes:
         """Search for one query."""
-        call = self._begin(request, seconds_left)
+        call = self._begin(request, _deadline(seconds_left))
         # A short search costs less than handing it to a thread.
         result = (
-            await self._search_beside(call, seconds_left)
+            await self._search_beside(call)
             if call.is_long
             else call.version.engine.search(call.search)
         )
@@ -116,10 +118,10 @@ class CandidateSearchServicer:
                 found=n_requests,
             )
         results: list[bytes] = []
-        each_seconds = None if seconds_left is None else seconds_left / n_requests
+        deadline = _deadline(seconds_left)
         for start in range(0, n_requests, _SEARCHES_IN_A_ROW):
             some = batch.requests[start : start + _SEARCHES_IN_A_ROW]
-            results += await self._results(some, each_seconds)
+            results += await self._results(some, deadline, n_requests - start)
             await asyncio.sleep(0)
         return b"".join(results)
 
@@ -146,12 +148,16 @@ class CandidateSearchServicer:
         del request, seconds_left
         return self.served.active.index_info
 
-    async def run_beside(self, work: Callable[[], T], seconds_left: float | None = None) -> T:
+    async def run_beside(self, work: Callable[[], T], deadline: float | None = None) -> T:
         """Do long work beside the event loop, or refuse it if much is waiting already.
+
+        Args:
+            work: what to do.
+            deadline: when it need not be begun any more, by ``time.monotonic``.
 
         Raises:
             OverloadedError: if much is waiting.
-            TimeoutError: if its turn came when no time was left.
+            TimeoutError: if its turn came after the deadline.
         """
         limit = self._settings.long_search_threads + self._settings.long_search_queue
         if self._n_long >= limit:
@@ -160,9 +166,9 @@ class CandidateSearchServicer:
                 "try again later, or search an approximate backend without a filter",
                 limit=limit,
             )
-        deadline = None if seconds_left is None else monotonic() + seconds_left
 
         def work_in_time() -> T:
+            # gRPC calls off what has expired, unless the event loop is too busy to do so.
             if deadline is not None and monotonic() >= deadline:
                 raise TimeoutError
             return work()
@@ -182,8 +188,16 @@ class CandidateSearchServicer:
         """Tell Prometheus what is being done now."""
         metrics.observe_process(self.in_flight.count, self._n_long)
 
-    def _begin(self, request: pb.SearchCandidatesRequest, seconds_left: float | None) -> _Call:
-        """Translate a request into a search for which there is time, or refuse it."""
+    def _begin(
+        self, request: pb.SearchCandidatesRequest, deadline: float | None, n_to_do: int = 1
+    ) -> _Call:
+        """Translate a request into a search for which there is time, or refuse it.
+
+        Args:
+            request: what is searched for.
+            deadline: when the caller gives up, by ``time.monotonic``, if it does.
+            n_to_do: how many searches must be made by then, this one included.
+        """
         begun_nanos = time_ns()
         if not self.is_serving:
             raise NotServingError("the server is starting or stopping; try again")
@@ -194,11 +208,14 @@ class CandidateSearchServicer:
         offset = version.page_tokens.offset(page_token, all_but_token) if page_token else 0
         search, engine = self._decoder.decode(request, offset), version.engine
         is_long, degraded = engine.is_long(search), None
-        if seconds_left is not None:
+        if deadline is not None:
+            seconds_left = max(0.0, deadline - monotonic()) / n_to_do
             n_ahead = self._n_long / self._settings.long_search_threads if is_long else 0.0
             search, degraded = fitted(search, engine.planner, seconds_left, n_ahead)
             is_long = is_long and (degraded is None or engine.is_long(search))
-        return _Call(version, request, all_but_token, search, is_long, degraded, begun_nanos)
+        return _Call(
+            version, request, all_but_token, search, is_long, degraded, begun_nanos, deadline
+        )
 
     def _end(self, call: _Call, result: SearchResult) -> bytes:
         """Translate a result."""
@@ -219,14 +236,17 @@ class CandidateSearchServicer:
         others = other_fields(result, returned_fields, version.engine, next_page_token)
         return b"".join([found, version.plan_fields(result.plan), others])
 
-    async def _search_beside(self, call: _Call, seconds_left: float | None = None) -> SearchResult:
-        return await self.run_beside(lambda: call.version.engine.search(call.search), seconds_left)
+    async def _search_beside(self, call: _Call) -> SearchResult:
+        return await self.run_beside(lambda: call.version.engine.search(call.search), call.deadline)
 
     async def _results(
-        self, requests: Sequence[pb.SearchCandidatesRequest], seconds_left: float | None
+        self,
+        requests: Sequence[pb.SearchCandidatesRequest],
+        deadline: float | None,
+        n_to_do: int,
     ) -> list[bytes]:
         """Return some of a batch's results; a search that is refused is refused alone."""
-        calls = [self._begin_or_error(request, seconds_left) for request in requests]
+        calls = [self._begin_or_error(request, deadline, n_to_do) for request in requests]
         answers = _answers_together(calls)
         results = []
         for call in calls:
@@ -237,10 +257,10 @@ class CandidateSearchServicer:
         return results
 
     def _begin_or_error(
-        self, request: pb.SearchCandidatesRequest, seconds_left: float | None
+        self, request: pb.SearchCandidatesRequest, deadline: float | None, n_to_do: int
     ) -> _Call | SearchError:
         try:
-            return self._begin(request, seconds_left)
+            return self._begin(request, deadline, n_to_do)
         except SearchError as error:
             return error
 
@@ -254,6 +274,11 @@ class CandidateSearchServicer:
         if isinstance(answer, SearchError):
             raise answer
         return self._end(call, answer)
+
+
+def _deadline(seconds_left: float | None) -> float | None:
+    """Return when a caller gives up, by ``time.monotonic``; None if it waits for ever."""
+    return None if seconds_left is None else monotonic() + seconds_left
 
 
 def _answers_together(calls: Sequence[_Call | SearchError]) -> _Answers:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,10 @@ class RunningServer:
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    def keep_busy(self, seconds: float) -> None:
+        """Have the event loop do nothing else for so long, from now on."""
+        self._loop.call_soon_threadsafe(time.sleep, seconds)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)

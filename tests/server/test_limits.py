@@ -1,6 +1,7 @@
 """What is too much is refused at once, what is too late is not computed, and the rest is fitted."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from indexer.filters import IsNull
-from server.client import Embedding, SearchClient, SearchFailedError
+from server.client import Embedding, SearchClient, SearchFailedError, search_request
 from server.domain import EmbeddingQuery, SearchRequest
 from server.errors import OverloadedError
 from server.limits import InFlight, fitted
+from tests.server.processes import wait_for
 from tests.server.published import copied, publish, publish_slow
 
 QUERY = Embedding([1.0] * 8)
@@ -119,6 +121,31 @@ def test_what_has_expired_is_not_computed(blocked: Any) -> None:
         while server.worker.servicer.in_flight.count > 1:
             pass
         proceed.set()
+        assert len(first.result()) == 10
+        assert len(client.search(QUERY, exact=True, count=7)) == 7
+    assert [10, 7] == [request.count for request in begun]
+
+
+@pytest.mark.parametrize("in_a_batch", [False, True])
+def test_what_has_expired_is_not_computed_although_nobody_could_say_so(
+    blocked: Any, in_a_batch: bool
+) -> None:
+    """The event loop is busy with others when the deadline passes, and cannot call work off."""
+    server, proceed, begun = blocked
+    request = search_request(QUERY, exact=True)
+    with SearchClient(server.address) as client, ThreadPoolExecutor() as threads:
+        first = threads.submit(client.search, QUERY, exact=True)
+        wait_for(lambda: begun)
+        if in_a_batch:
+            late = threads.submit(client.search_batch, [request], timeout_seconds=0.3)
+        else:
+            late = threads.submit(client.search, QUERY, exact=True, timeout_seconds=0.3)
+        wait_for(lambda: server.worker.servicer._n_long == 2)
+        server.keep_busy(1.0)
+        time.sleep(0.5)
+        proceed.set()
+        with pytest.raises(SearchFailedError, match="DEADLINE_EXCEEDED"):
+            late.result()
         assert len(first.result()) == 10
         assert len(client.search(QUERY, exact=True, count=7)) == 7
     assert [10, 7] == [request.count for request in begun]
