@@ -96,6 +96,7 @@ class Worker:
         shares_port: bool = False,
     ) -> None:
         self._settings = settings
+        self._warm: tuple[IndexVersion, ...] = ()
         interceptors: list[grpc.aio.ServerInterceptor] = []
         self._tracer = None
         if settings.trace_endpoint is not None:
@@ -151,8 +152,10 @@ class Worker:
 
     async def take_over(self, served: Served) -> None:
         """Have these versions answer instead of those before; calls in flight end on theirs."""
-        for version in filter(None, (served.active, served.canary)):
-            version.warm_up()
+        for version in served.versions():
+            if version not in self._warm:
+                version.warm_up()  # here, since what it warms is of this thread alone
+        self._warm = served.versions()
         self.servicer.served = served
 
     def _listen(self, port: int) -> int:

@@ -49,6 +49,10 @@ class Served:
     canary: IndexVersion | None = None
     canary_share: float = 0.0
 
+    def versions(self) -> tuple[IndexVersion, ...]:
+        """Return them: one or two."""
+        return (self.active,) if self.canary is None else (self.active, self.canary)
+
     def version_for(self, search: bytes) -> IndexVersion:
         """Return what answers a search, given as bytes: always the same for the same search.
 

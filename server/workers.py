@@ -327,8 +327,7 @@ class Workers:
             self._versions.served = served  # what it takes over from would stay in memory
             run_event_loop(self._serve(served, tell_ready, parent))
             status = 0
-        except (CertificateError, PortTakenError, SettingsError) as error:
-            # They were in order when the server was started.
+        except (BundleError, CertificateError, PortTakenError, SettingsError) as error:
             _log.error("worker cannot serve", reason=str(error))
         except BaseException as error:  # noqa: BLE001 - nothing above may run a second time
             _log.error("worker failed", exc_info=error)

@@ -1,5 +1,6 @@
 """Versions: what is refused changes nothing, and what takes over was tried."""
 
+import asyncio
 import time
 import weakref
 from collections import Counter
@@ -20,6 +21,7 @@ from server.errors import (
     VersionUnknownError,
 )
 from server.loading import IndexVersion, load, settle_memory, with_page_token_key
+from server.serve import Worker
 from server.settings import Settings
 from server.versions import Served, Versions, VersionState
 from tests.server.published import copied, current, point_at, publish, publish_changed
@@ -360,6 +362,29 @@ def test_a_version_served_by_name_has_no_link(root: Path, crew: RecordingCrew) -
     versions.follow_link()
     assert versions.linked() is None
     assert len(versions.catalogue()) == 2
+
+
+def test_only_what_is_new_is_warmed_up(
+    link: Path, crew: RecordingCrew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done on the event loop, where calls wait meanwhile."""
+    settings = with_page_token_key(Settings(index=link))
+    versions = Versions(settings, load(settings), crew)
+    first, second = (one.name for one in versions.catalogue())
+    warmed: list[str] = []
+    monkeypatch.setattr(IndexVersion, "warm_up", lambda version: warmed.append(version.name))
+
+    async def change() -> None:
+        worker = Worker(versions.served, settings)
+        await worker.start(0)
+        versions.activate(first, 0.5)
+        await worker.take_over(versions.served)
+        versions.activate(first)
+        await worker.take_over(versions.served)
+        await worker.stop()
+
+    asyncio.run(change())
+    assert [second, first] == warmed
 
 
 def test_parts_that_do_not_belong_together_are_found(
