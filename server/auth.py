@@ -15,13 +15,16 @@ import structlog
 from candidate_search.v1 import admin_service_pb2
 from grpc_health.v1 import health
 
+from server import metrics
 from server.errors import PermissionDeniedError, SearchError, UnauthenticatedError
-from server.interceptors import abort
+from server.interceptors import STATUS_CODES, abort
 from server.settings import Settings, SettingsError
+from server.watched_files import WatchedFiles
 
 _log = structlog.get_logger(__name__)
 _MIN_TOKEN_LENGTH = 16
 _SCHEME = "Bearer "
+_UNKNOWN_METHOD = "unknown"  # in metrics
 _ADMIN_PREFIX = f"/{admin_service_pb2.DESCRIPTOR.services_by_name['AdminService'].full_name}/"
 # Orchestrators send no tokens, and learn nothing but whether searches are answered.
 _OPEN_PREFIX = f"/{health.SERVICE_NAME}/"
@@ -49,19 +52,19 @@ class Tokens:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._watched = WatchedFiles(path)
         self._roles = _read(path)
-        self._seen = path.stat().st_mtime_ns
 
     def refresh(self) -> None:
         """Read the file if it was replaced."""
+        if not self._watched.were_replaced():
+            return
         try:
-            modified = self._path.stat().st_mtime_ns
-            if modified != self._seen:
-                self._seen = modified
-                self._roles = _read(self._path)
-                _log.info("tokens replaced", count=len(self._roles))
-        except (OSError, SettingsError) as error:
+            self._roles = _read(self._path)
+        except SettingsError as error:
             _log.error("tokens refused, the old ones stay valid", reason=str(error))
+        else:
+            _log.info("tokens replaced", count=len(self._roles))
 
     def role(self, token: str) -> Role | None:
         """Return what a token allows; None if it is none of ours."""
@@ -89,8 +92,14 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Return the method's own handler, or one that refuses."""
+        handler = await continuation(handler_call_details)
         error = self._refusal(handler_call_details)
-        return await continuation(handler_call_details) if error is None else _refusing(error)
+        if error is None:
+            return handler
+        # Callers may make up methods, but no labels.
+        method = handler_call_details.method.rpartition("/")[2] if handler else _UNKNOWN_METHOD
+        metrics.REQUESTS.labels(method, STATUS_CODES[type(error)].name).inc()
+        return _refusing(error)
 
     def _refusal(self, details: grpc.HandlerCallDetails) -> SearchError | None:
         if details.method.startswith(_OPEN_PREFIX):

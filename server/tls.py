@@ -11,11 +11,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from server.settings import Settings
+from server.watched_files import WatchedFiles
 
 _log = structlog.get_logger(__name__)
-
-_Stamp = tuple[tuple[int, int], ...]
-"""Time and size of each file: what tells that one was replaced."""
 
 
 class CertificateError(Exception):
@@ -39,7 +37,7 @@ class Certificates:
         self._certificate = certificate
         self._key = key
         self._client_authority = client_authority
-        self._seen = self._stamp()
+        self._watched = WatchedFiles(*filter(None, (certificate, key, client_authority)))
         self._initial = self._read()
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -55,10 +53,8 @@ class Certificates:
 
         Called for every connection. Bad files are told of once, and the old ones go on.
         """
-        stamp = self._stamp()
-        if stamp == self._seen:
+        if not self._watched.were_replaced():
             return None
-        self._seen = stamp
         try:
             replacement = self._read()
         except CertificateError as error:
@@ -88,10 +84,6 @@ class Certificates:
             )
         return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
 
-    def _stamp(self) -> _Stamp:
-        paths = filter(None, (self._certificate, self._key, self._client_authority))
-        return tuple(_stamp_of(path) for path in paths)
-
 
 def certificates(settings: Settings) -> Certificates | None:
     """Return the files of TLS that settings name; None if they name none.
@@ -105,11 +97,3 @@ def certificates(settings: Settings) -> Certificates | None:
     if certificate is None or key is None:
         raise CertificateError("TLS needs both tls_certificate and tls_key")
     return Certificates(certificate, key, settings.tls_client_authority)
-
-
-def _stamp_of(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, 0
-    return status.st_mtime_ns, status.st_size

@@ -10,6 +10,7 @@ from candidate_search.v1 import admin_service_pb2, candidate_search_service_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
+from server import auth
 from server.admin_client import AdminClient
 from server.auth import Role, Tokens, check_exposure
 from server.client import Embedding, SearchClient
@@ -87,13 +88,36 @@ def test_tokens_are_replaced_and_a_bad_file_leaves_them(tmp_path: Path) -> None:
     tokens.refresh()
     assert (None, Role.ADMIN) == (tokens.role(READ), tokens.role(ADMIN))
     with capture_logs() as logs:
-        path.write_text(f"owner {WRONG}\n")
-        tokens.refresh()
+        for _ in range(3):  # each fault is told of once
+            path.write_text(f"owner {WRONG}\n")
+            tokens.refresh()
+            tokens.refresh()
         path.unlink()
         tokens.refresh()
+        tokens.refresh()
     assert Role.ADMIN is tokens.role(ADMIN)
-    assert [logging.ERROR] * 2 == [logging.getLevelName(one["log_level"].upper()) for one in logs]
+    assert [logging.ERROR] * 4 == [logging.getLevelName(one["log_level"].upper()) for one in logs]
     assert WRONG not in str(logs)
+
+
+def test_tokens_that_are_replaced_while_they_are_read_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(f"read {READ}\n")
+
+    def read_too_early(path: Path) -> dict[bytes, Role]:
+        roles = read(path)
+        path.write_text(f"admin {ADMIN}\n")
+        return roles
+
+    read = auth._read
+    with monkeypatch.context() as patched:
+        patched.setattr(auth, "_read", read_too_early)
+        tokens = Tokens(path)
+    assert tokens.role(ADMIN) is None
+    tokens.refresh()
+    assert Role.ADMIN is tokens.role(ADMIN)
 
 
 @pytest.mark.parametrize("line", ["", "read short", f"owner {WRONG}", WRONG])

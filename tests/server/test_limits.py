@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from indexer.filters import IsNull
+from server import metrics
 from server.client import Embedding, SearchClient, SearchFailedError, search_request
 from server.domain import EmbeddingQuery, SearchRequest
 from server.errors import OverloadedError
@@ -97,8 +98,10 @@ def test_overload_is_refused_at_once_with_a_hint_while_health_answers(blocked: A
         calls = [threads.submit(client.search, QUERY, exact=True) for _ in range(2)]
         while server.worker.servicer.in_flight.count < 2:
             pass
+        n_counted = n_refused()
         with pytest.raises(SearchFailedError) as refused:
             client.search(QUERY, exact=True)
+        assert n_counted + 1 == n_refused()
         assert ("RESOURCE_EXHAUSTED", "OVERLOADED") == (refused.value.code, refused.value.reason)
         assert 0.1 == refused.value.retry_after_seconds
         with grpc.insecure_channel(server.address) as channel:
@@ -108,6 +111,12 @@ def test_overload_is_refused_at_once_with_a_hint_while_health_answers(blocked: A
         assert [10, 10] == [len(call.result()) for call in calls]
         assert len(client.search(QUERY, exact=True)) == 10
     assert len(begun) == 3
+
+
+def n_refused() -> float:
+    """Return how many searches Prometheus would see refused."""
+    labels = {"method": "SearchCandidates", "code": "RESOURCE_EXHAUSTED"}
+    return metrics.REGISTRY.get_sample_value("candidate_search_requests_total", labels) or 0.0
 
 
 def test_what_has_expired_is_not_computed(blocked: Any) -> None:

@@ -7,6 +7,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import grpc
 import pytest
 
 from server.client import Embedding, SearchClient, SearchFailedError
@@ -68,6 +69,23 @@ def test_every_call_is_counted_whoever_answered_it(link: Path, workers: str) -> 
         samples = scrape(port)
         n_compared = samples[f"candidate_search_live_recall_count{recall}"]
         assert 0.5 <= samples[f"candidate_search_live_recall_sum{recall}"] / n_compared <= 1
+
+
+def test_calls_without_a_token_are_counted_by_methods_that_there_are(
+    link: Path, tmp_path: Path
+) -> None:
+    tokens, port = tmp_path / "tokens", free_port()
+    tokens.write_text(f"read {'r' * 20}\n")
+    flags = ("--token-file", str(tokens), "--metrics-port", str(port))
+    with serving(link, *flags) as (_, address), grpc.insecure_channel(address) as channel:
+        for method in ("SearchCandidates", "MadeUp", "MadeUpToo"):
+            call = channel.unary_unary(f"/candidate_search.v1.CandidateSearchService/{method}")
+            with pytest.raises(grpc.RpcError):
+                call(b"", timeout=10)  # type: ignore[arg-type]
+        samples = scrape(port)
+    refused = 'candidate_search_requests_total{code="UNAUTHENTICATED",method="%s"}'
+    assert (1, 2) == (samples[refused % "SearchCandidates"], samples[refused % "unknown"])
+    assert "MadeUp" not in str(samples)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
