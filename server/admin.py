@@ -1,7 +1,8 @@
 """The admin service: which index versions there are, and which of them answers.
 
 Commands are carried out where the versions are, which with several workers is their parent, where
-gRPC cannot run. So a command and its reply can be written down as bytes.
+gRPC cannot run. So a command and its reply can be written down as bytes; they are not pickled, as
+pipes between processes do by themselves, since a worker faces the network and its parent does not.
 """
 
 from __future__ import annotations

@@ -8,10 +8,14 @@ from server.domain import Notice, NoticeCode, SearchRequest
 from server.errors import OverloadedError
 from server.planning import Planner
 
+# Long enough for most of what waits to be answered, short enough for a client that retries within
+# its default deadline of seconds. Chosen, not measured: what is best depends on the load.
 RETRY_AFTER_SECONDS = 0.1
 
 _RECALL_TARGETS = (0.99, 0.95, 0.90)  # what every index is tuned for
-_SHARE_FOR_SEARCHING = 0.5  # of a caller's time; the rest is for the way here and back
+# Of a caller's time; the rest is for the way here and back, and for searches that take longer than
+# the median that was measured. Chosen, not measured: networks and machines differ.
+_SHARE_FOR_SEARCHING = 0.5
 
 
 class InFlight:

@@ -14,14 +14,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import structlog
+
 from indexer.exact import Neighbors
 from indexer.recall import recall_at_k
 from server import metrics
 from server.domain import SearchRequest, SearchResult
 from server.loading import IndexVersion
 
+_log = structlog.get_logger(__name__)
 _LOWEST_PRIORITY = 19
 _BUSY_SHARE = 0.01  # of one core; exact searches of a large corpus would take all of it
+_PAUSE_AFTER_FAILURE_SECONDS = 60.0  # so that the log is not flooded with one cause
 
 
 class LiveRecall:
@@ -52,15 +56,17 @@ class LiveRecall:
 
     def _compare(self, version: IndexVersion, search: SearchRequest, result: SearchResult) -> None:
         start = time.monotonic()
+        seconds = _PAUSE_AFTER_FAILURE_SECONDS
         try:
             exactly = replace(search, exact=True, backend=None, recall_target=None)
             exact = version.engine.search(exactly)
             k = max(len(exact.rows), len(result.rows))
             (recall,) = recall_at_k(_neighbors(result, k), _neighbors(exact, k))
             metrics.LIVE_RECALL.labels(result.plan.backend, version.name).observe(recall)
-        finally:
-            now = time.monotonic()
-            self._resting_until = now + (now - start) / _BUSY_SHARE
+            seconds = (time.monotonic() - start) / _BUSY_SHARE
+        except Exception:  # noqa: BLE001 - the caller has its answer, and nobody waits for this one
+            _log.exception("live recall fails", index_version=version.name)
+        self._resting_until = time.monotonic() + seconds
 
 
 def _is_reordered(search: SearchRequest) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server import metrics
+from server import health, metrics
 from server.settings import Settings, load_settings
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -50,6 +50,14 @@ def test_the_pods_end_after_they_have_drained() -> None:
     grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     (waits,) = re.findall(r"sleep\((\d+)\)", str(container()["lifecycle"]))
     assert grace >= int(waits) + Settings().drain_seconds + 5
+
+
+def test_probes_wait_longer_than_the_command_that_asks() -> None:
+    probes = [container()[f"{name}Probe"] for name in ("startup", "readiness")]
+    (docker,) = re.findall(r"--timeout=(\d+)s", (DEPLOY / "Dockerfile").read_text())
+    waits = [int(docker), *(probe.get("timeoutSeconds", 1) for probe in probes)]
+    starting_python_seconds = 5
+    assert min(waits) >= health.TIMEOUT_SECONDS + starting_python_seconds
 
 
 @pytest.mark.parametrize("path", ["prometheus/alerts.yml", "grafana/dashboard.json"])

@@ -5,12 +5,16 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from server.client import Embedding, SearchClient, SearchFailedError
+from server.domain import SearchRequest
 from tests.server.processes import serving, wait_for
 from tests.server.published import current, publish
 
@@ -136,3 +140,22 @@ def test_files_to_count_in_are_made_only_for_prometheus(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with serving(link, "--workers", "2", *flags):
         assert n_directories == len(list(tmp_path.glob("candidate-search-metrics-*")))
+
+
+def test_a_comparison_that_fails_is_logged_and_callers_do_not_notice(
+    start: Callable[..., Any], vector_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(vector_index, live_recall_share=1.0)
+    search = server.engine.search
+
+    def fail_if_exact(request: SearchRequest) -> Any:
+        if request.exact:
+            raise ZeroDivisionError
+        return search(request)
+
+    monkeypatch.setattr(server.engine, "search", fail_if_exact)
+    with capture_logs() as logs, SearchClient(server.address) as client:
+        for _ in range(20):
+            assert len(client.search(QUERY, backend="annoy")) == 10
+        wait_for(lambda: logs)
+    assert ["live recall fails"] == [one["event"] for one in logs]
