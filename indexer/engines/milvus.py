@@ -35,7 +35,7 @@ ROW = "row"
 _VECTOR = "embedding"
 _MAX_TEXT_BYTES, _MAX_ITEMS = 65_535, 4096  # of a VARCHAR, of an ARRAY
 _BATCH_BYTES, _MAX_BATCH_ROWS = 4 << 20, 5000  # loaded by one call
-_MAX_QUERIES = 100  # searched by one call, so that it ends in time
+_MAX_QUERIES, _MAX_FOUND = 100, 10_000  # of one call, so that it ends in time
 _PAUSE_SECONDS = 0.5  # after a failure, in which nobody waits for the next one
 _LOOK_SECONDS = 1.0  # between looks at how far an index is built
 
@@ -206,8 +206,9 @@ class Collection:
             IndexUnreachableError: if Milvus does not answer, or not from all rows.
         """
         found: list[np.ndarray] = []
-        for start in range(0, len(vectors), _MAX_QUERIES):
-            some = list(vectors[start : start + _MAX_QUERIES])
+        step = min(_MAX_QUERIES, max(1, _MAX_FOUND // k))
+        for start in range(0, len(vectors), step):
+            some = list(vectors[start : start + step])
             found += self._milvus.call(
                 partial(self._search, some=some, k=k, params=params, expression=expression)
             )
@@ -418,6 +419,7 @@ def _close(client: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of what a library says."""
-    message = str(getattr(error, "message", "") or error)
+    """Return the first line of what a library says; gRPC's errors say it when they are called."""
+    said = getattr(error, "details", None) or getattr(error, "message", None) or error
+    message = str(said() if callable(said) else said)
     return message.splitlines()[0] if message else type(error).__name__

@@ -46,21 +46,19 @@ def _wide(condition: Filter, fields: Fields, *, negated: bool) -> str | None:
     match condition:
         case Negated(inner):
             return _wide(inner, fields, negated=not negated)
-        case AllOf(filters) if not negated:
-            return _all(_parts(filters, fields, negated=False))
-        case AnyOf(filters) if negated:
-            return _all(_parts(filters, fields, negated=True))
         case AllOf(filters) | AnyOf(filters):
-            return _any(_parts(filters, fields, negated=negated))
+            parts = [_wide(one, fields, negated=negated) for one in filters]
+            must_all_hold = isinstance(condition, AllOf) is not negated
+            return _all(parts) if must_all_hold else _any(parts)
         case _:
-            test = _test(condition, fields)
-            if test is None or not negated:
-                return test
-            return f"(not {test} or {fields[condition.field][0]} is null)"
+            return _negation(condition, fields) if negated else _test(condition, fields)
 
 
-def _parts(filters: Sequence[Filter], fields: Fields, *, negated: bool) -> list[str | None]:
-    return [_wide(one, fields, negated=negated) for one in filters]
+def _negation(test: Test, fields: Fields) -> str | None:
+    if isinstance(test, IsNull):
+        return _test(IsNull(test.field, not test.expected), fields)
+    said = _test(test, fields)
+    return None if said is None else f"(not {said} or {fields[test.field][0]} is null)"
 
 
 def _all(parts: Sequence[str | None]) -> str | None:

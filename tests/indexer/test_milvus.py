@@ -1,17 +1,23 @@
 """Milvus: what is loaded, what is refused, and what becomes of searches when it is gone."""
 
+import base64
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
+from milvus_lite.adapter.grpc.servicer import MilvusServicer
+from milvus_lite.db import MilvusLite
+from pymilvus.grpc_gen import milvus_pb2_grpc
 
 from indexer.backends import (
     BackendUnavailableError,
@@ -33,6 +39,7 @@ from indexer.metadata import typed_columns
 from indexer.pruning import prune
 from tests.indexer.conftest import make_corpus
 from tests.milvus_server import MilvusServer
+from tests.server.authority import Authority
 
 GRAPH = MilvusBuildParams(index_type="HNSW", M=8)
 
@@ -208,9 +215,62 @@ class TestSearching:
             index.search(index.embeddings[:1], 5)
 
 
+class OnlyWith(grpc.ServerInterceptor):
+    """Refuses calls without a token, as Milvus does where people must say who they are."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = ("authorization", base64.b64encode(token.encode()).decode())
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        if self._expected in details.invocation_metadata:
+            return continuation(details)
+        code, why = grpc.StatusCode.UNAUTHENTICATED, "who are you?"
+        return grpc.unary_unary_rpc_method_handler(lambda _, context: context.abort(code, why))
+
+
+@pytest.fixture
+def guarded_uri(tmp_path: Path) -> Iterator[str]:
+    """A server that speaks TLS only, with those who know the token."""
+    authority = Authority(tmp_path, "authority")
+    certificate, key = (path.read_bytes() for path in authority.issue("milvus"))
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=[OnlyWith("root:hush")])
+    collections = MilvusLite(str(tmp_path / "data"))
+    milvus_pb2_grpc.add_MilvusServiceServicer_to_server(MilvusServicer(collections), server)
+    credentials = grpc.ssl_server_credentials([(key, certificate)])
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    yield f"https://127.0.0.1:{port}"
+    server.stop(0)
+    collections.close()
+
+
+def test_secrets_come_from_the_environment_and_stay_there(
+    guarded_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delenv("CANDIDATE_SEARCH_MILVUS_URI")
+    monkeypatch.setenv("CANDIDATE_SEARCH_MILVUS_TIMEOUT_SECONDS", "2")
+    embeddings, context = make_corpus(20).embeddings, BuildContext(location=guarded_uri)
+    for name, value in (
+        ("TOKEN", "root:wrong"),
+        ("TLS_AUTHORITY", str(tmp_path / "authority.pem")),
+        ("TOKEN", "root:hush"),
+    ):
+        with pytest.raises(IndexUnreachableError, match=f"Milvus at {guarded_uri} cannot be used"):
+            MilvusIndex.build(embeddings, context=context)
+        monkeypatch.setenv(f"CANDIDATE_SEARCH_MILVUS_{name}", value)
+    index = MilvusIndex.build(embeddings, context=context)
+    assert len(index.search(embeddings[:1], 5).rows[0]) == 5
+    index.save(tmp_path)
+    assert "hush" not in (tmp_path / "collection.json").read_text() + caplog.text
+
+
 def test_prune_drops_what_no_version_searches(
     milvus_uri: str, queries: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("indexer.tuning._MAX_TIMED", 3)  # what is measured is not what is tested
     options = BuildOptions(k=5, backends=("milvus",), milvus_uri=milvus_uri)
     built = [build_bundle(make_corpus(n), queries, tmp_path, options) for n in (31, 32)]
     shared = retune_bundle(IndexBundle.open(built[1]), None, options)
