@@ -83,7 +83,7 @@ class TrainReport(BaseModel):
     @property
     def scaling(self) -> float:
         """Speed of the towers over the largest catalogue, as a share of that over the smallest."""
-        smallest, *_, largest = (c.best(TOWERS) for c in (self.catalogues[0], *self.catalogues))
+        smallest, largest = (self.catalogues[i].best(TOWERS) for i in (0, -1))
         return largest.interactions_per_second / smallest.interactions_per_second
 
 
