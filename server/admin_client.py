@@ -10,19 +10,17 @@ with AdminClient("localhost:50051") as admin:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
 
 import grpc
 from candidate_search.v1 import admin_service_pb2 as pb
 from candidate_search.v1.admin_service_pb2_grpc import AdminServiceStub
 
-from server.client_messages import failure, token_metadata
+from server.connection import BlockingConnection, open_channel
 
 DEFAULT_TIMEOUT_SECONDS = 300.0  # a version is hashed and tried before it takes over
 
 
-class AdminClient:
+class AdminClient(BlockingConnection):
     """A client for those who run a server.
 
     Every method raises ``SearchFailedError`` if the call is refused or does not get through in
@@ -43,58 +41,32 @@ class AdminClient:
         credentials: grpc.ChannelCredentials | None = None,
         token: str | None = None,
     ) -> None:
-        self._timeout_seconds = timeout_seconds
-        self._metadata = token_metadata(token)
-        if credentials is None:
-            self._channel = grpc.insecure_channel(target)
-        else:
-            self._channel = grpc.secure_channel(target, credentials)
-        self._stub = AdminServiceStub(self._channel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
+        channel = open_channel(target, credentials)
+        super().__init__(channel, timeout_seconds, token)
+        self._stub = AdminServiceStub(channel)
 
     def versions(self) -> Sequence[pb.IndexVersion]:
         """Return the versions on disk, oldest first."""
-        response: pb.ListVersionsResponse = self._call(
-            self._stub.ListVersions, pb.ListVersionsRequest()
-        )
-        return response.versions
+        with self._call() as options:
+            return self._stub.ListVersions(pb.ListVersionsRequest(), **options).versions
 
     def verify(self, version: str) -> None:
         """Have the server verify and try a version; a bad one is a ``SearchFailedError``."""
-        self._call(self._stub.VerifyVersion, pb.VerifyVersionRequest(version=version))
+        with self._call() as options:
+            self._stub.VerifyVersion(pb.VerifyVersionRequest(version=version), **options)
 
     def activate(self, version: str, traffic_share: float = 1.0) -> pb.ServingStatus:
         """Have a version answer all searches, or a share of them as a canary."""
         request = pb.ActivateVersionRequest(version=version, traffic_share=traffic_share)
-        response: pb.ActivateVersionResponse = self._call(self._stub.ActivateVersion, request)
-        return response.status
+        with self._call() as options:
+            return self._stub.ActivateVersion(request, **options).status
 
     def roll_back(self) -> pb.ServingStatus:
         """End the canary's trial; without one, return to the version that answered before."""
-        response: pb.RollBackResponse = self._call(self._stub.RollBack, pb.RollBackRequest())
-        return response.status
+        with self._call() as options:
+            return self._stub.RollBack(pb.RollBackRequest(), **options).status
 
     def status(self) -> pb.ServingStatus:
         """Return what answers now."""
-        response: pb.GetStatusResponse = self._call(self._stub.GetStatus, pb.GetStatusRequest())
-        return response.status
-
-    def _call(self, method: Any, request: Any) -> Any:
-        try:
-            return method(request, timeout=self._timeout_seconds, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise failure(error) from error
+        with self._call() as options:
+            return self._stub.GetStatus(pb.GetStatusRequest(), **options).status

@@ -14,36 +14,36 @@ target resolves to (``dns:///search.example:50051``).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
 import grpc
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 from candidate_search.v1.candidate_search_service_pb2_grpc import CandidateSearchServiceStub
 
-from server.client_messages import (
-    Candidate,
+from server.client_requests import (
     Condition,
     Embedding,
     Examples,
     Field,
     Like,
     Mmr,
-    Notice,
     PerGroup,
     Query,
-    SearchFailedError,
     SearchOptions,
-    SearchResults,
     User,
-    batch_results,
-    failure,
     search_request,
-    search_results,
-    token_metadata,
 )
+from server.client_results import (
+    Candidate,
+    Notice,
+    SearchFailedError,
+    SearchResults,
+    batch_results,
+    search_results,
+)
+from server.connection import BlockingConnection, Connection, open_channel
 
 __all__ = [
     "AsyncSearchClient",
@@ -91,7 +91,7 @@ _CHANNEL_OPTIONS = (
 )
 
 
-class SearchClient:
+class SearchClient(BlockingConnection):
     """A client for programs without an event loop; safe to share between threads.
 
     Every method raises ``SearchFailedError`` if the call is refused or does not get through in
@@ -112,28 +112,9 @@ class SearchClient:
         credentials: grpc.ChannelCredentials | None = None,
         token: str | None = None,
     ) -> None:
-        self._timeout_seconds = timeout_seconds
-        self._metadata = token_metadata(token)
-        if credentials is None:
-            self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
-        else:
-            self._channel = grpc.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
-        self._stub = CandidateSearchServiceStub(self._channel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._channel.close()
+        channel = open_channel(target, credentials, _CHANNEL_OPTIONS)
+        super().__init__(channel, timeout_seconds, token)
+        self._stub = CandidateSearchServiceStub(channel)
 
     def search(
         self,
@@ -144,7 +125,7 @@ class SearchClient:
     ) -> SearchResults:
         """Search for one query."""
         request = search_request(query, **options)
-        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+        with self._call(timeout_seconds) as call_options:
             return search_results(self._stub.SearchCandidates(request, **call_options))
 
     def search_batch(
@@ -155,7 +136,7 @@ class SearchClient:
     ) -> list[SearchResults | SearchFailedError]:
         """Search for several queries, made by ``search_request``; a refused one is its error."""
         batch = pb.BatchSearchCandidatesRequest(requests=requests)
-        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+        with self._call(timeout_seconds) as call_options:
             return batch_results(self._stub.BatchSearchCandidates(batch, **call_options))
 
     def explain(
@@ -167,16 +148,16 @@ class SearchClient:
     ) -> pb.ExplainSearchResponse:
         """Make one search in every way the index can, and compare."""
         request = pb.ExplainSearchRequest(request=search_request(query, **options))
-        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+        with self._call(timeout_seconds) as call_options:
             return self._stub.ExplainSearch(request, **call_options)
 
     def index_info(self, *, timeout_seconds: float | None = None) -> pb.GetIndexInfoResponse:
         """Describe the index that is being served."""
-        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+        with self._call(timeout_seconds) as call_options:
             return self._stub.GetIndexInfo(pb.GetIndexInfoRequest(), **call_options)
 
 
-class AsyncSearchClient:
+class AsyncSearchClient(Connection[grpc.aio.Channel]):
     """The client for programs with an event loop; made and used within one.
 
     Every method raises ``SearchFailedError`` if the call is refused or does not get through in
@@ -197,13 +178,12 @@ class AsyncSearchClient:
         credentials: grpc.ChannelCredentials | None = None,
         token: str | None = None,
     ) -> None:
-        self._timeout_seconds = timeout_seconds
-        self._metadata = token_metadata(token)
         if credentials is None:
-            self._channel = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+            channel = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
         else:
-            self._channel = grpc.aio.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
-        self._stub = CandidateSearchServiceStub(self._channel)
+            channel = grpc.aio.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
+        super().__init__(channel, timeout_seconds, token)
+        self._stub = CandidateSearchServiceStub(channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -229,7 +209,7 @@ class AsyncSearchClient:
     ) -> SearchResults:
         """Search for one query."""
         request = search_request(query, **options)
-        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+        with self._call(timeout_seconds) as call_options:
             return search_results(await self._stub.SearchCandidates(request, **call_options))
 
     async def search_batch(
@@ -240,7 +220,7 @@ class AsyncSearchClient:
     ) -> list[SearchResults | SearchFailedError]:
         """Search for several queries, made by ``search_request``; a refused one is its error."""
         batch = pb.BatchSearchCandidatesRequest(requests=requests)
-        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+        with self._call(timeout_seconds) as call_options:
             return batch_results(await self._stub.BatchSearchCandidates(batch, **call_options))
 
     async def explain(
@@ -252,21 +232,10 @@ class AsyncSearchClient:
     ) -> pb.ExplainSearchResponse:
         """Make one search in every way the index can, and compare."""
         request = pb.ExplainSearchRequest(request=search_request(query, **options))
-        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+        with self._call(timeout_seconds) as call_options:
             return await self._stub.ExplainSearch(request, **call_options)
 
     async def index_info(self, *, timeout_seconds: float | None = None) -> pb.GetIndexInfoResponse:
         """Describe the index that is being served."""
-        with _call(timeout_seconds or self._timeout_seconds, self._metadata) as call_options:
+        with self._call(timeout_seconds) as call_options:
             return await self._stub.GetIndexInfo(pb.GetIndexInfoRequest(), **call_options)
-
-
-@contextmanager
-def _call(
-    timeout_seconds: float, metadata: tuple[tuple[str, str], ...]
-) -> Iterator[dict[str, Any]]:
-    """Yield what every call is made with, and raise what gRPC says of it in our own words."""
-    try:
-        yield {"timeout": timeout_seconds, "metadata": metadata}
-    except grpc.RpcError as error:
-        raise failure(error) from error

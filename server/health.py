@@ -5,6 +5,8 @@ from __future__ import annotations
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from server.connection import open_channel
+
 TIMEOUT_SECONDS = 3.0
 
 
@@ -21,12 +23,8 @@ def is_serving(
         credentials: for TLS; None connects in the clear.
         server_name: what its certificate is for, if that is not the address.
     """
-    if credentials is None:
-        channel = grpc.insecure_channel(address)
-    else:
-        options = (("grpc.ssl_target_name_override", server_name),) if server_name else ()
-        channel = grpc.secure_channel(address, credentials, options=options)
-    with channel:
+    options = (("grpc.ssl_target_name_override", server_name),) if server_name else ()
+    with open_channel(address, credentials, options) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_SECONDS)

@@ -128,8 +128,8 @@ class Settings(BaseSettings):
         ge=1,
         description="When a connection is closed that does not come to speak HTTP/2.",
     )
-    # Both are chosen, not measured: a few calls keep a core busy, so that more only wait. 100 streams
-    # are the fewest that HTTP/2 (RFC 9113) recommends.
+    # Both are chosen, not measured: a few calls keep a core busy, and more only wait. A hundred
+    # streams are the fewest that HTTP/2 (RFC 9113) recommends.
     max_calls_in_flight: int = Field(
         default=256,
         ge=1,

@@ -1,0 +1,68 @@
+"""What all clients share: a connection, what its calls carry, and how they fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import grpc
+
+from server.client_results import failure
+
+Channel = TypeVar("Channel", bound=grpc.Channel | grpc.aio.Channel)
+
+
+class Connection(Generic[Channel]):
+    """A channel, and what every call over it carries.
+
+    Args:
+        channel: what calls are made over.
+        timeout_seconds: the deadline of each call that does not bring its own.
+        token: what shows who calls, if the server has a file of tokens.
+    """
+
+    def __init__(self, channel: Channel, timeout_seconds: float, token: str | None) -> None:
+        self._channel = channel
+        self._timeout_seconds = timeout_seconds
+        self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+
+    @contextmanager
+    def _call(self, timeout_seconds: float | None = None) -> Iterator[dict[str, Any]]:
+        """Yield what a call is made with, and raise what gRPC says of it in our own words."""
+        timeout_seconds = timeout_seconds or self._timeout_seconds
+        try:
+            yield {"timeout": timeout_seconds, "metadata": self._metadata}
+        except grpc.RpcError as error:
+            raise failure(error) from error
+
+
+class BlockingConnection(Connection[grpc.Channel]):
+    """A connection for programs without an event loop, to be closed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+
+def open_channel(
+    target: str,
+    credentials: grpc.ChannelCredentials | None,
+    options: Sequence[tuple[str, Any]] = (),
+) -> grpc.Channel:
+    """Return a channel; without credentials, in the clear."""
+    if credentials is None:
+        return grpc.insecure_channel(target, options)
+    return grpc.secure_channel(target, credentials, options)
