@@ -173,6 +173,47 @@ def scaling(
 
 
 @app.command()
+def milvus(
+    *,
+    synthetic: Annotated[
+        str, typer.Option(metavar="ROWSxDIM", help="Size of the generated embeddings.")
+    ] = "100000x64",
+    seconds: Annotated[int, typer.Option(min=1, help="How long each way is timed.")] = 15,
+    output: Annotated[Path, typer.Option(help="Folder for milvus.json.")] = DEFAULT_OUTPUT,
+    as_json: AsJson = False,
+) -> None:
+    """Compare our index and our server, over milvus-lite, with pymilvus called directly.
+
+    Example: python -m benchmarks milvus --synthetic 100000x64
+    """
+    _use_one_thread()
+    from benchmarks.workloads import parse_size, synthetic_bundle
+    from indexer.backends import BackendUnavailableError
+    from indexer.backends.milvus import MilvusIndex
+
+    with _sentences_for_errors(), stderr.status("generating") as status:
+        if reason := MilvusIndex.unavailable():
+            raise BackendUnavailableError(reason)
+        from benchmarks.milvus import benchmark_milvus, milvus_table
+
+        output.mkdir(parents=True, exist_ok=True)
+        bundle = synthetic_bundle(
+            output,
+            *parse_size(synthetic),
+            backends=("milvus",),
+            milvus_uri=str(output / "milvus.db"),
+            on_step=status.update,
+        )
+        report = benchmark_milvus(bundle, seconds, status.update)
+    text = report.model_dump_json(indent=2) + "\n"
+    (output / "milvus.json").write_text(text)
+    if as_json:
+        sys.stdout.write(text)
+    else:
+        _wide_console().print(milvus_table(report))
+
+
+@app.command()
 def serve(
     *,
     index: Annotated[

@@ -46,7 +46,7 @@ STEADY, BESIDE_EXACT = "known user, 100/s", "known user, 100/s, beside exact sea
 _STEADY_RATE = 100.0
 _EXACT_IN_FLIGHT = 4
 _SERVICE = "/candidate_search.v1.CandidateSearchService"
-_SEARCH, _BATCH = f"{_SERVICE}/SearchCandidates", f"{_SERVICE}/BatchSearchCandidates"
+SEARCH_METHOD, _BATCH_METHOD = f"{_SERVICE}/SearchCandidates", f"{_SERVICE}/BatchSearchCandidates"
 _RAW_SEARCHES = 2_000
 
 OnStep = Callable[[str], None]
@@ -123,7 +123,7 @@ class ServeReport(BaseModel):
         return alone - self.load_of("null, alone").p50_us - self.raw_search_us
 
 
-class _Server(NamedTuple):
+class ServerProcess(NamedTuple):
     """A server's process and where it listens."""
 
     pid: int
@@ -141,7 +141,7 @@ class _Scenarios:
     def measure(
         self,
         name: str,
-        server: _Server,
+        server: ServerProcess,
         request: bytes,
         *,
         in_flight: int = IN_FLIGHT,
@@ -153,7 +153,7 @@ class _Scenarios:
         self._on_step(name)
         load = put_load(
             server.target,
-            _SEARCH if searches == 1 else _BATCH,
+            SEARCH_METHOD if searches == 1 else _BATCH_METHOD,
             request,
             server.pid,
             seconds=self._seconds,
@@ -165,13 +165,13 @@ class _Scenarios:
         return load
 
     @contextmanager
-    def beside(self, server: _Server, request: bytes) -> Iterator[None]:
+    def beside(self, server: ServerProcess, request: bytes) -> Iterator[None]:
         """Keep a server busy with another request for a scenario of the block, and some longer."""
         seconds = self._seconds + 1
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(
                 partial(put_load, seconds=seconds, in_flight=_EXACT_IN_FLIGHT),
-                *(server.target, _SEARCH, request, server.pid),
+                *(server.target, SEARCH_METHOD, request, server.pid),
             )
             yield
             other.result()
@@ -198,7 +198,7 @@ def benchmark_serve(
     arguments = ("server", "serve", "--index", str(bundle.directory), "--port", "0")
     hash_seconds = _seconds(lambda: verify_files(bundle.directory, bundle.manifest))
     started = perf_counter()
-    with _process(arguments) as server, SearchClient(server.target) as client:
+    with server_process(arguments) as server, SearchClient(server.target) as client:
         start_seconds = perf_counter() - started
         # The load generators count answers, not what is in them: see first that all is well.
         answer, *others = client.search_batch([known, history, selective, exact])
@@ -221,7 +221,7 @@ def benchmark_serve(
         with scenarios.beside(server, exact.SerializeToString()):
             scenarios.measure(BESIDE_EXACT, server, body, rate=_STEADY_RATE)
         private_bytes = _private_bytes(server.pid)
-    with _process((*arguments, "--workers", "2")) as two:
+    with server_process((*arguments, "--workers", "2")) as two:
         scenarios.measure("known user, 2 workers", two, body, connections=16)
     plan = explained.plan
     params = bundle.choose(COUNT, recall_target=RECALL_TARGET, backend=plan.backend).params
@@ -297,19 +297,19 @@ def _private_bytes(pid: int) -> int:
 
 
 @contextmanager
-def _null_server(bundle: IndexBundle) -> Iterator[_Server]:
+def _null_server(bundle: IndexBundle) -> Iterator[ServerProcess]:
     """Run a null server whose response has the size and content of a real one."""
     ids = bundle.corpus.candidate_ids.tokens(np.arange(COUNT))
     response = pb.SearchCandidatesResponse(candidate_ids=ids, scores=np.ones(COUNT))
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "response")
         file.write_bytes(response.SerializeToString())
-        with _process(("benchmarks.null_server", str(file))) as started:
+        with server_process(("benchmarks.null_server", str(file))) as started:
             yield started
 
 
 @contextmanager
-def _process(arguments: Sequence[str]) -> Iterator[_Server]:
+def server_process(arguments: Sequence[str]) -> Iterator[ServerProcess]:
     """Run one of our servers; yields its process id and address."""
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True
@@ -320,7 +320,7 @@ def _process(arguments: Sequence[str]) -> Iterator[_Server]:
         match = next((one for one in found if one), None)
         if match is None:
             raise RuntimeError(f"python -m {' '.join(arguments)} did not start")
-        yield _Server(process.pid, match[1])
+        yield ServerProcess(process.pid, match[1])
     finally:
         process.terminate()
         process.wait(30)

@@ -125,6 +125,7 @@ def synthetic_bundle(
     dim: int,
     *,
     backends: tuple[str, ...] = (),
+    milvus_uri: str | None = None,
     on_step: OnStep = lambda _: None,
 ) -> IndexBundle:
     """Return an index bundle over generated embeddings, made on first use.
@@ -133,14 +134,15 @@ def synthetic_bundle(
         root: where it is kept, in a folder named by its size.
         n_candidates: how many candidates.
         dim: dimension of the embeddings.
-        backends: which to build; empty for all.
+        backends: which to build; empty for all on this machine.
+        milvus_uri: where the backend milvus keeps its collection.
         on_step: called with a line of progress.
     """
     indexes = root / "-".join(["synthetic", f"{n_candidates}x{dim}", *backends])
     if not (indexes / CURRENT).exists():
         on_step(f"generating {n_candidates:,} embeddings")
         corpus, queries = generate_corpus(n_candidates, dim)
-        options = BuildOptions(backends=backends)
+        options = BuildOptions(backends=backends, milvus_uri=milvus_uri)
         build_bundle(corpus, queries, indexes, options, announce=on_step)
     return IndexBundle.open(indexes / CURRENT)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from indexer.backends import IndexUnreachableError
 from indexer.backends.milvus import CollectionEntry, MilvusIndex
+from indexer.engines.milvus import MilvusSettings
 from trainer.publish import prune as prune_versions
 from trainer.publish import versions
 
@@ -27,7 +28,7 @@ def prune(root: Path, keep: int) -> tuple[list[Path], list[str]]:
     orphans = {name: before[name] for name in before.keys() - _collections(versions(root)).keys()}
     for name, entry in sorted(orphans.items()):
         try:
-            entry.collection(0).drop()
+            entry.collection(0, MilvusSettings.read()).drop()
         except IndexUnreachableError as error:
             raise IndexUnreachableError(
                 f"the versions are removed, but collection {name} is still there; drop it by hand: "

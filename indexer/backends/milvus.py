@@ -87,10 +87,9 @@ class CollectionEntry(BaseModel):
         """Write it into a backend's folder."""
         (directory / _FILE).write_text(self.model_dump_json(indent=2) + "\n")
 
-    def collection(self, n_candidates: int) -> milvus.Collection:
+    def collection(self, n_candidates: int, settings: milvus.MilvusSettings) -> milvus.Collection:
         """Return the collection; nothing is connected yet."""
-        connection = milvus.Milvus(self.uri, milvus.MilvusSettings.read())
-        return milvus.Collection(connection, self.name, n_candidates)
+        return milvus.Collection(milvus.Milvus(self.uri, settings), self.name, n_candidates)
 
 
 class MilvusIndex(LocalIndex[MilvusBuildParams, MilvusSearchParams]):
@@ -170,7 +169,7 @@ class MilvusIndex(LocalIndex[MilvusBuildParams, MilvusSearchParams]):
             fields=fields,
             types=kinds,
         )
-        self._open(entry)
+        self._open(entry, settings.patient())
         self._collection.load(
             lambda start, stop: of_one_norm(self.embeddings[start:stop], self._exact.max_norm),
             {fields[name]: column for name, column in columns.items()},
@@ -181,11 +180,11 @@ class MilvusIndex(LocalIndex[MilvusBuildParams, MilvusSearchParams]):
         self._try_out()
 
     def _load(self, directory: Path) -> None:
-        self._open(CollectionEntry.read(directory))
+        self._open(CollectionEntry.read(directory), milvus.MilvusSettings.read())
 
-    def _open(self, entry: CollectionEntry) -> None:
+    def _open(self, entry: CollectionEntry, settings: milvus.MilvusSettings) -> None:
         self._entry = entry
-        self._collection = entry.collection(self.n_candidates)
+        self._collection = entry.collection(self.n_candidates, settings)
         self._fields = {
             name: (field, MetadataType[entry.types[name]]) for name, field in entry.fields.items()
         }

@@ -35,7 +35,8 @@ ROW = "row"
 _VECTOR = "embedding"
 _MAX_TEXT_BYTES, _MAX_ITEMS = 65_535, 4096  # of a VARCHAR, of an ARRAY
 _BATCH_BYTES, _MAX_BATCH_ROWS = 4 << 20, 5000  # loaded by one call
-_MAX_QUERIES, _MAX_FOUND = 100, 10_000  # of one call, so that it ends in time
+_MAX_QUERIES, _MAX_FOUND = 100, 5000  # of one call, so that it ends in time
+_PATIENCE_SECONDS = 60.0  # of a build, for which nobody waits
 _PAUSE_SECONDS = 0.5  # after a failure, in which nobody waits for the next one
 _LOOK_SECONDS = 1.0  # between looks at how far an index is built
 
@@ -79,6 +80,11 @@ class MilvusSettings(BaseSettings):
             wrong = error.errors()[0]
             name = ENVIRONMENT_PREFIX + ".".join(map(str, wrong["loc"])).upper()
             raise BackendUnavailableError(f"{name}: {wrong['msg']}") from error
+
+    def patient(self) -> MilvusSettings:
+        """Return the same for a build."""
+        seconds = max(self.timeout_seconds, _PATIENCE_SECONDS)
+        return self.model_copy(update={"timeout_seconds": seconds})
 
 
 def unavailable() -> str | None:

@@ -210,7 +210,7 @@ class TestSearching:
     def test_a_collection_that_is_gone_is_missed(self, tmp_path: Path) -> None:
         index = MilvusIndex.build(make_corpus(30).embeddings)
         index.save(tmp_path)
-        CollectionEntry.read(tmp_path).collection(30).drop()
+        CollectionEntry.read(tmp_path).collection(30, milvus.MilvusSettings.read()).drop()
         with pytest.raises(IndexUnreachableError, match="cannot be used"):
             index.search(index.embeddings[:1], 5)
 
