@@ -1,8 +1,8 @@
 """Calls at a rate, whatever becomes of earlier ones, from a process of its own.
 
-``python -m tests.reliability.open_loop TARGET SECONDS RATE CONNECTIONS TIMEOUT`` reads the request
-from stdin and writes a line for each call: its status, seconds from when it was due, and how late
-it was started. A rate of 0 keeps 8 calls in flight instead, which measures what a server can do.
+``python -m tests.reliability.open_loop TARGET METHOD SECONDS RATE CONNECTIONS TIMEOUT`` reads the
+request from stdin and writes a line for each call: its status, seconds from when it was due, and
+how late it was started. A rate of 0 keeps 8 calls in flight instead: what a server can do.
 """
 
 import asyncio
@@ -14,18 +14,23 @@ from typing import Any
 import grpc
 import uvloop
 
-METHOD = "/candidate_search.v1.CandidateSearchService/SearchCandidates"
+SERVICE = "candidate_search.v1.CandidateSearchService"
 N_IN_FLIGHT = 8
 
 
 async def main(
-    target: str, seconds: float, rate: float, connections: int, timeout_seconds: float
+    target: str,
+    name: str,
+    seconds: float,
+    rate: float,
+    connections: int,
+    timeout_seconds: float,
 ) -> None:
     request = sys.stdin.buffer.read()
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(target, options) for _ in range(connections)]
     await asyncio.gather(*(channel.channel_ready() for channel in channels))
-    methods = cycle([channel.unary_unary(METHOD) for channel in channels])
+    methods = cycle([channel.unary_unary(f"/{SERVICE}/{name}") for channel in channels])
 
     async def call(due: float) -> None:
         method: Any = next(methods)
@@ -58,5 +63,7 @@ async def main(
 
 
 if __name__ == "__main__":
-    where, *numbers = sys.argv[1:]
-    uvloop.run(main(where, *map(float, numbers[:2]), int(numbers[2]), float(numbers[3])))
+    where, method_name, seconds, rate, connections, timeout = sys.argv[1:]
+    uvloop.run(
+        main(where, method_name, float(seconds), float(rate), int(connections), float(timeout))
+    )
