@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ class Outcome:
     mixed: list[str] = field(default_factory=list)
     """Answers that are not those of the version that they name."""
     failed: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """How long each call took, retries included."""
 
 
 @contextmanager
@@ -68,11 +71,14 @@ def steady_load(address: str, oracle: Oracle, n_threads: int = 4) -> Iterator[Ou
 def _search(
     client: SearchClient, number: int, query: np.ndarray, oracle: Oracle, outcome: Outcome
 ) -> None:
+    start = time.monotonic()
     try:
         found = client.search(Embedding(query), count=COUNT, exact=True)
     except SearchFailedError as error:
         outcome.failed.append(str(error))
         return
+    finally:
+        outcome.seconds.append(time.monotonic() - start)
     if found.ids == oracle[found.index_version][number]:
         outcome.answered[found.index_version] += 1
     else:
