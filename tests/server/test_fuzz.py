@@ -1,13 +1,16 @@
 """Whatever is sent, the answer is a response or a refusal, and never a fault of the server."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from candidate_search.v1 import candidate_search_service_pb2 as pb
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -62,11 +65,16 @@ filters = st.recursive(
 features = st.one_of(
     st.builds(lambda text: pb.FeatureValue(text=text), texts),
     st.builds(lambda number: pb.FeatureValue(number=number), numbers),
+    st.builds(lambda several: pb.FeatureValue(texts=pb.StringList(values=several)), some_texts),
 )
+times = st.builds(
+    Timestamp, seconds=st.integers(-(2**63), 2**63 - 1), nanos=st.integers(-(2**31), 2**31 - 1)
+)
+interactions = st.builds(pb.Interaction, candidate_id=texts, time=st.none() | times)
 contexts = st.builds(
     pb.UserContext,
     user_id=texts,
-    history=st.lists(st.builds(pb.Interaction, candidate_id=texts), max_size=5),
+    history=st.lists(interactions, max_size=5),
     history_replaces=st.booleans(),
     features=st.dictionaries(texts, features, max_size=2),
 )
@@ -85,18 +93,29 @@ queries = st.one_of(
 )
 diversities = st.one_of(
     st.builds(pb.Diversity),
-    st.builds(pb.Diversity, mmr=st.builds(pb.Mmr, pool=counts)),
+    st.builds(
+        lambda weight, pool: pb.Diversity(mmr=pb.Mmr(**{"lambda": weight, "pool": pool})),
+        numbers,
+        counts,
+    ),
     st.builds(pb.Diversity, per_group=st.builds(pb.PerGroup, field=texts, max_count=counts)),
 )
+modes = st.one_of(
+    st.fixed_dictionaries({}),
+    st.fixed_dictionaries({"backend": texts}),
+    st.fixed_dictionaries({"exact": st.booleans()}),
+    st.fixed_dictionaries({"recall_target": numbers}),
+)
 requests = st.builds(
-    pb.SearchCandidatesRequest,
+    lambda mode, **others: pb.SearchCandidatesRequest(**mode, **others),
+    mode=modes,
     query=queries,
     candidate_count=counts,
     excluded_candidate_ids=some_texts,
     filter=st.none() | filters,
     min_score=st.none() | numbers,
     diversity=st.none() | diversities,
-    recall_target=st.none() | numbers,
+    exclude_history=st.none() | st.booleans(),
     unknown_user_policy=st.integers(0, 3),
     rank=st.booleans(),
     returned_fields=some_texts,
@@ -130,6 +149,45 @@ def test_any_message_is_answered_or_refused(
 ) -> None:
     code = outcome(channel, "SearchCandidates", request_.SerializeToString())
     assert code in REFUSALS | {grpc.StatusCode.OK}
+
+
+def test_every_field_is_tried() -> None:
+    """So that one that is added to the .proto is not forgotten here."""
+    tried: set[str] = set()
+
+    @given(requests)
+    @settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+    def try_some(request_: pb.SearchCandidatesRequest) -> None:
+        tried.update(fields_set(request_))
+
+    try_some()
+    assert set() == fields_below(pb.SearchCandidatesRequest.DESCRIPTOR) - tried
+
+
+def fields_below(message: Descriptor) -> set[str]:
+    """Return the names of all fields of a message, and of those within."""
+    found: dict[str, bool] = {}
+    waiting = [message]
+    while waiting:
+        outer = waiting.pop()
+        for field in outer.fields:
+            if field.full_name not in found:  # filters hold filters
+                found[field.full_name] = outer.GetOptions().map_entry
+                waiting += [field.message_type] if field.message_type is not None else []
+    return {name for name, is_of_a_map in found.items() if not is_of_a_map}
+
+
+def fields_set(message: Message) -> set[str]:
+    """Return the names of all fields that are set in a message, and in those within."""
+    found: set[str] = set()
+    for field, value in message.ListFields():
+        found.add(field.full_name)
+        if isinstance(value, Message):
+            found |= fields_set(value)
+        elif field.message_type is not None:
+            for one in value.values() if isinstance(value, Mapping) else value:
+                found |= fields_set(one)
+    return found
 
 
 EXTREMES = {
