@@ -197,6 +197,12 @@ def search(
     disliked: Annotated[
         str | None, typer.Option(help="Ids of disliked candidates, separated by commas.")
     ] = None,
+    describe: Annotated[
+        str | None,
+        typer.Option(
+            help="What is wanted, in words of what candidates have; beside --user or alone."
+        ),
+    ] = None,
     count: Annotated[int, typer.Option(help="How many candidates are wanted.")] = 10,
     backend: Annotated[str | None, typer.Option(help="The backend to search with.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Score every candidate.")] = False,
@@ -217,7 +223,7 @@ def search(
 
     Example: python -m server search --user 42 --count 10
     """
-    query = _query(user, like, _split(liked), _split(disliked))
+    query = _query(user, describe, like, _split(liked), _split(disliked))
     options: dict[str, Any] = {"count": count}
     if backend is not None:
         options["backend"] = backend
@@ -244,13 +250,21 @@ def search(
 
 
 def _query(
-    user: str | None, like: str | None, liked: Sequence[str], disliked: Sequence[str]
+    user: str | None,
+    description: str | None,
+    like: str | None,
+    liked: Sequence[str],
+    disliked: Sequence[str],
 ) -> Query:
-    given = [user is not None, like is not None, bool(liked or disliked)]
-    if sum(given) != 1:
-        raise typer.BadParameter("say one of --user, --like and --liked (with --disliked)")
-    if user is not None:
-        return User(user)
+    is_user = user is not None or description is not None
+    if sum([is_user, like is not None, bool(liked or disliked)]) != 1:
+        raise typer.BadParameter(
+            "say one of --user (with --describe or without), --describe, --like and --liked (with "
+            "--disliked)"
+        )
+    if is_user:
+        features = {} if description is None else {"description": description}
+        return User(user or "", features=features)
     return Like(like) if like is not None else Examples(liked, disliked)
 
 

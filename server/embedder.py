@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from server.errors import (
 from server.litert import LiteModel
 from server.similarity import Directions
 from trainer.bundle import QueryAssets
-from trainer.features import Feature, encode_query
+from trainer.features import DESCRIPTION, DescriptionReader, Feature, encode_query
 
 USER_ID = "user_id"
 DISLIKE_WEIGHT = 0.5
@@ -86,6 +87,24 @@ class QueryTower:
         return any(feature.name in values for feature in self._features.query)
 
 
+class DescriptionTower:
+    """What embeds descriptions, in LiteRT; safe to use from several threads.
+
+    Args:
+        path: of the tower.
+        assets: what the index bundle carries of the towers.
+    """
+
+    def __init__(self, path: Path, assets: QueryAssets) -> None:
+        self._model = LiteModel(path)
+        self._reader = DescriptionReader(assets.features.content, assets.vocabularies)
+
+    def embed(self, text: str) -> np.ndarray | None:
+        """Return the embedding (dim,) float32 of a text; None if it says nothing of candidates."""
+        content = self._reader.read(text)
+        return None if content is None else self._model.run(content)[0]
+
+
 class Embedder:
     """Embeds the queries of one index.
 
@@ -101,7 +120,10 @@ class Embedder:
         self._assets = assets
         self._tower = QueryTower(assets) if assets else None
         self._reads_history = self._tower is not None and self._tower.reads_history
+        self._descriptions = _description_tower(assets) if assets else None
         self._user_features = _user_features(assets) if assets else {}
+        if self._descriptions is not None:
+            self._user_features[DESCRIPTION] = Feature(name=DESCRIPTION, kind="text")
         known = assets.query_embeddings if assets else None
         # A plain view: every row of a memory-mapped array is another, slower object.
         self._known_embeddings = None if known is None else known.view(np.ndarray)
@@ -148,11 +170,21 @@ class Embedder:
             history = np.concatenate([self._assets.history(row), history])
         if row >= 0 and self._tower.reads_context:
             values = {USER_ID: user.user_id, **self._assets.user_values(row), **values}
+        described = self._described(values)
         is_read = self._tower.reads_any(values) or (len(history) and self._tower.reads_history)
         if row < 0 and not is_read:
-            return EmbeddedQuery(None, history=history, unknown_ids=unknown_ids)
+            return EmbeddedQuery(described, history=history, unknown_ids=unknown_ids)
         vector = self._tower.embed(history, values)
+        if described is not None:
+            vector = (vector + described) / 2
         return EmbeddedQuery(vector, history=history, unknown_ids=unknown_ids)
+
+    def _described(self, values: dict[str, FeatureValue]) -> np.ndarray | None:
+        """Return the embedding (dim,) of what is wanted in words; None if nothing is."""
+        text = values.get(DESCRIPTION)
+        if self._descriptions is None or not isinstance(text, str):
+            return None
+        return self._descriptions.embed(text)
 
     def _candidate(self, candidate_id: str) -> EmbeddedQuery:
         row = self._corpus.candidate_ids.row(candidate_id)
@@ -226,6 +258,11 @@ def _user_features(assets: QueryAssets) -> dict[str, Feature]:
     """Return by name what the models read of users beside their ids and histories."""
     features = [*(assets.ranker.features.query if assets.ranker else ()), *assets.features.query]
     return {one.name: one for one in features if one.kind not in ("id", "history")}
+
+
+def _description_tower(assets: QueryAssets) -> DescriptionTower | None:
+    path = assets.description_tower_path
+    return None if path is None else DescriptionTower(path, assets)
 
 
 def _check_value(feature: Feature, value: FeatureValue) -> None:

@@ -32,6 +32,8 @@ from server.errors import EngineUnreachableError, SearchError
 from server.paging import PageTokens
 from server.settings import Settings
 from server.signing import check_signature
+from trainer.bundle import QueryAssets
+from trainer.features import DESCRIPTION
 from trainer.publish import BundleError, resolve
 
 _log = structlog.get_logger(__name__)
@@ -217,6 +219,13 @@ def _promise(bundle: IndexBundle, backend: str) -> OperatingPoint:
     return bundle.choose(min(depths), backend=backend).point
 
 
+def _trial_description(assets: QueryAssets) -> str:
+    """Return a text that says something of candidates."""
+    content = assets.features.content
+    labels = [assets.vocabularies[one.name].token(0) for one in content if one.kind != "number"]
+    return " ".join([*labels, *(f"{one.mean:f}" for one in content if one.kind == "number")])
+
+
 def _trial_queries(bundle: IndexBundle) -> Iterator[Query]:
     """Yield a query of every kind that the index can answer."""
     corpus, assets = bundle.corpus, bundle.query
@@ -227,6 +236,8 @@ def _trial_queries(bundle: IndexBundle) -> Iterator[Query]:
     if assets is not None:
         yield UserQuery(history=some_ids)
         yield UserQuery()
+        if assets.description_tower_path is not None:
+            yield UserQuery(features={DESCRIPTION: _trial_description(assets)})
         if assets.user_ids is not None:
             yield UserQuery(assets.user_ids.token(0))
             yield UserQuery(assets.user_ids.token(len(assets.user_ids) - 1))

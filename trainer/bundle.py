@@ -4,6 +4,8 @@
     candidate_tower/1/
     query_tower.tflite              the same towers in LiteRT form, with numeric inputs
     candidate_tower.tflite
+    description_tower/1/            what embeds texts, in both forms, if the towers read content in
+    description_tower.tflite        histories
     ranker/1/ ranker.tflite         the ranking model in both forms, if there are ratings
     ranker.json                     what it reads
     features.json                   what the towers read (trainer.features)
@@ -40,6 +42,7 @@ from trainer.vocabulary import Vocabulary
 
 QUERY_TOWER = "query_tower.tflite"
 CANDIDATE_TOWER = "candidate_tower.tflite"
+DESCRIPTION_TOWER = "description_tower.tflite"
 RANKER = "ranker.tflite"
 RANKER_DESCRIPTION = "ranker.json"
 FEATURES = "features.json"
@@ -55,12 +58,13 @@ LEARNING_CURVE = "learning_curve.png"
 MODEL_CARD = "model_card.md"
 
 QUERY_ASSET_FILES = (
-    *(QUERY_TOWER, FEATURES, VOCABULARIES),
+    *(QUERY_TOWER, FEATURES, VOCABULARIES, DESCRIPTION_TOWER),
     *(HISTORIES, QUERY_EMBEDDINGS),
     *(RANKER, RANKER_DESCRIPTION),
 )
-"""What the server needs of the models; the second two are absent if histories were left out, the
-last two if there were no ratings to train a ranking model on."""
+"""What the server needs of the models. The description tower is absent if the towers read no
+content in histories, the second two are if histories were left out, and the last two if there were
+no ratings to train a ranking model on."""
 
 _HISTORY_COLUMNS = ["user_id", "candidate_rows"]
 
@@ -176,6 +180,12 @@ class QueryAssets:
             raise BundleError(f"{self.directory} holds no histories")
         (values,) = self._histories.slice(user_row, 1).drop_columns(_HISTORY_COLUMNS).to_pylist()
         return values  # type: ignore[no-any-return]
+
+    @property
+    def description_tower_path(self) -> Path | None:
+        """The description tower in LiteRT form; None if there is none."""
+        path = self.directory / DESCRIPTION_TOWER
+        return path if path.exists() else None
 
     @property
     def ranker_path(self) -> Path:

@@ -1,27 +1,40 @@
-"""Cold start: what the towers do for candidates and users that they were never trained on.
+"""Cold start: what the towers do for what they were never trained on.
 
 A candidate nobody trained on is embedded by its content. Some candidates are taken out of the
 catalogue before training; the question is which of them the users interacted with. A user nobody
 trained on is embedded by the history in the request. Users are taken out, a fifth at a time; the
-question is whether they are served as well as when they were trained on.
+question is whether they are served as well as when they were trained on. A description in words is
+embedded as the content of a candidate; the question is whether it finds what it describes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from trainer.datasets import Dataset
-from trainer.evaluation import EvaluationError, ScoreUsers, contents, rank, user_metrics
-from trainer.features import encode_candidates
+from trainer.datasets.dataset import sorted_unique
+from trainer.evaluation import (
+    EvaluationError,
+    ScoreUsers,
+    contents,
+    label_column,
+    rank,
+    top_rows,
+    user_metrics,
+)
+from trainer.features import DescriptionReader, encode_candidates
 from trainer.metrics import Interval, chance_recall, paired_bootstrap
 from trainer.model_config import TowersConfig
 from trainer.splits import Rows, Split, SplitKind
 from trainer.splits import split as split_dataset
+from trainer.trained_towers import Towers
 from trainer.training import fit
 from trainer.trainings import scorer
 
@@ -81,6 +94,21 @@ class ColdUsers(BaseModel):
         return self.unknown / self.known
 
 
+class Descriptions(BaseModel):
+    """How well words find what they describe; popularity has no part in it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    n_labels: int
+    labelled: float
+    """Of the first 10 for the name of a label, the share that has it, on average over labels."""
+    labelled_by_chance: float
+    """The share of the catalogue that has a label, on average over labels."""
+    found: float
+    """Share of the candidates that are among the first 10 for all that the towers read of them."""
+    found_by_chance: float
+
+
 class ColdStart(BaseModel):
     """What the towers do for those they were never trained on."""
 
@@ -89,6 +117,8 @@ class ColdStart(BaseModel):
     dataset: str
     candidates: ColdCandidates
     users: ColdUsers
+    descriptions: Descriptions | None
+    """None where the towers read no content, or there are no labels."""
 
 
 def measure_cold_start(
@@ -108,8 +138,16 @@ def measure_cold_start(
     """
     on_training("without some candidates")
     candidates = _cold_candidates(dataset, config, seed)
-    users = _cold_users(dataset, config, seed, on_training)
-    return ColdStart(dataset=dataset.name, candidates=candidates, users=users)
+    on_training("with everybody")
+    parts = split_dataset(dataset, SplitKind.RANDOM, seed=seed)
+    everybody = fit(dataset, parts.train, config, seed)
+    users = _cold_users(dataset, parts, everybody, seed, on_training)
+    return ColdStart(
+        dataset=dataset.name,
+        candidates=candidates,
+        users=users,
+        descriptions=_descriptions(dataset, everybody),
+    )
 
 
 def _cold_candidates(dataset: Dataset, config: TowersConfig, seed: int) -> ColdCandidates:
@@ -143,11 +181,8 @@ def _cold_candidates(dataset: Dataset, config: TowersConfig, seed: int) -> ColdC
 
 
 def _cold_users(
-    dataset: Dataset, config: TowersConfig, seed: int, on_training: OnTraining
+    dataset: Dataset, parts: Split, everybody: Towers, seed: int, on_training: OnTraining
 ) -> ColdUsers:
-    parts = split_dataset(dataset, SplitKind.RANDOM, seed=seed)
-    on_training("with everybody")
-    everybody = fit(dataset, parts.train, config, seed)
     score_known = scorer(everybody)
     known: list[npt.NDArray[np.float64]] = []
     unknown: list[npt.NDArray[np.float64]] = []
@@ -155,7 +190,7 @@ def _cold_users(
         on_training(f"without users, part {number} of {N_FOLDS}")
         of_fold = np.isin(dataset.user_rows, fold)
         theirs = dataclasses.replace(parts, test=parts.test[of_fold[parts.test]])
-        others = fit(dataset, parts.train[~of_fold[parts.train]], config, seed)
+        others = fit(dataset, parts.train[~of_fold[parts.train]], everybody.config, seed)
         score_unknown = scorer(others, everybody.histories)
         known.append(_recalls(dataset, theirs, score_known)[0])
         unknown.append(_recalls(dataset, theirs, score_unknown)[0])
@@ -165,6 +200,29 @@ def _cold_users(
         known=float(before.mean()),
         unknown=float(after.mean()),
         lead=paired_bootstrap(after, before),
+    )
+
+
+def _descriptions(dataset: Dataset, towers: Towers) -> Descriptions | None:
+    labels, has_label = label_column(dataset.candidates), contents(dataset.candidates)
+    if towers.description_module is None or labels is None or has_label is None:
+        return None
+    reader = DescriptionReader(towers.features.content, towers.vocabularies)
+    candidates = towers.embed_candidates().T
+
+    def first(content: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+        return top_rows(towers.embed_descriptions(content) @ candidates, K)
+
+    names = sorted_unique(pa.chunked_array([labels.flatten()])).to_pylist()
+    read = {i: content for i, name in enumerate(names) if (content := reader.read(name))}
+    shares = [has_label[first(content), i].mean() for i, content in read.items()]
+    own = first({one.name: towers.corpus[one.name] for one in towers.features.content})
+    return Descriptions(
+        n_labels=len(read),
+        labelled=float(np.mean(shares)),
+        labelled_by_chance=float(has_label[:, list(read)].mean()),
+        found=float((own == np.arange(dataset.n_candidates)[:, None]).any(axis=1).mean()),
+        found_by_chance=K / dataset.n_candidates,
     )
 
 

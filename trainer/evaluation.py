@@ -291,15 +291,19 @@ def _pair_keys(dataset: Dataset, rows: Rows) -> npt.NDArray[np.int64]:
 
 
 def contents(candidates: pa.Table) -> npt.NDArray[np.bool_] | None:
-    """Return which labels each candidate has, (n_candidates, n_labels).
-
-    Labels are those of the ``genres``, or else of the first column of lists; None without one.
-    """
-    names = [field.name for field in candidates.schema if pa.types.is_list(field.type)]
-    if not names:
+    """Return which labels each candidate has, (n_candidates, n_labels); None if there are none."""
+    column = label_column(candidates)
+    if column is None:
         return None
-    column = candidates["genres" if "genres" in names else names[0]].combine_chunks()
     labels = sorted_unique(pa.chunked_array([column.flatten()]))
     has = np.zeros((len(candidates), len(labels)), dtype=bool)
     has[pc.list_parent_indices(column), pc.index_in(column.flatten(), value_set=labels)] = True
     return has
+
+
+def label_column(candidates: pa.Table) -> pa.ListArray | None:
+    """Return the labels of each candidate: the ``genres``, or else the first column of lists."""
+    names = [field.name for field in candidates.schema if pa.types.is_list(field.type)]
+    if not names:
+        return None
+    return candidates["genres" if "genres" in names else names[0]].combine_chunks()

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from trainer.bundle import (
     CANDIDATE_TOWER,
     CANDIDATES,
+    DESCRIPTION_TOWER,
     EVALUATION,
     FEATURES,
     HISTORIES,
@@ -157,6 +158,12 @@ def _write_towers(staged: Path, towers: Towers) -> None:
     corpus = {name: towers.corpus[name][:_N_EXAMPLES] for name in names}
     _write_model(staged, QUERY_TOWER, query, query.embed, encoded, against=candidates)
     _write_model(staged, CANDIDATE_TOWER, candidate, candidate.embed, corpus, against=queries)
+    if description := towers.description_module:
+        content = {feature.name: corpus[feature.name] for feature in towers.features.content}
+        _write_model(
+            *(staged, DESCRIPTION_TOWER, description, description.embed, content),
+            against=candidates,
+        )
 
 
 def _write_ranker(staged: Path, ranker: Ranker) -> None:

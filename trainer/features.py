@@ -32,7 +32,13 @@ USER_ID = "user_id"
 TIME = "time"
 """When a query is asked, in seconds since 1970."""
 
+DESCRIPTION = "description"
+"""A free text about what a query is for."""
+
 _WORD = re.compile(r"\w+")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_NEAR = 3.0
+"""Standard deviations from a number's mean within which a number in a text stands for it."""
 
 
 class Feature(BaseModel):
@@ -62,6 +68,11 @@ class Features(BaseModel):
     def context(self) -> tuple[Feature, ...]:
         """What the query tower reads beside the history."""
         return tuple(feature for feature in self.query if feature.kind != "history")
+
+    @property
+    def content(self) -> tuple[Feature, ...]:
+        """What the candidate tower reads beside the ids."""
+        return tuple(feature for feature in self.candidate if feature.kind != "id")
 
     @property
     def reads_history(self) -> bool:
@@ -189,6 +200,70 @@ def encode_table(
             values = [None] * table.num_rows
         inputs[feature.name] = _encode(feature, vocabularies.get(feature.name), values)
     return inputs
+
+
+class DescriptionReader:
+    """Reads a text as the content of a candidate that nobody knows.
+
+    Of labels and words those count that stand in the text, upper or lower case; of the numbers in
+    it, for each number of a candidate the first that is near those of the candidates.
+
+    Args:
+        features: the content that candidates have.
+        vocabularies: the tokens of each feature that has any.
+    """
+
+    def __init__(self, features: Sequence[Feature], vocabularies: Vocabularies) -> None:
+        self._features = features
+        self._phrases = {
+            feature.name: _Phrases(vocabularies[feature.name])
+            for feature in features
+            if feature.kind != "number"
+        }
+
+    def read(self, text: str) -> dict[str, np.ndarray] | None:
+        """Encode a text as ``encode_candidates`` encodes a candidate; None if it says nothing.
+
+        Returns:
+            The inputs by name, each (1, length).
+        """
+        words = tokenize(text)
+        numbers = np.array(_NUMBER.findall(text), dtype=np.float64)
+        inputs, says_anything = {}, False
+        for feature in self._features:
+            if feature.kind == "number":
+                near = numbers[np.abs(numbers - feature.mean) <= _NEAR * feature.deviation]
+                inputs[feature.name] = _encode(feature, None, [near[0] if len(near) else None])
+                says_anything |= len(near) > 0
+            else:
+                tokens = self._phrases[feature.name].tokens_in(words)[: feature.length]
+                inputs[feature.name] = np.zeros((1, feature.length), dtype=np.int32)
+                inputs[feature.name][0, : len(tokens)] = tokens
+                says_anything |= len(tokens) > 0
+        return inputs if says_anything else None
+
+
+class _Phrases:
+    """The labels or words of one feature, to be found in texts."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        rows = {}
+        for row, token in enumerate(vocabulary.array.to_pylist()):
+            if words := tokenize(token):
+                rows[" ".join(words)] = row
+        self._known = Vocabulary(list(rows))
+        self._tokens = np.fromiter(rows.values(), dtype=np.int32, count=len(rows)) + 1
+        self._longest = max((phrase.count(" ") + 1 for phrase in rows), default=0)
+
+    def tokens_in(self, words: Sequence[str]) -> list[int]:
+        """Return the tokens of all phrases that stand in a text, each once, in its order."""
+        spans = [
+            " ".join(words[start : start + length])
+            for start in range(len(words))
+            for length in range(1, min(self._longest, len(words) - start) + 1)
+        ]
+        rows = self._known.rows(spans)
+        return list(dict.fromkeys(self._tokens[rows[rows >= 0]].tolist()))
 
 
 def describe_column(

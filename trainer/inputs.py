@@ -14,6 +14,7 @@ from trainer.datasets import Dataset
 from trainer.errors import TrainingError
 from trainer.features import (
     CANDIDATE_ID,
+    DESCRIPTION,
     HISTORY,
     TIME,
     USER_ID,
@@ -76,15 +77,16 @@ def describe_users(dataset: Dataset, train_rows: np.ndarray, config: TowersConfi
             f"nothing is known of the users of {dataset.name}: give --users FILE with a column to "
             "read, or take demographics out of towers.query"
         )
+    for name in (TIME, DESCRIPTION):
+        if name in users.column_names:
+            raise TrainingError(
+                f"the users' column {name!r} has the name of the query's {name}: rename it"
+            )
     if "time" not in config.query:
         return users
     if dataset.timestamps is None:
         raise TrainingError(
             f"{dataset.name} has no timestamps: add them, or take time out of towers.query"
-        )
-    if TIME in users.column_names:
-        raise TrainingError(
-            f"the users' column {TIME!r} has the name of the query's time: rename it"
         )
     return users.append_column(TIME, last_times(dataset, train_rows))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import MaxNLocator
 
+from trainer.baselines import RATING_BASELINES
 from trainer.checkpoints import Curve
 from trainer.comparison import HEADLINES, TOWERS, Comparison
 
@@ -16,29 +18,52 @@ _TOWERS_COLOR, _BASELINE_COLOR = "#1f6feb", "#9aa4b2"
 
 
 def draw_comparison(comparison: Comparison, path: Path) -> None:
-    """Draw the headline metrics of every model as bars, one panel a metric.
+    """Draw the headline metrics of every model as bars, one panel a metric; and the ratings' RMSE.
 
     Args:
         comparison: What to draw.
         path: Of the PNG, replaced if it exists.
     """
+    heights = [1.5 + 0.7 * len(comparison.models)]
+    if comparison.rmse:
+        heights.append(0.6 + 0.3 * len(comparison.rmse))
+    figure = Figure(figsize=(14, sum(heights)), layout="constrained")
+    models, *others = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat
+    _draw_models(models, comparison)
+    for ratings in others:
+        _draw_ratings(ratings, comparison.rmse)
+    _save(figure, path)
+
+
+def _draw_models(figure: FigureBase, comparison: Comparison) -> None:
     names = [model.name for model in comparison.models]
     colors = [_TOWERS_COLOR if name == TOWERS else _BASELINE_COLOR for name in names]
     shown = [metric for metric in HEADLINES if metric in comparison.models[0].metrics]
-    figure = Figure(figsize=(14, 1.5 + 0.7 * len(names)), layout="constrained")
-    panels = figure.subplots(2, (len(shown) + 1) // 2, sharey=True, squeeze=False).flat
+    n_columns = (len(shown) + 1) // 2
+    panels = list(figure.subplots(2, n_columns, sharey=True, squeeze=False).flat)
     for panel, metric in zip(panels, shown, strict=False):
         values = [model.metrics[metric] for model in comparison.models]
-        bars = panel.barh(names, values, color=colors)
-        panel.bar_label(bars, fmt="{:.3f}", padding=2, fontsize=8)
+        _draw_bars(panel, names, values, colors)
         panel.set_title(_title(metric), fontsize=10)
-        panel.margins(x=0.18)
-        panel.spines[["top", "right"]].set_visible(False)
-    for panel in list(figure.axes)[len(shown) :]:
+    for panel in panels[len(shown) :]:
         panel.set_visible(False)
-    figure.axes[0].invert_yaxis()
+    panels[0].invert_yaxis()
     figure.suptitle(f"{comparison.dataset}, {comparison.split} split, {comparison.n_users:,} users")
-    _save(figure, path)
+
+
+def _draw_ratings(figure: FigureBase, rmse: dict[str, float]) -> None:
+    panel = figure.subplots()
+    colors = [_BASELINE_COLOR if name in RATING_BASELINES else _TOWERS_COLOR for name in rmse]
+    _draw_bars(panel, list(rmse), list(rmse.values()), colors)
+    panel.invert_yaxis()
+    panel.set_title("RMSE of predicted ratings, less is better", fontsize=10)
+
+
+def _draw_bars(panel: Axes, names: list[str], values: list[float], colors: list[str]) -> None:
+    bars = panel.barh(names, values, color=colors)
+    panel.bar_label(bars, fmt="{:.3f}", padding=2, fontsize=8)
+    panel.margins(x=0.18)
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def draw_learning_curve(curve: Curve, path: Path) -> None:

@@ -117,6 +117,14 @@ def print_cold_start(result: ColdStart) -> None:
         f"{shown_interval(candidates.lead)} against the popularity of the labels",
         soft_wrap=True,
     )
+    if words := result.descriptions:
+        console.print(
+            f"Of the first {K} for the name of a label, {words.labelled:.1%} have it, where "
+            f"{words.labelled_by_chance:.1%} of the catalogue do, on average over "
+            f"{words.n_labels} labels; {words.found:.1%} of the candidates are among the first "
+            f"{K} for their own content, by chance {words.found_by_chance:.1%}",
+            soft_wrap=True,
+        )
     console.print(
         f"Users never trained on get {users.share:.1%} of what they get trained on: "
         f"{shown_interval(users.lead)}",

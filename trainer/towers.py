@@ -34,10 +34,10 @@ HEADS = ("taste", "sequence")
 
 
 def _part(wide: Any, head: str) -> Any:
-    """Return the columns (n, n_columns / len(HEADS)) of one head."""
-    width = wide.shape[1] // len(HEADS)
+    """Return the columns (..., n_columns / len(HEADS)) of one head."""
+    width = wide.shape[-1] // len(HEADS)
     first = HEADS.index(head) * width
-    return wide[:, first : first + width]
+    return wide[..., first : first + width]
 
 
 class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
@@ -127,8 +127,9 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
         lengths = tf.reduce_sum(known, axis=1, keepdims=True)
         ages = lengths - tf.range(history.shape[1], dtype=tf.float32)
         weights = tf.maximum(ages, 1.0) ** -self._recency(name) * known
-        vectors = tf.gather(_part(self.items, name), history)
-        return tf.reduce_sum(vectors * tf.expand_dims(weights, -1), axis=1)
+        # In this order: a part of all items would be copied for every query.
+        vectors = _part(tf.gather(self.items, history), name)
+        return tf.squeeze(tf.matmul(weights[:, None], vectors), axis=1)
 
     def _recency(self, name: str) -> float:
         return self._config.recency if name == "sequence" else 0.0

@@ -30,6 +30,14 @@ class QueryModule(tf.Module):  # type: ignore[misc]
         return {"embedding": self.tower(dict(zip(self._names, inputs, strict=True)))}
 
 
+class DescriptionModule(QueryModule):
+    """The same for descriptions, which popularity has no part in: the last dimension is 0."""
+
+    def _embed(self, *inputs: Any) -> dict[str, Any]:
+        directed = super()._embed(*inputs)["embedding"][:, :-1]
+        return {"embedding": tf.pad(directed, [[0, 0], [0, 1]])}
+
+
 class CandidateModule(tf.Module):  # type: ignore[misc]
     """The candidate tower as it is exported: an array for each feature in, a dictionary out."""
 
@@ -86,6 +94,7 @@ class Towers:
         self.histories = histories
         self.context = context or {}
         self.query_module = QueryModule(model.query_tower, features.query)
+        self.description_module = _description_module(model.query_tower, features, config)
         self.candidate_module = CandidateModule(model.candidate_tower, features.candidate)
 
     def embed_queries(self, histories: Sequence[np.ndarray]) -> np.ndarray:
@@ -127,6 +136,20 @@ class Towers:
             for feature in self.features.query
         }
 
+    def embed_descriptions(self, content: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Embed descriptions, which popularity has no part in.
+
+        Args:
+            content: by feature (n, length), as ``trainer.features.DescriptionReader`` reads texts.
+
+        Returns:
+            (n, dim) float32, whose last dimension is 0.
+        """
+        if self.description_module is None:
+            raise ValueError("these towers read no content in histories")
+        inputs = [content[feature.name] for feature in self.features.content]
+        return in_batches(self.description_module.embed, inputs)
+
     def _embed(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         return in_batches(self.query_module.embed, list(inputs.values()))
 
@@ -142,6 +165,25 @@ class Towers:
         corpus = self.corpus if corpus is None else corpus
         inputs = [corpus[feature.name] for feature in self.features.candidate]
         return in_batches(self.candidate_module.embed, inputs)
+
+
+def _description_module(
+    tower: QueryTower, features: Features, config: TowersConfig
+) -> DescriptionModule | None:
+    """Return what embeds descriptions; None if the towers read no content in histories.
+
+    A description is embedded as somebody of whom nothing is known but that they interacted with one
+    candidate, which nobody knows but by its content: a query tower whose context is that content.
+    """
+    if not (features.content and features.reads_history):
+        return None
+    described = QueryTower(Features(query=features.content, candidate=()), 0, config, seed=0)
+    ours: Any = described.context
+    for feature in features.content:
+        ours.table(feature.name).assign(tower.encoder.table(feature.name))
+    described.center.assign(tower.center)
+    described.projection.assign(tower.projection)
+    return DescriptionModule(described, features.content)
 
 
 def in_batches(embed: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:

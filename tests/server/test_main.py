@@ -40,7 +40,18 @@ def test_notices_are_shown(server: Any) -> None:
     assert "COLD_START: nothing is known of the user" in searched.output
 
 
-@pytest.mark.parametrize("arguments", [(), ("--user", "1", "--like", "2")])
+def test_words_are_a_query_alone_or_beside_a_user(server: Any) -> None:
+    for arguments in (("--describe", "comedy"), ("--describe", "comedy", "--user", "1")):
+        printed = run("search", *arguments, "--json", "--address", server.address)
+        answer = json.loads(printed.output)
+        assert (10, []) == (len(answer["candidates"]), answer["notices"])
+    unread = run("search", "--describe", "xyzzy", "--address", server.address)
+    assert "COLD_START" in unread.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--user", "1", "--like", "2"), ("--describe", "comedy", "--like", "2")]
+)
 def test_one_kind_of_query_must_be_said(arguments: tuple[str, ...]) -> None:
     assert run("search", *arguments).exit_code == 2
 

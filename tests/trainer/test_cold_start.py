@@ -85,6 +85,16 @@ def test_users_never_trained_on_are_served_from_their_history(
     assert result.users.unknown > 0.09
 
 
+def test_the_name_of_a_label_finds_what_has_it(measured: tuple[ColdStart, Trained]) -> None:
+    result, _ = measured
+    words = result.descriptions
+    assert words is not None
+    assert (words.n_labels, words.labelled, words.labelled_by_chance) == (2, 1.0, 0.5)
+    # Those of one label have the same content, so the same ten are first for all of them.
+    assert words.found == 20 / N_CANDIDATES
+    assert words.found_by_chance == 10 / N_CANDIDATES
+
+
 def test_too_few_candidates_are_refused() -> None:
     few = dataclasses.replace(
         two_genres(),

@@ -3,6 +3,7 @@ import pyarrow as pa
 import pytest
 
 from trainer.features import (
+    DescriptionReader,
     Feature,
     Features,
     describe_column,
@@ -97,3 +98,31 @@ def test_a_query_is_one_line_of_every_input() -> None:
     unknown = encode_query(features, vocabularies, np.array([], dtype=np.int32), {"job": "pilot"})
     assert unknown["job"].tolist() == [[0]]
     assert unknown["age"].tolist() == [[0.0]]
+
+
+def test_a_description_is_read_as_the_content_of_a_candidate() -> None:
+    features = (
+        Feature(name="genres", kind="list", length=2, n_tokens=3),
+        Feature(name="title", kind="text", length=3, n_tokens=2),
+        Feature(name="maker", kind="category", n_tokens=1),
+        Feature(name="year", kind="number", mean=1990.0, deviation=10.0),
+        Feature(name="minutes", kind="number", mean=90.0, deviation=30.0),
+    )
+    vocabularies = {
+        "genres": Vocabulary(["Sci-Fi", "drama", "film noir"]),
+        "title": Vocabulary(["moon", "walk"]),
+        "maker": Vocabulary(["!"]),
+    }
+    reader = DescriptionReader(features, vocabularies)
+    read = reader.read("A FILM-NOIR, sci fi and drama: 7 walks on the Moon, moon walk, 1995, 2001")
+    assert read is not None
+    assert {
+        "genres": [[3, 1]],
+        "title": [[1, 2, 0]],
+        "maker": [[0]],
+        "year": [[0.5]],
+        "minutes": [[np.float32((7 - 90) / 30)]],
+    } == {name: values.tolist() for name, values in read.items()}
+    assert reader.read("1995")["genres"].tolist() == [[0, 0]]
+    assert reader.read("nothing of 12345 that is known") is None
+    assert reader.read("") is None

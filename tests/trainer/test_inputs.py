@@ -143,6 +143,10 @@ def test_the_time_of_a_query_is_that_of_the_last_interaction_of_the_train_rows()
     [
         (dataset([0], [0], [1]), "nothing is known of the users of small: give --users FILE"),
         (with_users(dataset([0], [0], None), age=[1, 2, 3]), "small has no timestamps"),
+        (
+            with_users(dataset([0], [0], [1]), description=["x"] * 3),
+            "'description' has the name of the query's description: rename it",
+        ),
         (with_users(dataset([0], [0], [1]), time=[1, 2, 3]), "'time' has the name of the query's"),
         (
             with_users(dataset([0], [0], [1]), history=[1, 2, 3]),

@@ -32,6 +32,19 @@ def test_a_comparison_is_drawn(tmp_path, metrics):
     assert [file.name for file in tmp_path.iterdir()] == ["comparison.png"]
 
 
+def test_the_ratings_have_a_panel_below(tmp_path):
+    path = tmp_path / "comparison.png"
+    comparison = make_comparison(["ndcg@10"])
+    draw_comparison(comparison, path)
+    without = matplotlib.image.imread(path)
+
+    rmse = {"ranking model": 0.89, "biases alone": 0.94}
+    draw_comparison(comparison.model_copy(update={"rmse": rmse}), path)
+
+    height, width, _ = matplotlib.image.imread(path).shape
+    assert (height > without.shape[0], width) == (True, without.shape[1])
+
+
 @pytest.mark.parametrize("validated", [{}, {"val_ndcg@10": 0.1, "val_heldout_recall@10": 0.2}])
 @pytest.mark.parametrize("n_epochs", [1, 3])
 def test_a_learning_curve_is_drawn(tmp_path, validated, n_epochs):

@@ -144,7 +144,7 @@ def test_an_unknown_user_is_served_from_features_alone(embedder: Embedder) -> No
 @pytest.mark.parametrize(
     ("features", "error", "message"),
     [
-        ({"shoe_size": 44.0}, FieldUnknownError, "they read age, town, hobbies, time"),
+        ({"shoe_size": 44.0}, FieldUnknownError, "they read age, town, hobbies, time, description"),
         ({"user_id": "u01"}, FieldUnknownError, "read no feature 'user_id'"),
         ({"town": 3.0}, UndecodableError, "'town' takes a text, not 3.0"),
         ({"hobbies": "ski"}, UndecodableError, "'hobbies' takes texts, not 'ski'"),
@@ -156,6 +156,41 @@ def test_a_feature_that_is_not_read_or_not_like_this_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         embedder.embed(UserQuery("u01", features=features))
+
+
+def test_a_description_finds_what_it_describes(embedder: Embedder, bundle: TowerBundle) -> None:
+    candidates = embed_candidates(bundle).embeddings
+    snow, sun = (
+        embedder.embed(UserQuery(features={"description": text})).vector
+        for text in ("some SNOW", "sun, please")
+    )
+    assert snow[-1] == sun[-1] == 0
+    assert set(range(N_LIKED)) == set(np.argsort(-candidates @ snow)[:N_LIKED].tolist())
+    assert set(range(N_LIKED)).isdisjoint(np.argsort(-candidates @ sun)[:N_LIKED].tolist())
+    known = embedder.embed(UserQuery("u01")).vector
+    both = embedder.embed(UserQuery("u01", features={"description": "snow"})).vector
+    np.testing.assert_allclose((known + snow) / 2, both, atol=1e-5)
+
+
+def test_a_description_that_says_nothing_of_candidates_is_no_query(embedder: Embedder) -> None:
+    assert embedder.embed(UserQuery(features={"description": "xyzzy"})).vector is None
+    known = embedder.embed(UserQuery("u01")).vector
+    same = embedder.embed(UserQuery("u01", features={"description": "xyzzy"})).vector
+    np.testing.assert_allclose(known, same, atol=1e-5)
+    with pytest.raises(UndecodableError, match=r"'description' takes a text, not 3\.0"):
+        embedder.embed(UserQuery(features={"description": 3.0}))
+
+
+@pytest.mark.parametrize("options", [{"content": ()}, {"query": ("demographics",)}])
+def test_towers_without_content_in_histories_take_no_description(
+    options: dict[str, object], tmp_path: Path
+) -> None:
+    towers = trained(epochs=1, **options)
+    embedder = embedder_of(TowerBundle.open(export(towers, DATA, ROWS, tmp_path, seed=1)))
+    with pytest.raises(FieldUnknownError, match="read no feature 'description'"):
+        embedder.embed(UserQuery(features={"description": "snow"}))
+    with pytest.raises(ValueError, match="read no content in histories"):
+        towers.embed_descriptions({})
 
 
 def test_towers_that_read_no_history_serve_who_they_know_and_leave_the_rest_to_popularity(
