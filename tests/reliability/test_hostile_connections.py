@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,22 +73,30 @@ def test_others_are_answered_and_the_sockets_closed(
         assert len(client.search(QUERY)) == 10
 
 
-def test_a_byte_a_second_is_too_slow(index: Path) -> None:
+def test_a_byte_a_second_is_too_slow(index: Path, n_sockets: int) -> None:
     flags = ("--handshake-timeout-seconds", "3")
     with (
-        serving(index, *flags) as (_, address),
+        serving(index, *flags) as (process, address),
         SearchClient(address) as client,
-        connected(address, 50) as peers,
     ):
-        for byte in PREFACE[:8]:
-            for peer in peers:
-                try:
-                    peer.sendall(bytes([byte]))
-                except OSError:
-                    continue
-            assert len(client.search(QUERY, timeout_seconds=30)) == 10
-            time.sleep(0.5)
-        assert all(is_closed_within(peer, seconds=10) for peer in peers)
+        client.search(QUERY)
+        before = n_descriptors(process.pid)
+        with connected(address, n_sockets) as peers:
+            send_slowly(peers, client)
+            assert all(is_closed_within(peer, seconds=10) for peer in peers)
+        wait_for(lambda: n_descriptors(process.pid) <= before + 2)
+
+
+def send_slowly(peers: Sequence[socket.socket], client: SearchClient) -> None:
+    """Send bytes with a pause after each, while another client is answered."""
+    for byte in PREFACE[:8]:
+        for peer in peers:
+            try:
+                peer.sendall(bytes([byte]))
+            except OSError:
+                continue  # closed already
+        assert len(client.search(QUERY, timeout_seconds=30)) == 10
+        time.sleep(0.5)
 
 
 def test_headers_beyond_the_limit_are_refused(index: Path) -> None:

@@ -2,6 +2,10 @@
 
 import shutil
 import ssl
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -48,14 +52,40 @@ def serial(certificate: Path) -> int:
     return x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number
 
 
+@contextmanager
+def new_connections(address: str, root: bytes) -> Iterator[None]:
+    """Search over one new connection after the other while the block runs; none may fail."""
+    over = threading.Event()
+
+    def keep_searching() -> int:
+        n_searched = 0
+        while not over.is_set():
+            # With credentials of its own, since gRPC shares connections whose credentials are one.
+            assert 10 == search(address, grpc.ssl_channel_credentials(root))
+            n_searched += 1
+        return n_searched
+
+    with ThreadPoolExecutor() as threads:
+        searching = [threads.submit(keep_searching) for _ in range(2)]
+        try:
+            yield
+        finally:
+            over.set()
+        assert all(one.result() > N_ROTATIONS for one in searching)
+
+
 def test_certificates_rotate_while_calls_succeed_and_bad_ones_change_nothing(
     index: Path, tmp_path: Path
 ) -> None:
     authority = Authority(tmp_path, "authority")
-    trusting = grpc.ssl_channel_credentials(authority.path.read_bytes())
+    root = authority.path.read_bytes()
+    trusting = grpc.ssl_channel_credentials(root)
     certificate, key = authority.issue("server")
     with serving(index, *flags(certificate, key)) as (_, address):
-        with SearchClient(address, credentials=trusting) as lasting:
+        with (
+            new_connections(address, root),
+            SearchClient(address, credentials=trusting) as lasting,
+        ):
             for number in range(N_ROTATIONS):
                 fresh_certificate, fresh_key = authority.issue(f"fresh-{number}")
                 fresh_certificate.replace(certificate)
