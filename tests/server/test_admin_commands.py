@@ -1,16 +1,22 @@
 """The admin service and its command line, against a server of its own."""
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from candidate_search.v1 import admin_service_pb2 as pb
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
+from server import admin
 from server.__main__ import app
 from server.admin_client import AdminClient
 from server.client import SearchFailedError
+from server.errors import InternalError
+from server.versions import VersionSummary
 from tests.server.processes import serving
 from tests.server.published import current, publish
 
@@ -64,3 +70,22 @@ def test_it_is_not_answered_unless_asked_for(vector_server: Any) -> None:
         pytest.raises(SearchFailedError, match="UNIMPLEMENTED"),
     ):
         client.status()
+
+
+class UnreadableVersions:
+    """Versions on a disk that cannot be read."""
+
+    def catalogue(self) -> list[VersionSummary]:
+        raise OSError(errno.EIO, "Input/output error", "/secret/indexes")
+
+
+def test_a_command_that_fails_is_replied_to_without_a_path() -> None:
+    """The parent of several workers goes on, and the worker that asked does not wait for ever."""
+    versions: Any = UnreadableVersions()
+    command = admin.write_command("ListVersions", pb.ListVersionsRequest())
+    with capture_logs() as logs:
+        reply = admin.reply_to(versions, command)
+    assert ["admin command fails"] == [one["event"] for one in logs]
+    with pytest.raises(InternalError, match="the server failed") as caught:
+        admin.read_reply(reply)
+    assert "secret" not in str(caught.value)
