@@ -27,7 +27,7 @@ def write_model_card(directory: Path, manifest: TowerManifest) -> None:
 - {manifest.n_candidates:,} candidates, {manifest.n_users:,} known users. The weights have seen
   {manifest.trained_on.n_interactions:,} interactions ({manifest.trained_on.rows}), with seed
   {manifest.seed}.
-- The query tower reads the newest {manifest.max_history_length} interactions of a user.
+- The query tower reads {_read(manifest)}.
 - {_RANKER_SENTENCE[manifest.has_ranker]}
 {_lineage(manifest)}
 ## Quality
@@ -47,6 +47,17 @@ recommended more. A candidate nobody has interacted with is placed by its
 content alone; how well has not been measured.
 """
     (directory / MODEL_CARD).write_text(card)
+
+
+def _read(manifest: TowerManifest) -> str:
+    """Return what is read of a query, in words."""
+    words = {
+        "history": f"the newest {manifest.max_history_length} interactions of a user",
+        "user_id": "who the user is",
+        "demographics": "what is known of users",
+        "time": "when they were last seen",
+    }
+    return ", ".join(words[name] for name in manifest.config.get("query", ["history"]))
 
 
 def _lineage(manifest: TowerManifest) -> str:

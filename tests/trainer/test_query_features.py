@@ -1,5 +1,6 @@
 """Queries that are more than a history: each feature trains, travels and is served alike."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,20 @@ import pytest
 
 from indexer.embed import embed_candidates
 from server.domain import ExamplesQuery, UserQuery
-from server.embedder import Embedder
+from server.embedder import Embedder, QueryTower
 from server.errors import FieldUnknownError, UndecodableError
 from server.similarity import Directions
 from trainer.bundle import TowerBundle
 from trainer.datasets import Dataset
 from trainer.export import export
+from trainer.features import encode_candidates
+from trainer.inputs import describe, describe_users
 from trainer.model_config import TowersConfig
+from trainer.refresh import refresh
+from trainer.towers import TwoTowers
 from trainer.trained_towers import Towers
 from trainer.training import fit
+from trainer.warm_start import warm_start
 
 N_USERS, N_LIKED = 40, 5
 ALL = ("history", "user_id", "demographics", "time")
@@ -191,6 +197,42 @@ def test_towers_without_content_in_histories_take_no_description(
         embedder.embed(UserQuery(features={"description": "snow"}))
     with pytest.raises(ValueError, match="read no content in histories"):
         towers.embed_descriptions({})
+
+
+def test_a_refresh_reads_newer_times_and_knows_new_users_by_all_but_their_ids(
+    bundle: TowerBundle, tmp_path: Path
+) -> None:
+    newcomer = DATA.users.slice(1, 1).set_column(0, "user_id", pa.array(["v"]))
+    newer = dataclasses.replace(
+        DATA,
+        users=pa.concat_tables([DATA.users, newcomer]),
+        user_rows=np.append(DATA.user_rows, [1, N_USERS]).astype(np.int32),
+        candidate_rows=np.append(DATA.candidate_rows, [9, 9]).astype(np.int32),
+        timestamps=np.append(DATA.timestamps, [1_500_000, 1_500_000]),
+    )
+    query = TowerBundle.open(refresh(bundle, newer, tmp_path).directory).query
+    assert 1_500_000 == query.user_values(1)["time"]
+    assert {"age": 60, "town": "Rome", "hobbies": ["swim", "read"], "time": 1_500_000} == (
+        query.user_values(N_USERS)
+    )
+    tower, known = QueryTower(query), query.query_embeddings
+    for row, user_id in ((1, "u01"), (N_USERS, "")):
+        values = {"user_id": user_id, **query.user_values(row)}
+        np.testing.assert_allclose(tower.embed(query.history(row), values), known[row], atol=1e-5)
+
+
+def test_a_warm_start_takes_over_what_is_read_beside_the_history(
+    towers: Towers, bundle: TowerBundle
+) -> None:
+    users = describe_users(DATA, ROWS, towers.config).slice(1)
+    features, vocabularies = describe(DATA.candidates, users, towers.config)
+    corpus = encode_candidates(features, vocabularies, DATA.candidates)
+    model = TwoTowers(features, corpus, towers.config, seed=9)
+    warm_start(model, features, vocabularies, bundle)
+    ours, theirs = model.query_tower.context, towers.model.query_tower.context
+    for name in ("age", "town", "time"):
+        np.testing.assert_array_equal(theirs.table(name), ours.table(name))
+    np.testing.assert_array_equal(theirs.table("user_id")[2:], ours.table("user_id")[1:])
 
 
 def test_towers_that_read_no_history_serve_who_they_know_and_leave_the_rest_to_popularity(
