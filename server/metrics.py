@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import sys
 import threading
 from functools import cache
@@ -114,6 +115,12 @@ class _Server(ThreadingWSGIServer):
     allow_reuse_port = DIRECTORY_VARIABLE in os.environ
 
 
+class _IPv6Server(_Server):
+    """The same on an address of IPv6."""
+
+    address_family = socket.AF_INET6
+
+
 def listen(host: str, port: int) -> int:
     """Answer Prometheus on a thread of its own, until the process ends; return the port.
 
@@ -124,7 +131,8 @@ def listen(host: str, port: int) -> int:
     if DIRECTORY_VARIABLE in os.environ:
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    server = make_server(host, port, make_wsgi_app(registry), _Server, _SilentHandler)
+    kind = _IPv6Server if ":" in host else _Server
+    server = make_server(host, port, make_wsgi_app(registry), kind, _SilentHandler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server.server_port
 

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
+from server import metrics
 from server.client import Embedding, SearchClient, SearchFailedError
 from server.domain import SearchRequest
 from tests.server.processes import serving, wait_for
@@ -107,6 +108,13 @@ def test_a_port_for_prometheus_that_is_taken_is_told_in_a_sentence(
         "Prometheus with --metrics-port"
     ) in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_prometheus_may_come_by_ipv6() -> None:
+    port = metrics.listen("::1", 0)
+    with urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=10) as answer:
+        assert b"candidate_search_calls_in_flight" in answer.read()
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
