@@ -666,7 +666,8 @@ class UserContext(_message.Message):
     def features(self) -> _containers.MessageMap[_builtins.str, Global___FeatureValue]:
         """Values of the features that the query tower or the ranking model reads, by name, in place of
         those known from training; at most 100 (configurable). A name that neither reads is refused
-        with FIELD_UNKNOWN.
+        with FIELD_UNKNOWN. The text "description" says what is wanted in words of the candidates'
+        content, where the towers read content; beside a user, the mean of both queries is searched.
         """
 
     def __init__(
