@@ -96,8 +96,7 @@ def test_overload_is_refused_at_once_with_a_hint_while_health_answers(blocked: A
     server, proceed, begun = blocked
     with SearchClient(server.address) as client, ThreadPoolExecutor() as threads:
         calls = [threads.submit(client.search, QUERY, exact=True) for _ in range(2)]
-        while server.worker.servicer.in_flight.count < 2:
-            pass
+        wait_for(lambda: server.worker.servicer.in_flight.count == 2)
         n_counted = n_refused()
         with pytest.raises(SearchFailedError) as refused:
             client.search(QUERY, exact=True)
@@ -123,12 +122,10 @@ def test_what_has_expired_is_not_computed(blocked: Any) -> None:
     server, proceed, begun = blocked
     with SearchClient(server.address) as client, ThreadPoolExecutor() as threads:
         first = threads.submit(client.search, QUERY, exact=True)
-        while not begun:
-            pass
+        wait_for(lambda: begun)
         with pytest.raises(SearchFailedError, match="DEADLINE_EXCEEDED"):
             client.search(QUERY, exact=True, timeout_seconds=0.2)
-        while server.worker.servicer.in_flight.count > 1:
-            pass
+        wait_for(lambda: server.worker.servicer.in_flight.count == 1)
         proceed.set()
         assert len(first.result()) == 10
         assert len(client.search(QUERY, exact=True, count=7)) == 7
