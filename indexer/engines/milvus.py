@@ -266,6 +266,9 @@ class Collection:
         while n_left := self._milvus.call(self._n_unindexed):
             announce(f"milvus: indexing, {n_left:,} rows left")
             time.sleep(_LOOK_SECONDS)
+        # What was searched so far are rows as they came in; now it is what was indexed.
+        self._milvus.call(lambda client: client.release_collection(self._name))
+        self._milvus.call(lambda client: client.load_collection(self._name))
         self._milvus.call(self._check)
 
     def _create(self, client: Any, fields: list[dict[str, Any]], index: CollectionIndex) -> None:

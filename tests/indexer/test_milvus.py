@@ -37,6 +37,7 @@ from indexer.engines import milvus
 from indexer.filters import OneOf, Restriction
 from indexer.metadata import typed_columns
 from indexer.pruning import prune
+from indexer.recall import recall_at_k
 from tests.indexer.conftest import make_corpus
 from tests.milvus_server import MilvusServer
 from tests.server.authority import Authority
@@ -175,6 +176,18 @@ class TestSearching:
         found = graph.search(query, 5, graph.exhaustive_params())
         np.testing.assert_array_equal(exact.rows, found.rows)
         assert graph._is_made_here(milvus.MAX_RESULTS + 1, MilvusSearchParams(ef=10))
+
+    def test_what_is_measured_after_a_build_is_what_is_searched_later(
+        self, graph: MilvusIndex
+    ) -> None:
+        first = graph.search(graph.embeddings[:50], 10, MilvusSearchParams(ef=10))
+        client, name = collection_of(graph)
+        client.release_collection(name)
+        client.load_collection(name)
+        later = graph.search(graph.embeddings[:50], 10, MilvusSearchParams(ef=10))
+        np.testing.assert_array_equal(first.rows, later.rows)
+        exact = graph._exact.search(graph.embeddings[:50], 10)
+        assert recall_at_k(first, exact).mean() < 1  # as a graph's, which is not a scan's
 
     def test_milvus_filters(self, graph: MilvusIndex, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("indexer.backends.milvus._CALL_COST", 0.0)
