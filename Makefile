@@ -63,7 +63,7 @@ sbom: $(SETUP) ## Write a bill of materials of the installed packages (CycloneDX
 
 deploy-check: $(SETUP) ## Check the Dockerfile and the manifests in deploy/
 	$(BIN)/hadolint deploy/Dockerfile
-	$(BIN)/kubernetes-validate --strict deploy/kubernetes/*.yaml
+	$(BIN)/kubernetes-validate --strict deploy/kubernetes/*.yaml deploy/kubernetes/*/*.yaml
 
 clean: ## Remove what the other commands made, .venv included
 	rm -rf $(VENV) artifacts build dist htmlcov .coverage* .*_cache .hypothesis *.egg-info

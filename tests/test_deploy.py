@@ -45,6 +45,34 @@ def test_the_server_knows_every_flag(command: list[str]) -> None:
     assert 9464 == settings.metrics_port
 
 
+def test_an_index_is_fetched_whole_or_not_at_all(tmp_path: Path) -> None:
+    patch = DEPLOY / "kubernetes" / "object-storage" / "fetch-index.yaml"
+    fetch, verify = yaml.safe_load(patch.read_text())["spec"]["template"]["spec"]["initContainers"]
+    indexes, store = tmp_path / "indexes", tmp_path / "store" / "v1"
+    indexes.mkdir()
+    store.mkdir(parents=True)
+    (store / "manifest.json").write_text("{}")
+    rclone = tmp_path / "rclone"
+    rclone.write_text('#!/bin/sh\ntest -z "$BROKEN" || exit 1\ncp -r "$STORE${2#store:}" "$3"\n')
+    rclone.chmod(0o755)
+    script = fetch["args"][0].replace("/indexes", str(indexes))
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "STORE": f"{tmp_path}/"}
+    environment |= {"BUCKET": "store", "VERSION": "v1"}
+
+    def run(**more: str) -> int:
+        return subprocess.run(
+            [*fetch["command"], script], env=environment | more, check=False
+        ).returncode
+
+    assert run(BROKEN="1") != 0
+    assert not (indexes / "current").exists()
+    for _ in range(2):  # a container may be started again
+        assert run() == 0
+        assert "{}" == (indexes / "current" / "manifest.json").read_text()
+    assert ["current", "v1"] == sorted(path.name for path in indexes.iterdir())
+    assert ["python", "-m", "indexer", "verify", "/indexes/current"] == verify["command"]
+
+
 def test_the_pods_end_after_they_have_drained() -> None:
     deployment = yaml.safe_load((DEPLOY / "kubernetes" / "deployment.yaml").read_text())
     grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
@@ -60,7 +88,9 @@ def test_probes_wait_longer_than_the_command_that_asks() -> None:
     assert min(waits) >= health.TIMEOUT_SECONDS + starting_python_seconds
 
 
-@pytest.mark.parametrize("path", ["prometheus/alerts.yml", "grafana/dashboard.json"])
+@pytest.mark.parametrize(
+    "path", ["prometheus/alerts.yml", "grafana/dashboard.json", "kubernetes/autoscaling.yaml"]
+)
 def test_every_metric_there_is_one_of_ours(path: str) -> None:
     text = (DEPLOY / path).read_text()
     assert yaml.safe_load(text)
@@ -82,7 +112,7 @@ def test_every_alert_is_in_the_runbook() -> None:
     "command",
     [
         ["hadolint", "deploy/Dockerfile"],
-        ["kubernetes-validate", "--strict", *map(str, sorted(DEPLOY.glob("kubernetes/*.yaml")))],
+        ["kubernetes-validate", "--strict", *map(str, sorted(DEPLOY.glob("kubernetes/**/*.yaml")))],
     ],
     ids=["hadolint", "kubernetes-validate"],
 )
