@@ -146,7 +146,7 @@ def measure_cold_start(
         dataset=dataset.name,
         candidates=candidates,
         users=users,
-        descriptions=_descriptions(dataset, everybody),
+        descriptions=measure_descriptions(dataset, everybody),
     )
 
 
@@ -203,7 +203,13 @@ def _cold_users(
     )
 
 
-def _descriptions(dataset: Dataset, towers: Towers) -> Descriptions | None:
+def measure_descriptions(dataset: Dataset, towers: Towers) -> Descriptions | None:
+    """Look for candidates by words; None if the towers read no content, or there are no labels.
+
+    Args:
+        dataset: that the towers were trained on.
+        towers: that embed words.
+    """
     labels, has_label = label_column(dataset.candidates), contents(dataset.candidates)
     if towers.description_module is None or labels is None or has_label is None:
         return None

@@ -34,10 +34,10 @@ HEADS = ("taste", "sequence")
 
 
 def _part(wide: Any, head: str) -> Any:
-    """Return the columns (..., n_columns / len(HEADS)) of one head."""
-    width = wide.shape[-1] // len(HEADS)
+    """Return the columns (n, n_columns / len(HEADS)) of one head."""
+    width = wide.shape[1] // len(HEADS)
     first = HEADS.index(head) * width
-    return wide[..., first : first + width]
+    return wide[:, first : first + width]
 
 
 class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
@@ -62,9 +62,13 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
         )
         self.encoder.trainable = features.reads_history
         self.context = self._context_encoder(-1 - seed)
-        self.items = self.add_weight(
-            "items", (n_candidates + 1, len(HEADS) * config.width), trainable=False
-        )
+        # A table for each head: a part of a common one would be copied for every query.
+        self.items = {
+            name: self.add_weight(
+                f"{name}_items", (n_candidates + 1, config.width), trainable=False
+            )
+            for name in HEADS
+        }
         self.center = self.add_weight("center", (wide,), trainable=False)
         self.projection = self.add_weight("projection", (wide, config.dim - 1), trainable=False)
 
@@ -123,13 +127,13 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
         return self._directed(name, history, inputs)
 
     def _padded_sum(self, name: str, history: Any) -> Any:
-        known = tf.cast(history > 0, tf.float32)
-        lengths = tf.reduce_sum(known, axis=1, keepdims=True)
-        ages = lengths - tf.range(history.shape[1], dtype=tf.float32)
-        weights = tf.maximum(ages, 1.0) ** -self._recency(name) * known
-        # In this order: a part of all items would be copied for every query.
-        vectors = _part(tf.gather(self.items, history), name)
-        return tf.squeeze(tf.matmul(weights[:, None], vectors), axis=1)
+        weights = tf.cast(history > 0, tf.float32)
+        if recency := self._recency(name):
+            lengths = tf.reduce_sum(weights, axis=1, keepdims=True)
+            ages = lengths - tf.range(history.shape[1], dtype=tf.float32)
+            weights *= tf.maximum(ages, 1.0) ** -recency
+        vectors = tf.gather(self.items[name], history)
+        return tf.reduce_sum(vectors * tf.expand_dims(weights, -1), axis=1)
 
     def _recency(self, name: str) -> float:
         return self._config.recency if name == "sequence" else 0.0
@@ -274,7 +278,8 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
             context: what these queries are read with beside their histories, by name (n, length).
         """
         items, candidates = self.embed_corpus()
-        self.query_tower.items.assign(tf.pad(items, [[1, 0], [0, 0]]))
+        for name, table in self.query_tower.items.items():
+            table.assign(tf.pad(_part(items, name), [[1, 0], [0, 0]]))
         queries = self.query_tower.wide(histories, items, context).numpy()
         center = queries.mean(axis=0)
         towers: tuple[Any, Any] = (self.query_tower, self.candidate_tower)

@@ -1,6 +1,7 @@
 """Queries that are more than a history: each feature trains, travels and is served alike."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from server.embedder import Embedder, QueryTower
 from server.errors import FieldUnknownError, UndecodableError
 from server.similarity import Directions
 from trainer.bundle import TowerBundle
-from trainer.datasets import Dataset
+from trainer.cold_start import measure_descriptions
+from trainer.datasets import Dataset, load_dataset
 from trainer.export import export
 from trainer.features import encode_candidates
 from trainer.inputs import describe, describe_users
@@ -245,3 +247,14 @@ def test_towers_that_read_no_history_serve_who_they_know_and_leave_the_rest_to_p
     assert stranger.vector is None
     assert [0] == stranger.history.tolist()
     assert embedder.embed(ExamplesQuery(["c0"])).by_cosine
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR is not set")
+def test_on_movielens_genres_and_titles_find_what_they_name() -> None:
+    movies = load_dataset("movielens/100k")
+    config = TowersConfig(content=("category", "list", "number", "text"), epochs=40)
+    words = measure_descriptions(movies, fit(movies, np.arange(len(movies)), config, seed=0))
+    assert words is not None
+    assert words.labelled > 4 * words.labelled_by_chance
+    assert words.found > 30 * words.found_by_chance
