@@ -17,11 +17,11 @@ from trainer.vocabulary import Vocabulary
 _BATCH_SIZE = 4096
 
 
-class QueryModule(tf.Module):  # type: ignore[misc]
-    """The query tower as it is exported: an array for each feature in, a dictionary out."""
+class TowerModule(tf.Module):  # type: ignore[misc]
+    """A tower as it is exported: an array for each feature in, a dictionary out."""
 
-    def __init__(self, tower: QueryTower, features: Sequence[Feature]) -> None:
-        super().__init__(name="query")
+    def __init__(self, tower: QueryTower | CandidateTower, features: Sequence[Feature]) -> None:
+        super().__init__()
         self.tower = tower
         self._names = [feature.name for feature in features]
         self.embed = tf.function(self._embed, input_signature=_signature(features))
@@ -30,25 +30,15 @@ class QueryModule(tf.Module):  # type: ignore[misc]
         return {"embedding": self.tower(dict(zip(self._names, inputs, strict=True)))}
 
 
-class DescriptionModule(QueryModule):
-    """The same for descriptions, which popularity has no part in: the last dimension is 0."""
+class DescriptionModule(TowerModule):
+    """A query tower that descriptions go through, in which popularity has no part.
+
+    The last dimension of their embeddings is 0.
+    """
 
     def _embed(self, *inputs: Any) -> dict[str, Any]:
         directed = super()._embed(*inputs)["embedding"][:, :-1]
         return {"embedding": tf.pad(directed, [[0, 0], [0, 1]])}
-
-
-class CandidateModule(tf.Module):  # type: ignore[misc]
-    """The candidate tower as it is exported: an array for each feature in, a dictionary out."""
-
-    def __init__(self, tower: CandidateTower, features: Sequence[Feature]) -> None:
-        super().__init__(name="candidate")
-        self.tower = tower
-        self._names = [feature.name for feature in features]
-        self.embed = tf.function(self._embed, input_signature=_signature(features))
-
-    def _embed(self, *inputs: Any) -> dict[str, Any]:
-        return {"embedding": self.tower(dict(zip(self._names, inputs, strict=True)))}
 
 
 def _signature(features: Sequence[Feature]) -> list[Any]:
@@ -93,9 +83,9 @@ class Towers:
         self.corpus = corpus
         self.histories = histories
         self.context = context or {}
-        self.query_module = QueryModule(model.query_tower, features.query)
+        self.query_module = TowerModule(model.query_tower, features.query)
         self.description_module = _description_module(model.query_tower, features, config)
-        self.candidate_module = CandidateModule(model.candidate_tower, features.candidate)
+        self.candidate_module = TowerModule(model.candidate_tower, features.candidate)
 
     def embed_queries(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """Embed users of whom nothing but what they have interacted with is known.
@@ -150,9 +140,6 @@ class Towers:
         inputs = [content[feature.name] for feature in self.features.content]
         return in_batches(self.description_module.embed, inputs)
 
-    def _embed(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        return in_batches(self.query_module.embed, list(inputs.values()))
-
     def embed_candidates(self, corpus: dict[str, np.ndarray] | None = None) -> np.ndarray:
         """Embed candidates.
 
@@ -165,6 +152,9 @@ class Towers:
         corpus = self.corpus if corpus is None else corpus
         inputs = [corpus[feature.name] for feature in self.features.candidate]
         return in_batches(self.candidate_module.embed, inputs)
+
+    def _embed(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return in_batches(self.query_module.embed, list(inputs.values()))
 
 
 def _description_module(
