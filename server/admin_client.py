@@ -15,9 +15,15 @@ import grpc
 from candidate_search.v1 import admin_service_pb2 as pb
 from candidate_search.v1.admin_service_pb2_grpc import AdminServiceStub
 
-from server.connection import BlockingConnection, open_channel
+from server.connection import BlockingConnection, open_channel, retrying
 
 DEFAULT_TIMEOUT_SECONDS = 300.0  # a version is hashed and tried before it takes over
+
+# Not RollBack, which done twice goes back to where it came from.
+_RETRIED = ("ListVersions", "VerifyVersion", "ActivateVersion", "GetStatus")
+_CHANNEL_OPTIONS = retrying(
+    *({"service": "candidate_search.v1.AdminService", "method": name} for name in _RETRIED)
+)
 
 
 class AdminClient(BlockingConnection):
@@ -41,7 +47,7 @@ class AdminClient(BlockingConnection):
         credentials: grpc.ChannelCredentials | None = None,
         token: str | None = None,
     ) -> None:
-        channel = open_channel(target, credentials)
+        channel = open_channel(target, credentials, _CHANNEL_OPTIONS)
         super().__init__(channel, timeout_seconds, token)
         self._stub = AdminServiceStub(channel)
 

@@ -13,7 +13,6 @@ target resolves to (``dns:///search.example:50051``).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Self, Unpack
@@ -43,7 +42,7 @@ from server.client_results import (
     batch_results,
     search_results,
 )
-from server.connection import BlockingConnection, Connection, open_channel
+from server.connection import BlockingConnection, Connection, open_channel, retrying
 
 __all__ = [
     "AsyncSearchClient",
@@ -67,28 +66,7 @@ __all__ = [
 
 DEFAULT_TIMEOUT_SECONDS = 5.0
 
-_SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{"service": "candidate_search.v1.CandidateSearchService"}],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                # A worker that drains cancels what reaches it after its last call began.
-                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
-            },
-        }
-    ],
-}
-_CHANNEL_OPTIONS = (
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    # Sooner than the default of a second, so that the retries meet the worker that takes over.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-)
+_CHANNEL_OPTIONS = retrying({"service": "candidate_search.v1.CandidateSearchService"})
 
 
 class SearchClient(BlockingConnection):

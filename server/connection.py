@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -55,6 +56,32 @@ class BlockingConnection(Connection[grpc.Channel]):
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()
+
+
+def retrying(*calls: Mapping[str, str]) -> Sequence[tuple[str, Any]]:
+    """Return options of a channel that makes calls again which find the server unavailable.
+
+    Args:
+        calls: which, by ``service`` and, where not all of it are meant, ``method``.
+    """
+    policy = {
+        "maxAttempts": 5,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        # A worker that drains cancels what reaches it after its last call began.
+        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+    }
+    config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [{"name": calls, "retryPolicy": policy}],
+    }
+    return (
+        ("grpc.service_config", json.dumps(config)),
+        # Sooner than the default of a second, so that the retries meet the worker that takes over.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+    )
 
 
 def open_channel(

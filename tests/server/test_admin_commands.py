@@ -2,10 +2,13 @@
 
 import errno
 import json
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from candidate_search.v1 import admin_service_pb2 as pb
 from structlog.testing import capture_logs
@@ -70,6 +73,44 @@ def test_it_is_not_answered_unless_asked_for(vector_server: Any) -> None:
         pytest.raises(SearchFailedError, match="UNIMPLEMENTED"),
     ):
         client.status()
+
+
+class DrainingServer(grpc.GenericRpcHandler):
+    """Cancels the first call of each method, as a worker that drains does."""
+
+    def __init__(self) -> None:
+        self.called: Counter[str] = Counter()
+
+    def service(self, handler_call_details: Any) -> Any:
+        name = handler_call_details.method.rpartition("/")[2]
+
+        def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+            del request
+            self.called[name] += 1
+            if self.called[name] == 1:
+                context.abort(grpc.StatusCode.CANCELLED, "draining")
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+def test_calls_that_a_draining_worker_cancels_are_made_again_where_that_is_safe() -> None:
+    server, calls = grpc.server(ThreadPoolExecutor(1)), DrainingServer()
+    server.add_generic_rpc_handlers((calls,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with AdminClient(f"127.0.0.1:{port}") as client:
+            client.versions()
+            client.verify("v")
+            client.activate("v")
+            client.status()
+            with pytest.raises(SearchFailedError, match="CANCELLED"):
+                client.roll_back()
+    finally:
+        server.stop(0)
+    assert calls.called.pop("RollBack") == 1
+    assert {2} == set(calls.called.values())
 
 
 class UnreadableVersions:
