@@ -41,7 +41,8 @@ def read(histories: Sequence[np.ndarray]) -> tf.SparseTensor:
 
 def items(towers: Towers) -> tf.Tensor:
     """Return the candidates as the query tower's histories read them, row by row."""
-    return towers.model.query_tower.items[1:]
+    tables = towers.model.query_tower.items.values()
+    return tf.concat([table[1:] for table in tables], axis=1)
 
 
 def untrained(config: TowersConfig) -> Towers:
@@ -153,3 +154,16 @@ def test_exported_candidate_tower_agrees_without_tensorflow_operations(
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(ValidationError, match="layers"):
         TowersConfig(layers=3)  # type: ignore[call-arg]
+
+
+def test_a_query_reads_no_more_of_the_catalogue_than_its_history(towers: Towers) -> None:
+    graph = towers.query_module.embed.get_concrete_function().graph
+    computed = [op for op in graph.get_operations() if op.inputs and op.type != "ReadVariableOp"]
+    whole = [
+        op.name
+        for op in computed
+        for tensor in op.outputs
+        if tensor.shape.rank and tensor.shape[0] == N_CANDIDATES + 1
+    ]
+    assert not whole
+    assert any("Gather" in op.type for op in computed)
