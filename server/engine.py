@@ -16,7 +16,7 @@ from indexer.bundle import IndexBundle
 from server.diversity import Diversifier
 from server.domain import Notice, NoticeCode, SearchRequest, SearchResult
 from server.embedder import EmbeddedQuery, Embedder
-from server.errors import NoRankerError, SearchError, UserUnknownError
+from server.errors import EngineUnreachableError, NoRankerError, SearchError, UserUnknownError
 from server.filters import FilterMasks
 from server.metadata import Metadata
 from server.planning import IndexChoice, Planner
@@ -116,10 +116,13 @@ class Engine:
                 groups[prepared.choice, n_fetched].append(prepared)
         for (choice, n_fetched), group in groups.items():
             wanted = [prepared.wanted for prepared in group]
-            found = self._retriever.search_together(wanted, choice, n_fetched)
+            try:
+                found = self._retriever.search_together(wanted, choice, n_fetched)
+            except EngineUnreachableError:
+                continue  # each is refused when its turn comes
             for prepared, one in zip(group, found, strict=True):
                 prepared.found = one
-        return [one if isinstance(one, SearchError) else self._run(one) for one in outcomes]
+        return [one if isinstance(one, SearchError) else self._outcome(one) for one in outcomes]
 
     @property
     def has_ranker(self) -> bool:
@@ -171,6 +174,12 @@ class Engine:
         choice = self.planner.choose(request, depth)
         nanos = {"embed": embedded_at - start, "plan": perf_counter_ns() - embedded_at}
         return _Prepared(request, embedded.history, wanted, choice, unknown_ids, nanos)
+
+    def _outcome(self, prepared: _Prepared) -> SearchResult | SearchError:
+        try:
+            return self._run(prepared)
+        except SearchError as error:
+            return error
 
     def _run(self, prepared: _Prepared) -> SearchResult:
         """Make a prepared search."""

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic, time_ns
 from typing import TYPE_CHECKING, TypeVar
 
@@ -51,6 +52,12 @@ class _Call:
     degraded: Notice | None
     begun_nanos: int
     """Since the epoch."""
+
+    @property
+    def is_made_with_others(self) -> bool:
+        """Whether a batch's searches are made in one go: a scan for each would hold up the rest."""
+        return not self.is_long or self.version.engine.is_remote
+
     deadline: float | None
     """When the caller gives up, by ``time.monotonic``, if it does."""
 
@@ -247,7 +254,7 @@ class CandidateSearchServicer:
     ) -> list[bytes]:
         """Return some of a batch's results; a search that is refused is refused alone."""
         calls = [self._begin_or_error(request, deadline, n_to_do) for request in requests]
-        answers = _answers_together(calls)
+        answers = await self._answers_together(calls)
         results = []
         for call in calls:
             try:
@@ -264,11 +271,24 @@ class CandidateSearchServicer:
         except SearchError as error:
             return error
 
+    async def _answers_together(self, calls: Sequence[_Call | SearchError]) -> _Answers:
+        """Return the answers to a batch's searches but long scans, in order, by what answers."""
+        searches: dict[IndexVersion, list[SearchRequest]] = defaultdict(list)
+        for call in calls:
+            if isinstance(call, _Call) and call.is_made_with_others:
+                searches[call.version].append(call.search)
+        answers: dict[IndexVersion, Iterator[SearchResult | SearchError]] = {}
+        for version, some in searches.items():
+            search = partial(version.engine.search_together, some)
+            is_remote = version.engine.is_remote
+            answers[version] = iter(await self.run_beside(search) if is_remote else search())
+        return answers
+
     async def _response(self, call: _Call | SearchError, answers: _Answers) -> bytes:
-        """Return the response to one call of a batch; the short ones are answered already."""
+        """Return the response to one call of a batch; those made together are answered already."""
         if isinstance(call, SearchError):
             raise call
-        if call.is_long:
+        if not call.is_made_with_others:
             return self._end(call, await self._search_beside(call))
         answer = next(answers[call.version])
         if isinstance(answer, SearchError):
@@ -279,14 +299,3 @@ class CandidateSearchServicer:
 def _deadline(seconds_left: float | None) -> float | None:
     """Return when a caller gives up, by ``time.monotonic``; None if it waits for ever."""
     return None if seconds_left is None else monotonic() + seconds_left
-
-
-def _answers_together(calls: Sequence[_Call | SearchError]) -> _Answers:
-    """Return the answers to the short searches of a batch, in order, by what answers them."""
-    searches: dict[IndexVersion, list[SearchRequest]] = defaultdict(list)
-    for call in calls:
-        if isinstance(call, _Call) and not call.is_long:
-            searches[call.version].append(call.search)
-    return {
-        version: iter(version.engine.search_together(some)) for version, some in searches.items()
-    }

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,17 @@ from hypothesis import strategies as st
 from indexer.backends.milvus import MilvusIndex
 from indexer.build import BuildOptions, build_bundle
 from indexer.bundle import IndexBundle
+from indexer.engines.milvus import Collection
 from indexer.engines.milvus_expressions import expression_for
 from indexer.filters import AllOf, AnyOf, Contains, Filter, InRange, IsNull, Negated, OneOf
-from server.client import Embedding, Field, SearchClient, SearchFailedError, search_request
+from server.client import (
+    Embedding,
+    Field,
+    SearchClient,
+    SearchFailedError,
+    SearchResults,
+    search_request,
+)
 from server.domain import SearchRequest
 from server.engine import Engine
 from server.filters import FilterMasks
@@ -155,8 +164,25 @@ def test_it_answers_as_a_local_index_does(
         there = client.search(QUERY, count=20, **options)
         assert (here.ids, here.scores) == (there.ids, there.scores)
     assert there.plan.backend == "milvus"
-    both = client.search_batch([search_request(QUERY, count=20)] * 2)
-    assert [client.search(QUERY, count=20).ids] * 2 == [list(one.ids) for one in both]
+
+
+def test_a_batch_is_one_search_in_milvus(
+    client: SearchClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+    original = Collection.search
+
+    def spy(self: Collection, vectors: np.ndarray, *arguments: Any) -> np.ndarray:
+        searched.append(len(vectors))
+        return original(self, vectors, *arguments)
+
+    monkeypatch.setattr(Collection, "search", spy)
+    vectors = np.random.default_rng(1).normal(size=(9, 8)).tolist()
+    found = client.search_batch([search_request(Embedding(vector)) for vector in vectors])
+    assert [9] == searched
+    assert [client.search(Embedding(vector)).ids for vector in vectors] == [
+        one.ids for one in found if isinstance(one, SearchResults)
+    ]
 
 
 def test_an_outage_is_unavailable_and_ends(
@@ -170,6 +196,10 @@ def test_an_outage_is_unavailable_and_ends(
                 patient.search(QUERY)
             assert ("UNAVAILABLE", "ENGINE_UNREACHABLE") == (caught.value.code, caught.value.reason)
             assert str(milvus.port) not in str(caught.value)
+            both = patient.search_batch([search_request(QUERY)] * 2)
+            assert ["ENGINE_UNREACHABLE"] * 2 == [
+                one.reason for one in both if isinstance(one, SearchFailedError)
+            ]
             with pytest.raises(BundleError, match=r"Milvus at .* cannot be used"):
                 start(index)
         finally:
