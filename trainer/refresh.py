@@ -101,9 +101,9 @@ def _users_now(
     """
     old = pq.read_table(bundle.directory / HISTORIES).drop_columns(["candidate_rows"])
     is_new = pc.invert(pc.is_in(dataset.users[USER_ID], value_set=old[USER_ID]))
-    new = dataset.users.filter(is_new)
-    users = pa.concat_tables([old, new], promote_options="permissive").select(old.column_names)
-    rows = dataset.user_ids.rows(users[USER_ID].to_pylist())
+    ids = [*old[USER_ID].to_pylist(), *dataset.users[USER_ID].filter(is_new).to_pylist()]
+    rows = dataset.user_ids.rows(ids)
+    users = _described_now(bundle, old, dataset.users, rows)
     if TIME in old.column_names:
         times = last_times(dataset, np.arange(len(dataset))).take(pa.array(rows, mask=rows < 0))
         place = users.column_names.index(TIME)
@@ -114,6 +114,28 @@ def _users_now(
         return users, current
     known = np.flatnonzero([len(history) > 0 for history in current])
     return users.take(known), [current[row] for row in known]
+
+
+def _described_now(bundle: TowerBundle, old: pa.Table, new: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Return what is known of users: what is new, or where that lacks a column, what was known.
+
+    Args:
+        bundle: where ``old`` is from.
+        old: users as the bundle knows them.
+        new: users as the data know them.
+        rows: (n_users,) in ``new`` of the old users and then of those that are new; -1: none.
+    """
+    try:
+        both = pa.concat_tables([old, new], promote_options="permissive").select(old.column_names)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise RefreshError(
+            f"the users' columns are not of the types that {bundle.directory} was trained with "
+            f"({error}): mend them, or train again"
+        ) from error
+    lines = np.arange(len(rows))
+    lacks_a_column = not set(old.column_names) <= {*new.column_names, TIME}
+    is_as_before = (lines < len(old)) & ((rows < 0) | lacks_a_column)
+    return both.take(np.where(is_as_before, lines, len(old) + rows))
 
 
 def _embed(bundle: TowerBundle, users: pa.Table, histories: list[np.ndarray]) -> np.ndarray:

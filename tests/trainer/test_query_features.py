@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from indexer.embed import embed_candidates
@@ -20,7 +21,7 @@ from trainer.export import export
 from trainer.features import encode_candidates
 from trainer.inputs import describe, describe_users
 from trainer.model_config import TowersConfig
-from trainer.refresh import refresh
+from trainer.refresh import RefreshError, refresh
 from trainer.towers import TwoTowers
 from trainer.trained_towers import Towers
 from trainer.training import fit
@@ -205,15 +206,19 @@ def test_a_refresh_reads_newer_times_and_knows_new_users_by_all_but_their_ids(
     bundle: TowerBundle, tmp_path: Path
 ) -> None:
     newcomer = DATA.users.slice(1, 1).set_column(0, "user_id", pa.array(["v"]))
+    older = pc.add(DATA.users["age"], 1)
+    users = pa.concat_tables([DATA.users.set_column(1, "age", older), newcomer])
     newer = dataclasses.replace(
         DATA,
-        users=pa.concat_tables([DATA.users, newcomer]),
+        users=users,
         user_rows=np.append(DATA.user_rows, [1, N_USERS]).astype(np.int32),
         candidate_rows=np.append(DATA.candidate_rows, [9, 9]).astype(np.int32),
         timestamps=np.append(DATA.timestamps, [1_500_000, 1_500_000]),
     )
     query = TowerBundle.open(refresh(bundle, newer, tmp_path).directory).query
-    assert 1_500_000 == query.user_values(1)["time"]
+    assert {"age": 61, "town": "Rome", "hobbies": ["swim", "read"], "time": 1_500_000} == (
+        query.user_values(1)
+    )
     assert {"age": 60, "town": "Rome", "hobbies": ["swim", "read"], "time": 1_500_000} == (
         query.user_values(N_USERS)
     )
@@ -221,6 +226,15 @@ def test_a_refresh_reads_newer_times_and_knows_new_users_by_all_but_their_ids(
     for row, user_id in ((1, "u01"), (N_USERS, "")):
         values = {"user_id": user_id, **query.user_values(row)}
         np.testing.assert_allclose(tower.embed(query.history(row), values), known[row], atol=1e-5)
+
+
+def test_users_columns_of_another_type_are_refused_for_a_refresh(
+    bundle: TowerBundle, tmp_path: Path
+) -> None:
+    changed = DATA.users.set_column(1, "age", pa.array([["old"]] * N_USERS))
+    with pytest.raises(RefreshError, match=r"not of the types that .* was trained with"):
+        refresh(bundle, dataclasses.replace(DATA, users=changed), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_warm_start_takes_over_what_is_read_beside_the_history(
