@@ -186,6 +186,8 @@ def _validated(content: Mapping[str, Any], place: str) -> Config:
 
 
 def _sentence(error: Any) -> str:
+    if error["type"] == "value_error":  # of a validator of ours, over several options
+        return str(error["ctx"]["error"])
     *sections, name = map(str, error["loc"])
     if error["type"] != "extra_forbidden":
         return f"{'.'.join([*sections, name])}: {error['msg']}, not {error['input']!r}"

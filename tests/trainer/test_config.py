@@ -69,6 +69,12 @@ def test_every_option_is_printed_under_what_it_does() -> None:
         ("[towers]\ndims = 8", r"dims: no such option; \[towers\] has dim, width"),
         ("[towers]\ndim = 1", "towers.dim: Input should be greater than or equal to 2, not 1"),
         ("towers = 3", "towers: .* not 3"),
+        ("[towers]\ncandidate_ids = false\ncontent = []", "candidate_ids and content cannot both"),
+        (
+            'with_histories = false\ntowers.query = ["user_id"]',
+            "that read user_id hold their users",
+        ),
+        ("[towers]\nquery = []", "towers.query: Tuple should have at least 1 item"),
         ('split = "last"', "split: .* not 'last'"),
         ("seed = ", "trainer.toml is not TOML"),
         (b"\xff", "trainer.toml is not TOML"),
