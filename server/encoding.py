@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,8 @@ class FoundEncoder:
 
     def __init__(self, candidate_ids: Vocabulary) -> None:
         tokens = map(str.encode, candidate_ids.tokens(np.arange(len(candidate_ids))))
-        fields = [_varint(len(token)) + token + _ID_TAG for token in tokens]
+        length_of = cache(_varint)  # of millions of ids, few lengths differ
+        fields = [length_of(len(token)) + token + _ID_TAG for token in tokens]
         width = _LONG * sum(map(len, fields)) // max(1, len(fields))
         self._long = {row: field for row, field in enumerate(fields) if len(field) > width}
         self._fields = np.array([field[:width] for field in fields], dtype=np.bytes_)
