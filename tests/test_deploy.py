@@ -73,6 +73,32 @@ def test_an_index_is_fetched_whole_or_not_at_all(tmp_path: Path) -> None:
     assert ["python", "-m", "indexer", "verify", "/indexes/current"] == verify["command"]
 
 
+def test_the_workers_of_a_training_find_each_other() -> None:
+    training = DEPLOY / "kubernetes" / "training"
+    job = yaml.safe_load((training / "job.yaml").read_text())
+    service = yaml.safe_load((training / "service.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    (trainer,) = pod["containers"]
+    before, _, command = trainer["args"][0].rpartition("exec ")
+    assert command.startswith("python -m trainer fit ")
+    for index in range(job["spec"]["completions"]):
+        printed = subprocess.run(
+            [*trainer["command"], f'{before}printf %s "$TF_CONFIG"'],
+            env={"JOB_COMPLETION_INDEX": str(index), "PATH": "/usr/bin:/bin"},
+            check=True,
+            capture_output=True,
+        ).stdout
+        config = json.loads(printed)
+        assert {"type": "worker", "index": index} == config["task"]
+        # An indexed job's pods are called by its name and their index, in the service's domain.
+        name, domain = job["metadata"]["name"], service["metadata"]["name"]
+        port = service["spec"]["ports"][0]["port"]
+        workers = [f"{name}-{one}.{domain}:{port}" for one in range(job["spec"]["completions"])]
+        assert {"worker": workers} == config["cluster"]
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert pod["restartPolicy"] == "OnFailure"
+
+
 def test_the_pods_end_after_they_have_drained() -> None:
     deployment = yaml.safe_load((DEPLOY / "kubernetes" / "deployment.yaml").read_text())
     grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
