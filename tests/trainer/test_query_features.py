@@ -88,11 +88,16 @@ def test_each_feature_finds_the_taste_and_travels(query: tuple[str, ...], tmp_pa
 
 
 @pytest.mark.parametrize("options", [{"content": ()}, {"candidate_ids": False}, {}])
-def test_towers_are_collaborative_content_based_or_hybrid(options: dict[str, object]) -> None:
+def test_towers_are_collaborative_content_based_or_hybrid(
+    options: dict[str, object], tmp_path: Path
+) -> None:
     towers = trained(**options)
     queries = towers.embed_queries([np.array([0, 1]), np.array([8, 9])])
     found = np.argsort(-queries @ towers.embed_candidates().T, axis=1)[:, :N_LIKED]
     assert [{0}, {1}] == [set(line // N_LIKED) for line in found]
+    bundle = TowerBundle.open(export(towers, DATA, ROWS, tmp_path, seed=1))
+    served = embed_candidates(bundle).embeddings
+    np.testing.assert_allclose(towers.embed_candidates(), served, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
