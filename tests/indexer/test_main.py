@@ -41,6 +41,20 @@ def test_build_verify_inspect_tune_and_prune(own_build: list[object], tmp_path: 
     assert "Nothing to remove" in run("prune", tmp_path / "out", "--keep", 0).stdout
 
 
+def test_an_index_in_milvus(own_files: dict[str, Path], tmp_path: Path, milvus_uri: str) -> None:
+    vectors, ids, metadata = own_files.values()
+    files = ["--embeddings", vectors, "--candidate-ids", ids, "--metadata", metadata]
+    build = ["build", *files, "--backend", "milvus", "--output", tmp_path / "out"]
+    refused = run(*build, "--milvus-uri", "https://me:hush@milvus")
+    assert (refused.exit_code, "Traceback" in refused.output) == (1, False)
+    assert "must hold no password" in refused.stderr
+    assert not list((tmp_path / "out").glob("2*"))
+    done = run(*build, "--milvus-uri", milvus_uri, "--json")
+    assert done.exit_code == 0, done.output
+    assert ["milvus"] == list(json.loads(done.stdout)["backends"])
+    assert "files intact" in run("verify", tmp_path / "out" / "current").stdout
+
+
 def test_verify_finds_damage(own_build: list[object], tmp_path: Path) -> None:
     run(*own_build)
     path = (tmp_path / "out" / "current").resolve() / "embeddings.npy"
@@ -60,6 +74,7 @@ def test_verify_finds_damage(own_build: list[object], tmp_path: Path) -> None:
         (["--towers", "missing"], 1, "missing is not a bundle"),
         (["--towers", "t", "--recall", "1.5"], 2, "at most 1, not 1.5"),
         (["--towers", "t", "--k", "0"], 2, "--k"),
+        (["--towers", "t", "--milvus-uri", "x.db"], 2, "--milvus-uri belongs to --backend milvus"),
         (["--embeddings", "missing.npy", "--candidate-ids", "x"], 1, "not a readable .npy"),
     ],
 )
