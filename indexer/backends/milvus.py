@@ -17,7 +17,6 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from indexer.backends.base import (
-    BackendUnavailableError,
     BuildContext,
     BuildParams,
     IndexUnreachableError,
@@ -150,26 +149,12 @@ class MilvusIndex(LocalIndex[MilvusBuildParams, MilvusSearchParams]):
         self._build_in(BuildContext())
 
     def _build_in(self, context: BuildContext) -> None:
-        settings = milvus.MilvusSettings.read()
-        uri = context.location or settings.uri
-        if uri is None:
-            raise BackendUnavailableError(
-                "nothing says where Milvus is: give --milvus-uri, or set "
-                f"{milvus.ENVIRONMENT_PREFIX}URI"
-            )
+        settings = milvus.MilvusSettings.read().for_build(context.location)
         metadata = {} if context.metadata is None else typed_columns(context.metadata)
         columns = milvus.storable(metadata)
-        # Columns may have names that Milvus does not allow.
-        fields = {name: f"column_{number}" for number, name in enumerate(columns)}
-        kinds = {name: MetadataType(column.type).name for name, column in columns.items()}
         context.announce("milvus: hashing the content")
-        entry = CollectionEntry(
-            uri=milvus.checked_uri(uri),
-            name=self._content_name(columns),
-            fields=fields,
-            types=kinds,
-        )
-        self._open(entry, settings.patient())
+        self._open(self._new_entry(str(settings.uri), columns), settings)
+        fields = self._entry.fields
         self._collection.load(
             lambda start, stop: of_one_norm(self.embeddings[start:stop], self._exact.max_norm),
             {fields[name]: column for name, column in columns.items()},
@@ -178,6 +163,15 @@ class MilvusIndex(LocalIndex[MilvusBuildParams, MilvusSearchParams]):
         )
         context.announce("milvus: trying what was loaded")
         self._try_out()
+
+    def _new_entry(self, uri: str, columns: dict[str, pa.Array]) -> CollectionEntry:
+        return CollectionEntry(
+            uri=uri,
+            name=self._content_name(columns),
+            # Columns may have names that Milvus does not allow.
+            fields={name: f"column_{number}" for number, name in enumerate(columns)},
+            types={name: MetadataType(column.type).name for name, column in columns.items()},
+        )
 
     def _load(self, directory: Path) -> None:
         self._open(CollectionEntry.read(directory), milvus.MilvusSettings.read())

@@ -81,10 +81,22 @@ class MilvusSettings(BaseSettings):
             name = ENVIRONMENT_PREFIX + ".".join(map(str, wrong["loc"])).upper()
             raise BackendUnavailableError(f"{name}: {wrong['msg']}") from error
 
-    def patient(self) -> MilvusSettings:
-        """Return the same for a build."""
+    def for_build(self, location: str | None) -> MilvusSettings:
+        """Return the same for a build, which may wait longer.
+
+        Args:
+            location: where to build, rather than at ``uri``.
+
+        Raises:
+            BackendUnavailableError: if neither names a place, or it holds a secret.
+        """
+        uri = location or self.uri
+        if uri is None:
+            raise BackendUnavailableError(
+                f"nothing says where Milvus is: give --milvus-uri, or set {ENVIRONMENT_PREFIX}URI"
+            )
         seconds = max(self.timeout_seconds, _PATIENCE_SECONDS)
-        return self.model_copy(update={"timeout_seconds": seconds})
+        return self.model_copy(update={"uri": _checked(uri), "timeout_seconds": seconds})
 
 
 def unavailable() -> str | None:
@@ -94,7 +106,7 @@ def unavailable() -> str | None:
     return "pymilvus is not installed; it comes with: pip install 'candidate-search[milvus]'"
 
 
-def checked_uri(uri: str) -> str:
+def _checked(uri: str) -> str:
     """Return where Milvus is, as it may be written into an index bundle.
 
     Raises:
@@ -266,9 +278,8 @@ class Collection:
         while n_left := self._milvus.call(self._n_unindexed):
             announce(f"milvus: indexing, {n_left:,} rows left")
             time.sleep(_LOOK_SECONDS)
-        # What was searched so far are rows as they came in; now it is what was indexed.
-        self._milvus.call(lambda client: client.release_collection(self._name))
-        self._milvus.call(lambda client: client.load_collection(self._name))
+        if n_there < self._n_rows:  # else others may be searching it
+            self._milvus.call(self._reload)
         self._milvus.call(self._check)
 
     def _create(self, client: Any, fields: list[dict[str, Any]], index: CollectionIndex) -> None:
@@ -287,6 +298,11 @@ class Collection:
 
     def _write(self, client: Any, method: str, lines: list[dict[str, Any]]) -> None:
         getattr(client, method)(self._name, lines)
+
+    def _reload(self, client: Any) -> None:
+        """Have what was indexed searched, instead of rows as they came in."""
+        client.release_collection(self._name)
+        client.load_collection(self._name)
 
     def _n_unindexed(self, client: Any) -> int:
         return int(client.describe_index(self._name, _VECTOR).get("pending_index_rows", 0))

@@ -85,6 +85,18 @@ class TestWhatIsLoaded:
         names.add(MilvusIndex.build(corpus.embeddings, context=context)._entry.name)
         assert len(names) == 3
 
+    def test_what_is_there_stays_in_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        embeddings = make_corpus(42).embeddings
+        MilvusIndex.build(embeddings)
+        monkeypatch.setattr("pymilvus.MilvusClient.release_collection", pytest.fail)
+        assert MilvusIndex.build(embeddings).search(embeddings[:1], 3).rows.min() >= 0
+
+    def test_the_flag_comes_before_the_environment(self, tmp_path: Path) -> None:
+        there = str(tmp_path / "there.db")
+        index = MilvusIndex.build(make_corpus(10).embeddings, context=BuildContext(location=there))
+        client, name = collection_of(index)
+        assert (there, [name]) == (index._entry.uri, client.list_collections())
+
     def test_what_milvus_cannot_hold_is_left_out(self) -> None:
         columns = {
             "short": pa.array(["x", None]),
@@ -289,13 +301,13 @@ def test_prune_drops_what_no_version_searches(
     shared = retune_bundle(IndexBundle.open(built[1]), None, options)
     old, new = (CollectionEntry.read(directory / "milvus") for directory in built)
     client, _ = collection_of(IndexBundle.open(shared).index("milvus"))
-    assert prune(tmp_path, 1) == (built, [old.name])
+    assert prune(tmp_path, 0) == (sorted(built), [old.name])
     assert (False, True) == tuple(client.has_collection(one.name) for one in (old, new))
     build_bundle(make_corpus(33), queries, tmp_path, options)
     monkeypatch.setenv("CANDIDATE_SEARCH_MILVUS_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("CANDIDATE_SEARCH_MILVUS_TIMEOUT_SECONDS", "0.5")
     with pytest.raises(IndexUnreachableError, match=f"collection {new.name} is still there"):
-        prune(tmp_path, 1)
+        prune(tmp_path, 0)
 
 
 def test_an_outage_is_told_and_gone_when_it_ends(
