@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -70,6 +71,17 @@ def build(
         Path | None,
         typer.Option(help="Parquet with a column `candidate_id` and any others, for --embeddings."),
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="What embeds the candidates of --towers: this process, or Ray's."),
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster; by default --engine ray uses the cores of this machine."),
+    ] = None,
+    shards: Annotated[
+        Path, typer.Option(help="Folder of the embeddings that --engine ray publishes.")
+    ] = Path("artifacts/embeddings"),
     queries: QueriesFile = None,
     recall: Recall = 0.95,
     k: Results = 100,
@@ -94,8 +106,17 @@ def build(
     """
     with _sentences_for_errors():
         options = _options(recall, k, seed, _backends(backend, milvus_uri), milvus_uri)
+        _check_engine(engine, towers, ray_address)
         with _progress() as announce:
-            bundle, corpus = _read_source(towers, embeddings, candidate_ids, metadata, announce)
+            embed = partial(_embed_on_ray, root=shards, address=ray_address)
+            bundle, corpus = _read_source(
+                towers,
+                embeddings,
+                candidate_ids,
+                metadata,
+                announce,
+                embed if engine == "ray" else _embed,
+            )
             directory = build_bundle(
                 corpus,
                 _read_queries(queries, bundle),
@@ -265,6 +286,7 @@ def _read_source(
     candidate_ids: Path | None,
     metadata: Path | None,
     announce: Callable[[str], None],
+    embed: Callable[[TowerBundle, Callable[[str], None]], Corpus],
 ) -> tuple[TowerBundle | None, Corpus]:
     """Return the corpus, and the tower bundle if it comes from one."""
     if (towers is None) == (embeddings is None):
@@ -276,15 +298,34 @@ def _read_source(
         return None, read_corpus(embeddings, candidate_ids, metadata)
     if candidate_ids is not None or metadata is not None:
         raise typer.BadParameter("--candidate-ids and --metadata belong to --embeddings")
-    from indexer.embed import embed_candidates  # own embeddings need no LiteRT
-
     assert towers is not None  # noqa: S101 - one of the two is given
     announce("verifying the towers")
     bundle = TowerBundle.open(towers)
-    total = bundle.manifest.n_candidates
-    return bundle, embed_candidates(
-        bundle, lambda n_done: announce(f"embedding candidates: {n_done:,} of {total:,}")
+    return bundle, embed(bundle, announce)
+
+
+def _embed(towers: TowerBundle, announce: Callable[[str], None]) -> Corpus:
+    from indexer.embed import embed_candidates  # own embeddings need no LiteRT
+
+    total = towers.manifest.n_candidates
+    return embed_candidates(
+        towers, lambda n_done: announce(f"embedding candidates: {n_done:,} of {total:,}")
     )
+
+
+def _embed_on_ray(
+    towers: TowerBundle, announce: Callable[[str], None], *, root: Path, address: str | None
+) -> Corpus:
+    from indexer.engines import ray_data
+
+    return ray_data.embed_candidates(towers, root, address, announce)
+
+
+def _check_engine(engine: str, towers: Path | None, ray_address: str | None) -> None:
+    if engine == "ray" and towers is None:
+        raise typer.BadParameter("--engine ray embeds the candidates of --towers")
+    if engine == "local" and ray_address is not None:
+        raise typer.BadParameter("--ray-address belongs to --engine ray")
 
 
 def _read_queries(path: Path | None, towers: TowerBundle | None) -> np.ndarray | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
 from ai_edge_litert.interpreter import Interpreter
 
 from indexer.corpus import Corpus, CorpusError
@@ -16,6 +17,41 @@ from trainer.features import encode_candidates
 
 _BATCH_SIZE = 1024  # a resized interpreter plans its memory anew, so there is one size
 _OUTPUT = "embedding"
+
+
+class CandidateEmbedder:
+    """A candidate tower, for one thread.
+
+    Args:
+        towers: the bundle that it is in.
+    """
+
+    def __init__(self, towers: TowerBundle) -> None:
+        self._towers = towers
+        path = str(towers.candidate_tower_path)
+        self._tower = Interpreter(model_path=path, num_threads=1).get_signature_runner()
+
+    def embed(self, candidates: pa.Table) -> np.ndarray:
+        """Return the embeddings (n_candidates, dim) float32 of the candidates of a table.
+
+        Raises:
+            CorpusError: if the embeddings are not of the dimension the manifest says.
+        """
+        query, dim = self._towers.query, self._towers.manifest.dim
+        inputs = encode_candidates(query.features, self._towers.vocabularies, candidates)
+        names = self._tower.get_input_details()
+        embeddings = np.empty((len(candidates), dim), dtype=np.float32)
+        for start in range(0, len(candidates), _BATCH_SIZE):
+            rows = np.arange(start, start + _BATCH_SIZE).clip(max=len(candidates) - 1)
+            batch = self._tower(**{name: inputs[name][rows] for name in names})[_OUTPUT]
+            if batch.shape[1] != dim:
+                raise CorpusError(
+                    f"{self._towers.candidate_tower_path} gives embeddings of dimension "
+                    f"{batch.shape[1]}, its manifest says {dim}"
+                )
+            stop = min(start + _BATCH_SIZE, len(candidates))
+            embeddings[start:stop] = batch[: stop - start]
+        return embeddings
 
 
 def embed_candidates(
@@ -30,24 +66,22 @@ def embed_candidates(
     Raises:
         CorpusError: if the embeddings are not finite or not of the dimension the manifest says.
     """
-    inputs = encode_candidates(towers.query.features, towers.vocabularies, towers.candidates)
-    tower = Interpreter(
-        model_path=str(towers.candidate_tower_path), num_threads=1
-    ).get_signature_runner()
+    embedder = CandidateEmbedder(towers)
     n_candidates = len(towers.candidate_ids)
-    dim = towers.manifest.dim
-    embeddings = np.empty((n_candidates, dim), dtype=np.float32)
+    embeddings = np.empty((n_candidates, towers.manifest.dim), dtype=np.float32)
     for start in range(0, n_candidates, _BATCH_SIZE):
-        rows = np.arange(start, start + _BATCH_SIZE).clip(max=n_candidates - 1)
-        batch = tower(**{name: inputs[name][rows] for name in tower.get_input_details()})[_OUTPUT]
-        if batch.shape[1] != dim:
-            raise CorpusError(
-                f"{towers.candidate_tower_path} gives embeddings of dimension {batch.shape[1]}, "
-                f"its manifest says {dim}"
-            )
-        stop = min(start + _BATCH_SIZE, n_candidates)
-        embeddings[start:stop] = batch[: stop - start]
-        on_progress(stop)
+        some = towers.candidates.slice(start, _BATCH_SIZE)
+        embeddings[start : start + len(some)] = embedder.embed(some)
+        on_progress(start + len(some))
+    return corpus_of(towers, embeddings)
+
+
+def corpus_of(towers: TowerBundle, embeddings: np.ndarray) -> Corpus:
+    """Return the corpus of a tower bundle's candidates.
+
+    Raises:
+        CorpusError: if the embeddings are not finite.
+    """
     return Corpus(
         candidate_ids=towers.candidate_ids,
         embeddings=embeddings,

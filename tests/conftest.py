@@ -19,16 +19,21 @@ settings.load_profile("everywhere")
 
 
 @pytest.fixture(scope="session")
-def tower_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample dataset, trained for two epochs in a process of its own, and indexed."""
+def sample_towers(tmp_path_factory: pytest.TempPathFactory) -> TowerBundle:
+    """The towers of the sample dataset, trained for two epochs in a process of its own."""
     root = tmp_path_factory.mktemp("towers")
     command = [sys.executable, "-m", "trainer", "fit", "--dataset", "sample", "--split", "none"]
     subprocess.run([*command, "--epochs", "2", "--output", root], check=True, capture_output=True)
-    towers = TowerBundle.open(root / "current")
+    return TowerBundle.open(root / "current")
+
+
+@pytest.fixture(scope="session")
+def tower_index(sample_towers: TowerBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample dataset's candidates, indexed."""
     return build_bundle(
-        embed_candidates(towers),
-        towers.tuning_queries[:100],
+        embed_candidates(sample_towers),
+        sample_towers.tuning_queries[:100],
         tmp_path_factory.mktemp("indexes"),
         BuildOptions(),
-        towers=towers,
+        towers=sample_towers,
     )

@@ -17,6 +17,7 @@ BREACHES = {
     "annoy-in-one-file": ("indexer/recall.py", "import annoy"),
     "scann-in-one-file": ("indexer/recall.py", "import scann"),
     "milvus-in-one-file": ("indexer/recall.py", "import pymilvus"),
+    "ray-in-one-file": ("indexer/recall.py", "import ray"),
     "engine-without-wire": ("server/engine.py", "import grpc"),
 }
 

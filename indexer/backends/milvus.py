@@ -27,6 +27,7 @@ from indexer.backends.base import (
 from indexer.backends.equal_norms import of_one_norm, with_added_zero
 from indexer.engines import milvus
 from indexer.engines.milvus_expressions import Fields, expression_for
+from indexer.engines.milvus_schema import ROW, storable
 from indexer.exact import Neighbors
 from indexer.filters import Restriction
 from indexer.metadata import MetadataType, typed_columns
@@ -151,7 +152,7 @@ class MilvusIndex(LocalIndex[MilvusBuildParams, MilvusSearchParams]):
     def _build_in(self, context: BuildContext) -> None:
         settings = milvus.MilvusSettings.read().for_build(context.location)
         metadata = {} if context.metadata is None else typed_columns(context.metadata)
-        columns = milvus.storable(metadata)
+        columns = storable(metadata)
         context.announce("milvus: hashing the content")
         self._open(self._new_entry(str(settings.uri), columns), settings)
         fields = self._entry.fields
@@ -222,7 +223,7 @@ class MilvusIndex(LocalIndex[MilvusBuildParams, MilvusSearchParams]):
             return condition, 0
         if len(excluded) > _MAX_EXCLUDED:
             return condition, len(excluded)
-        return f"{condition} and {milvus.ROW} not in {excluded.tolist()}", 0
+        return f"{condition} and {ROW} not in {excluded.tolist()}", 0
 
     def _proposed(
         self, queries: np.ndarray, k: int, params: MilvusSearchParams, expression: str

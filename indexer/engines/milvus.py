@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,27 +18,30 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from indexer.backends.base import BackendUnavailableError, IndexUnreachableError
+from indexer.engines.milvus_schema import (
+    ROW_FIELD,
+    VECTOR,
+    lines,
+    metadata_field,
+    vector_field,
+)
 from indexer.exact import padded
-from indexer.metadata import MetadataType
 
 ENVIRONMENT_PREFIX = "CANDIDATE_SEARCH_MILVUS_"
 MAX_RESULTS = 16_384
 """The most results of a search that Milvus returns."""
-ROW = "row"
-"""The primary key: the candidate's row."""
 
-_VECTOR = "embedding"
-_MAX_TEXT_BYTES, _MAX_ITEMS = 65_535, 4096  # of a VARCHAR, of an ARRAY
 _BATCH_BYTES, _MAX_BATCH_ROWS = 4 << 20, 5000  # loaded by one call
 _MAX_QUERIES, _MAX_FOUND = 100, 5000  # of one call, so that it ends in time
 _PATIENCE_SECONDS = 60.0  # of a build, for which nobody waits
 _PAUSE_SECONDS = 0.5  # after a failure, in which nobody waits for the next one
 _LOOK_SECONDS = 1.0  # between looks at how far an index is built
+
+_TYPES = ("datatype", "element_type")  # of a field
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -263,17 +266,17 @@ class Collection:
             IndexUnreachableError: if Milvus fails, or ends up with another number of rows.
         """
         dim = vectors(0, 1).shape[1]
-        schema = [_vector_field(dim), *map(_metadata_field, columns, columns.values())]
-        self._milvus.call(partial(self._create, fields=schema, index=index))
+        fields = [ROW_FIELD, vector_field(dim), *map(metadata_field, columns, columns.values())]
+        self._milvus.call(partial(self._create, fields=fields, index=index))
         step = int(np.clip(_BATCH_BYTES // (4 * dim), 1, _MAX_BATCH_ROWS))
         n_there = self._milvus.call(self._count)
         # Batches are sent one after the other, so only the last can be there in part.
         for start in range(n_there // step * step, self._n_rows, step):
             announce(f"milvus: loading {start:,} of {self._n_rows:,}")
             stop = min(start + step, self._n_rows)
-            lines = _lines(start, vectors(start, stop), columns)
+            some = lines(start, vectors(start, stop), columns)
             write = "upsert" if start < n_there else "insert"
-            self._milvus.call(partial(self._write, method=write, lines=lines))
+            self._milvus.call(partial(self._write, method=write, some=some))
         self._milvus.call(lambda client: client.flush(self._name))
         while n_left := self._milvus.call(self._n_unindexed):
             announce(f"milvus: indexing, {n_left:,} rows left")
@@ -287,17 +290,17 @@ class Collection:
             client.load_collection(self._name)
             return
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-        schema.add_field(ROW, _type("INT64"), is_primary=True)
         for field in fields:
-            schema.add_field(**field)
+            types = {name: _data_type(field[name]) for name in _TYPES if name in field}
+            schema.add_field(**field | types)
         indexes = client.prepare_index_params()
         indexes.add_index(
-            _VECTOR, index_type=index.index_type, metric_type="IP", params=index.params
+            VECTOR, index_type=index.index_type, metric_type="IP", params=index.params
         )
         client.create_collection(self._name, schema=schema, index_params=indexes)
 
-    def _write(self, client: Any, method: str, lines: list[dict[str, Any]]) -> None:
-        getattr(client, method)(self._name, lines)
+    def _write(self, client: Any, method: str, some: list[dict[str, Any]]) -> None:
+        getattr(client, method)(self._name, some)
 
     def _reload(self, client: Any) -> None:
         """Have what was indexed searched, instead of rows as they came in."""
@@ -305,7 +308,7 @@ class Collection:
         client.load_collection(self._name)
 
     def _n_unindexed(self, client: Any) -> int:
-        return int(client.describe_index(self._name, _VECTOR).get("pending_index_rows", 0))
+        return int(client.describe_index(self._name, VECTOR).get("pending_index_rows", 0))
 
     def _count(self, client: Any) -> int:
         found = client.query(
@@ -352,56 +355,7 @@ class Collection:
         return [np.array(hits.ids, dtype=np.int64) for hits in answers]
 
 
-def storable(columns: dict[str, pa.Array]) -> dict[str, pa.Array]:
-    """Return the columns that Milvus can hold as they are; others are left to whoever has them."""
-    return {name: column for name, column in columns.items() if _is_storable(column)}
-
-
-def _is_storable(column: pa.Array) -> bool:
-    match MetadataType(column.type):
-        case MetadataType.STRING:
-            return bool((pc.max(pc.binary_length(column)).as_py() or 0) <= _MAX_TEXT_BYTES)
-        case MetadataType.DOUBLE:
-            return bool(pc.all(pc.is_finite(column)).as_py() in (True, None))
-        case MetadataType.STRING_LIST:
-            items = pc.list_flatten(column)
-            is_short = (pc.max(pc.list_value_length(column)).as_py() or 0) <= _MAX_ITEMS
-            return items.null_count == 0 and is_short and _is_storable(items)
-        case _:
-            return True
-
-
-def _lines(start: int, vectors: np.ndarray, columns: dict[str, pa.Array]) -> list[dict[str, Any]]:
-    """Return some rows as Milvus is given them."""
-    names = [ROW, _VECTOR, *columns]
-    parts = [column.slice(start, len(vectors)).to_pylist() for column in columns.values()]
-    numbers: Sequence[int] = range(start, start + len(vectors))
-    of_32_bits = vectors.astype(np.float32, copy=False)
-    values: Iterator[tuple[Any, ...]] = zip(numbers, of_32_bits, *parts, strict=True)
-    return [dict(zip(names, line, strict=True)) for line in values]
-
-
-def _vector_field(dim: int) -> dict[str, Any]:
-    return {"field_name": _VECTOR, "datatype": _type("FLOAT_VECTOR"), "dim": dim}
-
-
-def _metadata_field(name: str, column: pa.Array) -> dict[str, Any]:
-    kind = MetadataType(column.type)
-    field: dict[str, Any] = {"field_name": name, "nullable": True}
-    if kind is MetadataType.STRING_LIST:
-        return field | {
-            "datatype": _type("ARRAY"),
-            "element_type": _type("VARCHAR"),
-            "max_capacity": _MAX_ITEMS,
-            "max_length": _MAX_TEXT_BYTES,
-        }
-    if kind is MetadataType.STRING:
-        return field | {"datatype": _type("VARCHAR"), "max_length": _MAX_TEXT_BYTES}
-    names = {MetadataType.BOOL: "BOOL", MetadataType.INTEGER: "INT64"}
-    return field | {"datatype": _type(names.get(kind, "DOUBLE"))}
-
-
-def _type(name: str) -> Any:
+def _data_type(name: str) -> Any:
     from pymilvus import DataType  # noqa: PLC0415 - see the module
 
     return DataType[name]

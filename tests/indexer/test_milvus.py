@@ -34,6 +34,7 @@ from indexer.backends.milvus import (
 from indexer.build import BuildOptions, build_bundle, retune_bundle
 from indexer.bundle import IndexBundle
 from indexer.engines import milvus
+from indexer.engines.milvus_schema import storable
 from indexer.filters import OneOf, Restriction
 from indexer.metadata import typed_columns
 from indexer.pruning import prune
@@ -109,7 +110,7 @@ class TestWhatIsLoaded:
             "integers": pa.array([1, None]),
             "nulls": pa.nulls(2, pa.string()),
         }
-        kept = milvus.storable(typed_columns(pa.table(columns)))
+        kept = storable(typed_columns(pa.table(columns)))
         assert ["short", "finite", "lists", "integers", "nulls"] == list(kept)
 
     @pytest.mark.usefixtures("server")

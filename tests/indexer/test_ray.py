@@ -1,0 +1,99 @@
+"""Embedding on Ray, started on this machine: as the embedder of one process, whoever dies."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from indexer import embed
+from indexer.__main__ import app
+from indexer.backends import BackendUnavailableError
+from indexer.bundle import IndexBundle
+from indexer.corpus import CorpusError
+from indexer.engines import ray_data
+from indexer.engines.ray_data import EmbeddingsManifest, ShardEmbedder, read_shards
+from trainer.bundle import TowerBundle
+from trainer.publish import read_manifest, resolve, verify_files
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    """Two cores of a cluster of one's own, for all tests here: to start it takes long."""
+    ray = pytest.importorskip("ray")
+    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)
+    yield
+    ray.shutdown()
+
+
+def dying_once(mark: Path) -> type[ShardEmbedder]:
+    """A worker that kills its process the first time that one has embedded something."""
+
+    class DyingOnce(ShardEmbedder):
+        def __call__(self, shard: pa.Table) -> pa.Table:
+            found = super().__call__(shard)
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return found
+
+    return DyingOnce
+
+
+def test_it_embeds_as_one_process_does_though_a_worker_dies(
+    sample_towers: TowerBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_data, "_ROWS_PER_SHARD", 100)
+    mark = tmp_path / "died"
+    embedder = dying_once(mark)
+    corpus = ray_data.embed_candidates(sample_towers, tmp_path / "shards", embedder=embedder)
+    alone = embed.embed_candidates(sample_towers)
+    assert mark.exists()
+    np.testing.assert_allclose(corpus.embeddings, alone.embeddings, rtol=0, atol=1e-6)
+    assert (alone.candidates, alone.has_bias_dimension) == (
+        corpus.candidates,
+        corpus.has_bias_dimension,
+    )
+    published = resolve(tmp_path / "shards" / "current")
+    manifest = read_manifest(published, EmbeddingsManifest)
+    verify_files(published, manifest)
+    assert (sample_towers.manifest.version, corpus.n_candidates, corpus.dim) == (
+        manifest.tower_version,
+        manifest.n_candidates,
+        manifest.dim,
+    )
+    shard = next((published / "shards").iterdir())
+    pq.write_table(pq.read_table(shard).slice(1), shard)
+    with pytest.raises(CorpusError, match="was embedded 0 times, not once"):
+        read_shards(published, sample_towers)
+
+
+def test_the_command_builds_an_index_of_it(sample_towers: TowerBundle, tmp_path: Path) -> None:
+    folders = ["--output", str(tmp_path / "indexes"), "--shards", str(tmp_path / "shards")]
+    source = [
+        "--towers",
+        str(sample_towers.directory),
+        "--backend",
+        "brute_force",
+        "--engine",
+        "ray",
+    ]
+    done = CliRunner().invoke(app, ["build", *source, *folders, "--json"])
+    assert done.exit_code == 0, done.output
+    corpus = IndexBundle.open(tmp_path / "indexes" / "current").corpus
+    alone = embed.embed_candidates(sample_towers)
+    np.testing.assert_allclose(corpus.embeddings, alone.embeddings, rtol=0, atol=1e-6)
+
+
+def test_without_ray_it_is_a_sentence(
+    sample_towers: TowerBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(BackendUnavailableError, match=r"pip install 'candidate-search\[ray\]'"):
+        ray_data.embed_candidates(sample_towers, tmp_path)
+    assert not list(tmp_path.iterdir())
