@@ -26,6 +26,7 @@ from trainer.bundle import TowerBundle
 from trainer.publish import Manifest, commit, staging
 
 _ROWS_PER_SHARD = 50_000
+_LEAST_CORES = 2  # one embeds, and one reads and writes; with one, Ray would wait for ever
 _ROW = "_row"  # of a candidate, beside its features
 _CANDIDATES, _SHARDS = "candidates", "shards"
 
@@ -76,7 +77,8 @@ def embed_candidates(
         embedder: what embeds a shard.
 
     Raises:
-        BackendUnavailableError: if Ray is not installed, or there is no cluster at the address.
+        BackendUnavailableError: if Ray is not installed, there is no cluster at the address, or
+            it has too few cores.
         BundleError: if ``root`` cannot be written to.
         CorpusError: if the shards do not hold every candidate once, with a finite embedding.
     """
@@ -85,13 +87,12 @@ def embed_candidates(
     with staging(root) as staged:
         _write_candidates(towers.candidates, staged / _CANDIDATES)
         announce(f"embedding {towers.manifest.n_candidates:,} candidates on Ray")
-        n_cores = int(ray.cluster_resources().get("CPU", 1))
         ray.data.read_parquet(str(staged / _CANDIDATES)).map_batches(
             embedder,
             fn_constructor_args=(str(towers.directory.resolve()),),
             batch_format="pyarrow",
             batch_size=None,  # a block of a shard
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=n_cores),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_n_cores(ray)),
         ).write_parquet(str(staged / _SHARDS))
         shutil.rmtree(staged / _CANDIDATES)
         manifest = EmbeddingsManifest(
@@ -133,6 +134,10 @@ def _write_candidates(candidates: pa.Table, directory: Path) -> None:
         pq.write_table(shard, directory / f"{number:06}.parquet")
 
 
+def _n_cores(ray: Any) -> int:
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
 def _started(address: str | None) -> Any:
     """Return Ray, connected to a cluster."""
     if importlib.util.find_spec("ray") is None:
@@ -143,14 +148,20 @@ def _started(address: str | None) -> Any:
     import ray  # noqa: PLC0415 - takes seconds, and most builds do without
     import ray.data  # noqa: PLC0415
 
+    cores_here = max(_LEAST_CORES, os.cpu_count() or 1)
     try:
         ray.init(
             address or "local",
+            num_cpus=None if address else cores_here,
             ignore_reinit_error=True,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BackendUnavailableError(f"there is no Ray cluster at {address}: {error}") from error
+    if (n_cores := _n_cores(ray)) < _LEAST_CORES:
+        raise BackendUnavailableError(
+            f"the Ray cluster has {n_cores} cores; at least {_LEAST_CORES} are needed"
+        )
     ray.data.DataContext.get_current().enable_progress_bars = False
     return ray

@@ -90,6 +90,14 @@ def test_the_command_builds_an_index_of_it(sample_towers: TowerBundle, tmp_path:
     np.testing.assert_allclose(corpus.embeddings, alone.embeddings, rtol=0, atol=1e-6)
 
 
+def test_too_few_cores_are_a_sentence(
+    sample_towers: TowerBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 1.0})
+    with pytest.raises(BackendUnavailableError, match="has 1 cores; at least 2 are needed"):
+        ray_data.embed_candidates(sample_towers, tmp_path)
+
+
 def test_without_ray_it_is_a_sentence(
     sample_towers: TowerBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
