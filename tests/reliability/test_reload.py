@@ -150,6 +150,9 @@ def mapped_versions(process_id: int) -> set[str]:
     """Return the versions whose files a server and its workers have in memory."""
     found: set[str] = set()
     for one in (process_id, *children(process_id)):
-        maps = Path(f"/proc/{one}/maps").read_text()
+        try:
+            maps = Path(f"/proc/{one}/maps").read_text()
+        except FileNotFoundError:  # a worker that ended meanwhile
+            continue
         found.update(re.findall(r"/indexes/(\d{8}T\d{6}Z-[0-9a-f]{8})/", maps))
     return found
