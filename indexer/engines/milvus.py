@@ -40,6 +40,11 @@ _MAX_QUERIES, _MAX_FOUND = 100, 5000  # of one call, so that it ends in time
 _PATIENCE_SECONDS = 60.0  # of a build, for which nobody waits
 _PAUSE_SECONDS = 0.5  # after a failure, in which nobody waits for the next one
 _LOOK_SECONDS = 1.0  # between looks at how far an index is built
+# pymilvus would ping every ten seconds, and a server that gRPC's defaults protect hangs up on that.
+_CHANNEL_OPTIONS = {
+    "grpc.keepalive_time_ms": 300_000,
+    "grpc.keepalive_permit_without_calls": False,
+}
 
 _TYPES = ("datatype", "element_type")  # of a field
 
@@ -372,6 +377,7 @@ def _client(uri: str, settings: MilvusSettings) -> Any:
         token=token,
         db_name=settings.database,
         timeout=settings.timeout_seconds,
+        grpc_options=_CHANNEL_OPTIONS,
         **_tls(settings),
     )
 
