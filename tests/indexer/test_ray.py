@@ -73,6 +73,7 @@ def test_it_embeds_as_one_process_does_though_a_worker_dies(
         read_shards(published, sample_towers)
 
 
+@pytest.mark.slow
 def test_the_command_builds_an_index_of_it(sample_towers: TowerBundle, tmp_path: Path) -> None:
     folders = ["--output", str(tmp_path / "indexes"), "--shards", str(tmp_path / "shards")]
     source = [
