@@ -40,6 +40,7 @@ _MAX_QUERIES, _MAX_FOUND = 100, 5000  # of one call, so that it ends in time
 _PATIENCE_SECONDS = 60.0  # of a build, for which nobody waits
 _PAUSE_SECONDS = 0.5  # after a failure, in which nobody waits for the next one
 _LOOK_SECONDS = 1.0  # between looks at how far an index is built
+_PAUSES_SECONDS = (0.1, 0.5, 2.0)  # between attempts to load what was built
 # pymilvus would ping every ten seconds, and a server that gRPC's defaults protect hangs up on that.
 _CHANNEL_OPTIONS = {
     "grpc.keepalive_time_ms": 300_000,
@@ -308,8 +309,19 @@ class Collection:
         getattr(client, method)(self._name, some)
 
     def _reload(self, client: Any) -> None:
-        """Have what was indexed searched, instead of rows as they came in."""
+        """Have what was indexed searched, instead of rows as they came in.
+
+        milvus-lite says that it has indexed before all of it is written, and fails to read it then.
+        """
         client.release_collection(self._name)
+        for seconds in _PAUSES_SECONDS:
+            try:
+                client.load_collection(self._name)
+            except Exception as error:  # noqa: BLE001 - the last attempt says what is the matter
+                _log.info("collection %s is not loaded yet: %s", self._name, _reason(error))
+                time.sleep(seconds)
+            else:
+                return
         client.load_collection(self._name)
 
     def _n_unindexed(self, client: Any) -> int:

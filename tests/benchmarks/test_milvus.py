@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from benchmarks.__main__ import app
 
 
+@pytest.mark.slow
 def test_our_index_and_server_stand_beside_pymilvus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from milvus_lite.adapter.grpc.servicer import MilvusServicer
 from milvus_lite.db import MilvusLite
+from pymilvus import MilvusClient
 from pymilvus.grpc_gen import milvus_pb2_grpc
 
 from indexer.backends import (
@@ -62,6 +63,24 @@ def collection_of(index: MilvusIndex) -> tuple[Any, str]:
 
 
 class TestWhatIsLoaded:
+    def test_what_is_still_being_written_is_loaded_a_moment_later(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        load = MilvusClient.load_collection
+        # The first is made by pymilvus itself, while there is nothing to be loaded.
+        failures = [None, ValueError("not fully written")]
+
+        def load_later(client: MilvusClient, *arguments: Any, **options: Any) -> None:
+            if failures and (failure := failures.pop(0)):
+                raise failure
+            load(client, *arguments, **options)
+
+        monkeypatch.setattr(MilvusClient, "load_collection", load_later)
+        corpus = make_corpus(30)
+        index = MilvusIndex.build(corpus.embeddings)
+        assert not failures
+        assert len(set(index.search(corpus.embeddings[:1], 30).rows[0])) == 30
+
     def test_rows_vectors_and_metadata(self) -> None:
         corpus = make_corpus(40)
         metadata = corpus.candidates.append_column("tags", pa.array([["a"], None] * 20))
