@@ -37,6 +37,7 @@ def test_models_are_compared_at_their_best_batch_sizes() -> None:
     assert report.scaling == pytest.approx(0.8)
 
 
+@pytest.mark.slow
 def test_both_models_are_trained_for_real(tmp_path: Path) -> None:
     sizes = ("--candidates", "1000", "--interactions", "2000", "--dim", "4", "--seconds", "0.1")
     done = CliRunner().invoke(app, ["train", *sizes, "--output", str(tmp_path)])
