@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 if TYPE_CHECKING:
     from indexer.bundle import IndexBundle
@@ -93,16 +94,16 @@ def search(
                 seconds_per_point=seconds_per_point,
                 on_step=status.update,
             )
-    (output / "search.json").write_text(report.model_dump_json(indent=2) + "\n")
     draw_search(report, output / "search.png")
     write_page(report, output / "search.html")
-    if as_json:
-        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
-        return
-    console = Console()
-    console.print(search_table(report))
-    console.print(build_table(report))
-    console.print(f"Wrote {output}/search.json, search.png and search.html", soft_wrap=True)
+    _tell(
+        report.model_dump_json(indent=2),
+        output / "search.json",
+        search_table(report),
+        build_table(report),
+        f"Wrote {output}/search.json, search.png and search.html",
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -128,12 +129,8 @@ def eligibility(
         output.mkdir(parents=True, exist_ok=True)
         bundle = _bundle(index, synthetic, output, status.update, ("brute_force", "scann"))
         report = benchmark_eligibility(bundle, backend=backend, on_step=status.update)
-    text = report.model_dump_json(indent=2) + "\n"
-    (output / "eligibility.json").write_text(text)
-    if as_json:
-        sys.stdout.write(text)
-    else:
-        _wide_console().print(eligibility_table(report))
+    text = report.model_dump_json(indent=2)
+    _tell(text, output / "eligibility.json", eligibility_table(report), as_json=as_json)
 
 
 @app.command()
@@ -164,12 +161,8 @@ def scaling(
         output.mkdir(parents=True, exist_ok=True)
         sizes = [parse_size(one) for one in size or DEFAULT_SIZES]
         points = benchmark_scaling(output, sizes, on_step=status.update)
-    text = to_json(points, indent=2).decode() + "\n"
-    (output / "scaling.json").write_text(text)
-    if as_json:
-        sys.stdout.write(text)
-    else:
-        _wide_console().print(scaling_table(points))
+    text = to_json(points, indent=2).decode()
+    _tell(text, output / "scaling.json", scaling_table(points), as_json=as_json)
 
 
 @app.command()
@@ -205,12 +198,8 @@ def milvus(
             on_step=status.update,
         )
         report = benchmark_milvus(bundle, seconds, status.update)
-    text = report.model_dump_json(indent=2) + "\n"
-    (output / "milvus.json").write_text(text)
-    if as_json:
-        sys.stdout.write(text)
-    else:
-        _wide_console().print(milvus_table(report))
+    text = report.model_dump_json(indent=2)
+    _tell(text, output / "milvus.json", milvus_table(report), as_json=as_json)
 
 
 @app.command()
@@ -247,15 +236,15 @@ def serve(
             else IndexBundle.open(index)
         )
         report = benchmark_serve(bundle, seconds=seconds, on_step=status.update)
-    (output / "serve.json").write_text(report.model_dump_json(indent=2) + "\n")
     draw_serve(report, output / "serve.png")
-    if as_json:
-        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
-        return
-    console = Console(highlight=False)
-    console.print(serve_table(report))
-    console.print(serve_summary(report))
-    console.print(f"Wrote {output / 'serve.json'} and {output / 'serve.png'}", soft_wrap=True)
+    _tell(
+        report.model_dump_json(indent=2),
+        output / "serve.json",
+        serve_table(report),
+        serve_summary(report),
+        f"Wrote {output / 'serve.json'} and {output / 'serve.png'}",
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -289,14 +278,14 @@ def train(
         report = benchmark_train(
             candidates or [100_000, 1_000_000], interactions, dim, seconds, status.update
         )
-    (output / "train.json").write_text(report.model_dump_json(indent=2) + "\n")
     draw_train(report, output / "train.png")
-    if as_json:
-        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
-        return
-    console = Console(highlight=False)
-    console.print(train_table(report))
-    console.print(f"Wrote {output / 'train.json'} and {output / 'train.png'}", soft_wrap=True)
+    _tell(
+        report.model_dump_json(indent=2),
+        output / "train.json",
+        train_table(report),
+        f"Wrote {output / 'train.json'} and {output / 'train.png'}",
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -331,9 +320,16 @@ def _bundle(
     return synthetic_bundle(output, *parse_size(synthetic), backends=backends, on_step=on_step)
 
 
-def _wide_console() -> Console:
-    """Return a console with room for a table, wherever it is printed to."""
-    return Console(width=max(Console().width, _MIN_WIDTH), highlight=False)
+def _tell(report: str, file: Path, *lines: Table | str, as_json: bool) -> None:
+    """Write a report as JSON, and print it, or else tables and sentences that say the same."""
+    file.write_text(report + "\n")
+    if as_json:
+        sys.stdout.write(report + "\n")
+        return
+    # Wide enough for a table, wherever it is printed to.
+    console = Console(width=max(Console().width, _MIN_WIDTH), highlight=False)
+    for line in lines:
+        console.print(line, soft_wrap=isinstance(line, str))
 
 
 @contextmanager

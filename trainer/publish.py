@@ -185,7 +185,10 @@ def read_manifest(directory: Path, schema: type[M]) -> M:
         expected = schema.model_fields[field].default
         found = content.get(field) if isinstance(content, dict) else None
         if found != expected:
-            raise BundleError(f"{directory}: expected {field} {expected!r}, found {found!r}")
+            raise BundleError(
+                f"{directory}: expected {field} {expected!r}, found {found!r}; give "
+                "another bundle, or make it again with this version"
+            )
     try:
         return schema.model_validate(content)
     except ValidationError as error:
