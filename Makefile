@@ -14,17 +14,17 @@ help: ## List the commands
 
 setup: $(SETUP) ## Create .venv with the exact, hash-pinned set of packages
 
-$(SETUP): constraints/dev.txt pyproject.toml
+$(SETUP): constraints/dev.txt pyproject.toml setup.py indexer/_exact.cpp
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
 		"Try: make setup PYTHON=python3.12" >&2; exit 1; }
 	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || \
-		{ echo "Annoy is compiled on installation and needs a C++ compiler." \
+		{ echo "Annoy and indexer/_exact.cpp are compiled on installation and need a C++ compiler." \
 		"Debian, Ubuntu: apt-get install g++ python3-dev. Fedora: dnf install gcc-c++ python3-devel." \
 		"macOS: xcode-select --install." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --require-hashes -r constraints/dev.txt
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/pip install --quiet --quiet --no-deps --editable .
 	@touch $@
 
 demo: $(SETUP) ## Train, index, serve and query MovieLens 100K, and compare the backends

@@ -1,9 +1,9 @@
 """Exact inner products and their order: every score that leaves an index is computed here.
 
-There is one kernel, ``np.vecdot``: one dot product per pair of a query and a row, whose bits do
-not depend on how many rows or queries are scored together. A matrix product is several times
-faster over a whole corpus, but its rounding depends on the shapes; so it only proposes the rows
-that can be among the best, within a bound on its rounding error, and the kernel decides.
+There is one kernel, compiled (``_exact.cpp``): one inner product per pair of a query and a row,
+whose bits do not depend on what else is scored with it. A matrix product is several times faster
+over a whole corpus, but its rounding depends on the shapes; so it only proposes the rows that can
+be among the best, within a bound on its rounding error, and the kernel decides.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from functools import cached_property
 
 import numpy as np
 
+try:
+    from indexer import _exact
+except ImportError as error:
+    raise ImportError(
+        "indexer/_exact.cpp is not compiled; install a C++ compiler, then this package again "
+        f"(in a checkout: make setup): {error}"
+    ) from error
+
 _GATHERED_FLOATS = 1 << 16  # 256 KiB of gathered vectors stay in the second-level cache
 _SCORED_FLOATS = 1 << 24  # scores held at once while a batch scans the corpus: 64 MiB
-_PARTITION_ABOVE = 4  # times k, from where splitting off the best saves more sorting than it costs
 _SCORE_ALL_ABOVE = 0.25  # share of the rows from which scoring all beats gathering those rows
 _GROUPS_PER_RESULT = 4  # groups of rows whose maxima bound the k-th best score from below...
 _MIN_GROUPS = 256  # ... but enough for NumPy to reduce them at full speed...
 _MIN_GROUP_SIZE = 8  # ... and large enough to be worth it
-
-# A sort key is 64 bits: the turned score above, the row below.
-_HALF = 32
-_ROW_BITS = np.uint64(0xFFFFFFFF)
-_NO_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)  # of the row -1; sorts behind the key of every other
-_ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
 
 
 class SearchMethod(StrEnum):
@@ -96,27 +97,16 @@ class ExactScorer:
             rows: (n_queries, n) integers, -1 where there is none.
             k: candidates wanted per query.
         """
-        scores = self._exact_scores(queries, rows)
-        scores += np.float32(0)  # mends -0, which would sort apart from 0
-        return _best(rows, scores, k)
-
-    def _exact_scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return the exact scores of rows (n_queries, n); of -1, anything."""
-        # Clipping spares a check and a copy; the scores of what is clipped are not used.
-        if len(rows) == 1:
-            gathered = self.embeddings.take(rows[0], axis=0, mode="clip")
-            one: np.ndarray = np.vecdot(gathered, queries)[None]
-            return one
-        scores = np.empty(rows.shape, dtype=np.float32)
-        step = max(1, _GATHERED_FLOATS // max(1, rows.shape[1] * queries.shape[1]))
-        vectors = np.empty((min(step, len(rows)), rows.shape[1], queries.shape[1]), np.float32)
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            gathered = vectors[: len(part)]
-            self.embeddings.take(part, axis=0, mode="clip", out=gathered)
-            some = queries[start : start + step, None, :]
-            np.vecdot(gathered, some, out=scores[start : start + step])
-        return scores
+        best_rows = np.empty((len(queries), k), dtype=np.int64)
+        best_scores = np.empty((len(queries), k), dtype=np.float32)
+        _exact.rescore(
+            self.embeddings,
+            np.ascontiguousarray(queries),
+            np.ascontiguousarray(rows, dtype=np.int64),
+            best_rows,
+            best_scores,
+        )
+        return Neighbors(best_rows, best_scores)
 
     def shortlist(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> np.ndarray:
         """Return rows that certainly hold the exact top k of each query, and few others.
@@ -233,67 +223,3 @@ def padded(lines: list[np.ndarray]) -> np.ndarray:
     for target, line in zip(padded, lines, strict=True):
         target[: len(line)] = line
     return padded
-
-
-def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> Neighbors:
-    """Return the best k of scored rows, both (n_queries, width), repeated ones counted once."""
-    neighbors = _best_of_distinct(rows[0], scores[0], k) if len(rows) == 1 else None
-    return _best_by_key(rows, scores, k) if neighbors is None else neighbors
-
-
-def _best_of_distinct(rows: np.ndarray, scores: np.ndarray, k: int) -> Neighbors | None:
-    """Return the best k rows of one query; None if two scores are equal or rows are missing.
-
-    A search for one query spends its time on calls of NumPy, and keys take twice as many.
-    """
-    turned = -scores
-    if len(scores) > _PARTITION_ABOVE * k:
-        nearest = turned.argpartition(k)[: k + 1]  # one more, to see whether it is equal
-        order = nearest.take(turned.take(nearest).argsort())
-    else:
-        order = turned.argsort()
-    scores = scores.take(order)
-    if np.count_nonzero(scores[1:] == scores[:-1]) or np.count_nonzero(rows < 0) or len(rows) < k:
-        return None
-    return Neighbors(rows.take(order[None, :k]).astype(np.int64), scores[None, :k])
-
-
-def _best_by_key(rows: np.ndarray, scores: np.ndarray, k: int) -> Neighbors:
-    """Return the best k rows of each query, whatever is equal, repeated or missing."""
-    keys = _sort_keys(rows, scores)
-    keys.sort(axis=1)
-    repeated = keys[:, 1:] == keys[:, :-1]
-    if repeated.any():
-        keys[:, 1:][repeated] = _NO_KEY
-        keys.sort(axis=1)
-    best = keys[:, :k]
-    neighbors = Neighbors.none(len(keys), k)
-    present = best != _NO_KEY
-    width = best.shape[1]
-    np.copyto(neighbors.rows[:, :width], (best & _ROW_BITS).view(np.int64), where=present)
-    np.copyto(neighbors.scores[:, :width], _scores(best), where=present)
-    return neighbors
-
-
-def _sort_keys(rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return one integer per row that sorts as the results must: best score, then lower row.
-
-    The upper half holds the score's bits, turned so that they fall as the score rises; the lower
-    half holds the row. One integer sort is far cheaper than a sort by two keys, and equal keys
-    are repeated rows. The bits of the row -1 are all set, and so its key's are.
-    """
-    keys = _turned(scores.view(np.int32)).astype(np.int64)
-    keys <<= _HALF
-    keys |= rows
-    return keys.view(np.uint64)
-
-
-def _scores(keys: np.ndarray) -> np.ndarray:
-    """Read the scores back from sort keys."""
-    return _turned((keys >> _HALF).astype(np.uint32).view(np.int32)).view(np.float32)
-
-
-def _turned(bits: np.ndarray) -> np.ndarray:
-    """Turn float32 bits so that, unsigned, they fall as the number rises; or turn them back."""
-    turned: np.ndarray = bits ^ (~(bits >> (_HALF - 1)) & _ALL_BUT_SIGN)
-    return turned

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import grpc
 from candidate_search.v1 import candidate_search_service_pb2 as pb
-from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 _STATUS_KEY = "grpc-status-details-bin"
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import status_pb2  # type: ignore[import-untyped]
+from google.rpc import status_pb2
 
 from indexer.bundle import BackendEntry, OperatingPoint
 from indexer.metadata import MetadataType

@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from indexer import _exact
 from indexer.exact import ExactScorer, squared_norms
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
@@ -22,7 +24,9 @@ def scorers_and_queries(draw: st.DrawFn) -> tuple[ExactScorer, np.ndarray]:
 
 def kernel_order(scorer: ExactScorer, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All rows, best first, by scores computed one row at a time."""
-    scores = np.array([np.vecdot(vector, query) for vector in scorer.embeddings]) + np.float32(0)
+    rows = range(len(scorer.embeddings))
+    alone = [scorer.rescore(query[None], np.array([[row]]), 1).scores[0, 0] for row in rows]
+    scores = np.array(alone, dtype=np.float32)
     order = np.lexsort((np.arange(len(scores)), -scores))
     return order, scores[order]
 
@@ -65,6 +69,52 @@ def test_the_best_of_a_large_corpus_in_batches() -> None:
     found = scorer.search(queries, 10)
     for query, rows in zip(queries, found.rows, strict=True):
         assert kernel_order(scorer, query)[0][:10].tolist() == rows.tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 70), st.integers(0, 2**32 - 1))
+def test_a_score_is_the_inner_product(dim: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scorer = ExactScorer(rng.standard_normal((3, dim), dtype=np.float32))
+    query = rng.standard_normal((1, dim), dtype=np.float32)
+    found = scorer.rescore(query, np.array([[1]]), 1)
+    terms = scorer.embeddings[1].astype(np.float64) * query[0]
+    allowed = dim * np.finfo(np.float32).eps / 2 * np.abs(terms).sum()
+    assert abs(found.scores[0, 0] - terms.sum()) <= allowed
+
+
+@pytest.mark.parametrize("row", [-1, -(2**40), 3, 2**31, 2**32, 2**40])
+def test_what_is_no_row_is_left_out(row: int) -> None:
+    scorer = ExactScorer(np.array([[1.0], [3.0], [2.0]], dtype=np.float32))
+    found = scorer.rescore(np.ones((1, 1), np.float32), np.array([[row, 2]]), 2)
+    assert [[2, -1]] == found.rows.tolist()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {0: np.zeros((2, 3), np.float32)},
+        {0: np.zeros(4, np.float32)},
+        {1: np.zeros((1, 4), np.float64)},
+        {2: np.zeros((1, 5), np.int32)},
+        {2: np.zeros((2, 5), np.int64)},
+        {3: np.zeros((2, 2), np.int64)},
+        {4: np.zeros((1, 3), np.float32)},
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(changed: dict[int, np.ndarray]) -> None:
+    arrays = [
+        np.zeros((2, 4), np.float32),
+        np.zeros((1, 4), np.float32),
+        np.zeros((1, 5), np.int64),
+        np.zeros((1, 2), np.int64),
+        np.zeros((1, 2), np.float32),
+    ]
+    _exact.rescore(*arrays)
+    for i, array in changed.items():
+        arrays[i] = array
+    with pytest.raises(ValueError, match="fit"):
+        _exact.rescore(*arrays)
 
 
 def test_repeated_and_missing_proposals() -> None:

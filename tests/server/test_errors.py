@@ -10,7 +10,7 @@ import grpc
 import pytest
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 from candidate_search.v1.candidate_search_service_pb2_grpc import CandidateSearchServiceStub
-from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from structlog.testing import capture_logs
 
 from server import errors

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import descriptor_pb2
-from google.rpc import status_pb2  # type: ignore[import-untyped]
+from google.rpc import status_pb2
 
 PROTOS = Path(__file__).parents[2] / "protos"
 PROTO_FILES = ("candidate_search_service.proto", "admin_service.proto")
