@@ -307,18 +307,24 @@ def _read_source(
 def _embed(towers: TowerBundle, announce: Callable[[str], None]) -> Corpus:
     from indexer.embed import embed_candidates  # own embeddings need no LiteRT
 
-    total = towers.manifest.n_candidates
-    return embed_candidates(
-        towers, lambda n_done: announce(f"embedding candidates: {n_done:,} of {total:,}")
-    )
+    return embed_candidates(towers, _announcing(towers, announce))
 
 
 def _embed_on_ray(
     towers: TowerBundle, announce: Callable[[str], None], *, root: Path, address: str | None
 ) -> Corpus:
-    from indexer.engines import ray_data
+    from indexer.engines.ray_data import embed_candidates, read_shards
 
-    return ray_data.embed_candidates(towers, root, address, announce)
+    announce("starting Ray")
+    directory = embed_candidates(towers, root, address, _announcing(towers, announce))
+    announce("putting the embeddings together")
+    return read_shards(directory, towers)
+
+
+def _announcing(towers: TowerBundle, announce: Callable[[str], None]) -> Callable[[int], None]:
+    """Return what tells how many candidates are embedded."""
+    total = towers.manifest.n_candidates
+    return lambda n_done: announce(f"embedding candidates: {n_done:,} of {total:,}")
 
 
 def _check_engine(engine: str, towers: Path | None, ray_address: str | None) -> None:

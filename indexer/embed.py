@@ -31,14 +31,19 @@ class CandidateEmbedder:
         path = str(towers.candidate_tower_path)
         self._tower = Interpreter(model_path=path, num_threads=1).get_signature_runner()
 
-    def embed(self, candidates: pa.Table) -> np.ndarray:
-        """Return the embeddings (n_candidates, dim) float32 of the candidates of a table.
+    def embed(self, candidates: pa.Table, first_row: int) -> np.ndarray:
+        """Return the embeddings (n_candidates, dim) float32 of some candidates of the bundle.
+
+        Args:
+            candidates: what the tower reads of them.
+            first_row: the row of the first; the others follow.
 
         Raises:
             CorpusError: if the embeddings are not of the dimension the manifest says.
         """
         query, dim = self._towers.query, self._towers.manifest.dim
-        inputs = encode_candidates(query.features, self._towers.vocabularies, candidates)
+        # Without the ids' vocabulary, which would take more memory than all else here.
+        inputs = encode_candidates(query.features, query.vocabularies, candidates, first_row)
         names = self._tower.get_input_details()
         embeddings = np.empty((len(candidates), dim), dtype=np.float32)
         for start in range(0, len(candidates), _BATCH_SIZE):
@@ -71,7 +76,7 @@ def embed_candidates(
     embeddings = np.empty((n_candidates, towers.manifest.dim), dtype=np.float32)
     for start in range(0, n_candidates, _BATCH_SIZE):
         some = towers.candidates.slice(start, _BATCH_SIZE)
-        embeddings[start : start + len(some)] = embedder.embed(some)
+        embeddings[start : start + len(some)] = embedder.embed(some, start)
         on_progress(start + len(some))
     return corpus_of(towers, embeddings)
 

@@ -258,10 +258,15 @@ class TowerBundle:
         """What turns a query into an embedding."""
         return QueryAssets(self.directory)
 
+    @property
+    def candidates_path(self) -> Path:
+        """The file of ``candidates``, for those who read a part at a time."""
+        return self.directory / CANDIDATES
+
     @cached_property
     def candidates(self) -> pa.Table:
         """``candidate_id`` and the metadata; the line is the candidate's row."""
-        return pq.read_table(self.directory / CANDIDATES)
+        return pq.read_table(self.candidates_path)
 
     @cached_property
     def candidate_ids(self) -> Vocabulary:

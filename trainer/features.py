@@ -164,19 +164,30 @@ def encode_queries(
 
 
 def encode_candidates(
-    features: Features, vocabularies: Vocabularies, candidates: pa.Table
+    features: Features,
+    vocabularies: Vocabularies,
+    candidates: pa.Table,
+    first_row: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Encode candidates for the candidate tower.
 
     Args:
         features: the description of the towers.
-        vocabularies: the tokens of each feature that has any.
+        vocabularies: the tokens of each feature that has any; the ids' are needed only without
+            ``first_row``.
         candidates: a table with a column for each feature; an absent column is encoded as unknown.
+        first_row: the row of the first of them, if they are the next ones of their corpus: then
+            nobody looks their ids up.
 
     Returns:
         The inputs by name, each (n_candidates, length).
     """
-    return encode_table(features.candidate, vocabularies, candidates)
+    if first_row is None:
+        return encode_table(features.candidate, vocabularies, candidates)
+    inputs = encode_table(features.content, vocabularies, candidates)
+    rows = np.arange(first_row, first_row + candidates.num_rows)
+    ids = (feature for feature in features.candidate if feature.kind == "id")
+    return inputs | {feature.name: _tokens_of_rows(feature, rows)[:, None] for feature in ids}
 
 
 def encode_table(
@@ -336,8 +347,13 @@ def _encode(feature: Feature, vocabulary: Vocabulary | None, values: Sequence[Va
     counts = np.array([len(line) for line in tokens], dtype=np.int64)
     known = vocabulary.rows([token for line in tokens for token in line])
     encoded = np.zeros((len(values), feature.length), dtype=np.int32)
-    # Users may have come since the training: a token beyond those it had is an unknown one.
-    encoded[np.arange(feature.length) < counts[:, None]] = np.where(
-        known < feature.n_tokens, known + 1, 0
-    )
+    encoded[np.arange(feature.length) < counts[:, None]] = _tokens_of_rows(feature, known)
     return encoded
+
+
+def _tokens_of_rows(feature: Feature, rows: np.ndarray) -> np.ndarray:
+    """Return the tokens (n,) int32 of rows of a vocabulary (n,), of which -1 is unknown.
+
+    Users and candidates may have come since the training: a row beyond those it had is unknown too.
+    """
+    return np.where(rows < feature.n_tokens, rows + 1, 0).astype(np.int32)

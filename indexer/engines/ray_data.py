@@ -1,8 +1,9 @@
 """Ray Data: candidates are embedded by a pool of workers, on one machine or on many.
 
 The only file that knows Ray. The candidates go out as Parquet shards, and come back as shards of
-rows and embeddings; what a worker leaves undone when it dies, another does. Towers and shards lie
-in folders that all machines see. The shards are published like any bundle, whole or not at all.
+embeddings; what a worker leaves undone when it dies, another does. Towers and shards lie in folders
+that all machines see, so that nothing but their names passes through Ray, and nobody holds more
+than a shard in memory. The shards are published like any bundle, whole or not at all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import secrets
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,23 +23,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from indexer.backends.base import BackendUnavailableError
-from indexer.corpus import EMBEDDING, Corpus, CorpusError
+from indexer.corpus import CANDIDATE_ID, EMBEDDING, Corpus, CorpusError
 from indexer.embed import CandidateEmbedder, corpus_of
 from trainer.bundle import TowerBundle
 from trainer.publish import Manifest, commit, staging
 
 _ROWS_PER_SHARD = 50_000
-_LEAST_CORES = 2  # one embeds, and one reads and writes; with one, Ray would wait for ever
-_ROW = "_row"  # of a candidate, beside its features
 _CANDIDATES, _SHARDS = "candidates", "shards"
-
-Announce = Callable[[str], None]
+_NAME = "{:012}.parquet"  # of a shard: the row of its first candidate
+_PATH, _FIRST_ROW, _N_ROWS = "path", "first_row", "n_rows"
 
 
 class EmbeddingsManifest(Manifest):
     """What shards of embeddings say about themselves."""
 
-    format_version: int = 1
+    format_version: int = 2  # since a shard's rows follow from its name
     kind: str = "embeddings"
     tower_version: str
     n_candidates: int
@@ -48,52 +49,72 @@ class ShardEmbedder:
 
     Args:
         towers: the directory of the tower bundle, which has been verified.
+        shards: the folder for shards of embeddings.
     """
 
-    def __init__(self, towers: str) -> None:
+    def __init__(self, towers: str, shards: str) -> None:
         self._embedder = CandidateEmbedder(TowerBundle.open(Path(towers), verify=False))
+        self._shards = Path(shards)
 
-    def __call__(self, shard: pa.Table) -> pa.Table:
-        """Return the rows of some candidates with their embeddings."""
-        vectors = self._embedder.embed(shard.drop_columns([_ROW]))
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        """Embed the candidates of a shard, and write their embeddings.
+
+        Args:
+            shard: the path of its candidates, and the row of the first.
+
+        Returns:
+            How many there are.
+        """
+        source, first_row = Path(shard[_PATH]), int(shard[_FIRST_ROW])
+        vectors = self._embedder.embed(pq.read_table(source), first_row)
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-        return pa.table({_ROW: shard.column(_ROW), EMBEDDING: lists})
+        # Moved when it is whole: a worker that dies leaves nothing among the embeddings.
+        unfinished = source.with_suffix(f".{secrets.token_hex(4)}")
+        table = pa.table({EMBEDDING: lists})
+        # Numbers that hardly repeat: nothing would be saved, and much time lost.
+        pq.write_table(table, unfinished, compression="none", use_dictionary=False)
+        unfinished.replace(self._shards / source.name)
+        return {_N_ROWS: len(vectors)}
 
 
 def embed_candidates(
     towers: TowerBundle,
     root: Path,
     address: str | None = None,
-    announce: Announce = lambda _: None,
+    on_progress: Callable[[int], None] = lambda _: None,
     embedder: type[ShardEmbedder] = ShardEmbedder,
-) -> Corpus:
+) -> Path:
     """Embed all candidates of a tower bundle, and publish the shards.
 
     Args:
         towers: the bundle.
         root: the folder that holds the versions of shards.
         address: of a Ray cluster; None to use the cores of this machine.
-        announce: told what is being done.
+        on_progress: called with the number of candidates embedded so far.
         embedder: what embeds a shard.
+
+    Returns:
+        The directory of the new version, for ``read_shards``.
 
     Raises:
         BackendUnavailableError: if Ray is not installed, there is no cluster at the address, or
-            it has too few cores.
+            it has no cores.
         BundleError: if ``root`` cannot be written to.
-        CorpusError: if the shards do not hold every candidate once, with a finite embedding.
     """
-    announce("starting Ray")
-    ray = _started(address)
+    ray, n_cores = _started(address)
     with staging(root) as staged:
-        _write_candidates(towers.candidates, staged / _CANDIDATES)
-        announce(f"embedding {towers.manifest.n_candidates:,} candidates on Ray")
-        ray.data.read_parquet(str(staged / _CANDIDATES)).map_batches(
+        sources = _write_candidates(towers, staged / _CANDIDATES)
+        (staged / _SHARDS).mkdir()
+        folders = (towers.directory, staged / _SHARDS)
+        embedded = ray.data.from_items(sources, override_num_blocks=len(sources)).map(
             embedder,
-            fn_constructor_args=(str(towers.directory.resolve()),),
-            batch_format="pyarrow",
-            batch_size=None,  # a block of a shard
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_n_cores(ray)),
-        ).write_parquet(str(staged / _SHARDS))
+            fn_constructor_args=tuple(str(folder.resolve()) for folder in folders),
+            compute=ray.data.ActorPoolStrategy(size=min(n_cores, len(sources))),
+        )
+        n_done = 0
+        for shard in embedded.iter_rows():
+            n_done += shard[_N_ROWS]
+            on_progress(n_done)
         shutil.rmtree(staged / _CANDIDATES)
         manifest = EmbeddingsManifest(
             producers={"ray": ray.__version__},
@@ -101,45 +122,64 @@ def embed_candidates(
             n_candidates=towers.manifest.n_candidates,
             dim=towers.manifest.dim,
         )
-        return read_shards(commit(staged, root, manifest), towers)
+        return commit(staged, root, manifest)
 
 
 def read_shards(directory: Path, towers: TowerBundle) -> Corpus:
-    """Put the embeddings of shards into the order of the candidates.
+    """Put the embeddings of shards together, on disk: memory holds a shard at a time.
+
+    Args:
+        directory: what ``embed_candidates`` published; a file without a name takes room beside
+            it for as long as the corpus is in use.
+        towers: the bundle that they were embedded with.
 
     Raises:
         CorpusError: if they do not hold every candidate once, with a finite embedding.
     """
     n_candidates, dim = towers.manifest.n_candidates, towers.manifest.dim
-    embeddings = np.empty((n_candidates, dim), dtype=np.float32)
-    times_seen = np.zeros(n_candidates, dtype=np.int64)
-    for path in sorted((directory / _SHARDS).glob("*.parquet")):
-        shard = pq.read_table(path)
-        rows = shard.column(_ROW).to_numpy()
-        vectors = shard.column(EMBEDDING).combine_chunks().flatten().to_numpy()
-        embeddings[rows] = vectors.reshape(len(rows), dim)
-        np.add.at(times_seen, rows, 1)
-    if (wrong := np.flatnonzero(times_seen != 1)).size:
-        row = int(wrong[0])
-        raise CorpusError(f"{directory}: row {row} was embedded {times_seen[row]} times, not once")
+    with tempfile.TemporaryFile(dir=directory.parent) as file:
+        shape = (n_candidates, dim)
+        embeddings = np.memmap(file, np.float32, "w+", shape=shape).view(np.ndarray)
+    n_read = 0
+    for path in sorted((directory / _SHARDS).iterdir()):
+        column = pq.read_table(path).column(EMBEDDING).combine_chunks()
+        if path.name != _NAME.format(n_read) or n_read + len(column) > n_candidates:
+            break
+        vectors = column.flatten().to_numpy().reshape(len(column), dim)
+        embeddings[n_read : n_read + len(column)] = vectors
+        n_read += len(column)
+    if n_read != n_candidates:
+        raise CorpusError(
+            f"{directory} does not hold every candidate once: it goes wrong after {n_read:,} of "
+            f"{n_candidates:,}; embed them again"
+        )
     return corpus_of(towers, embeddings)
 
 
-def _write_candidates(candidates: pa.Table, directory: Path) -> None:
+def _write_candidates(towers: TowerBundle, directory: Path) -> list[dict[str, Any]]:
+    """Write shards of candidates, with what the tower reads of them.
+
+    Returns:
+        For each its path and its first row, as ``ShardEmbedder`` takes them.
+    """
     directory.mkdir()
-    rows = pa.array(np.arange(len(candidates)))
-    numbered = candidates.append_column(_ROW, rows)
-    for number, start in enumerate(range(0, len(candidates), _ROWS_PER_SHARD)):
-        shard = numbered.slice(start, _ROWS_PER_SHARD)
-        pq.write_table(shard, directory / f"{number:06}.parquet")
+    file, sources, first_row = pq.ParquetFile(towers.candidates_path), [], 0
+    read = {CANDIDATE_ID, *(feature.name for feature in towers.query.features.content)}
+    columns = [name for name in file.schema_arrow.names if name in read]
+    for batch in file.iter_batches(_ROWS_PER_SHARD, columns=columns):
+        path = directory / _NAME.format(first_row)
+        pq.write_table(pa.table(batch), path)
+        sources.append({_PATH: str(path.resolve()), _FIRST_ROW: first_row})
+        first_row += len(batch)
+    return sources
 
 
 def _n_cores(ray: Any) -> int:
     return int(ray.cluster_resources().get("CPU", 0))
 
 
-def _started(address: str | None) -> Any:
-    """Return Ray, connected to a cluster."""
+def _started(address: str | None) -> tuple[Any, int]:
+    """Return Ray, connected to a cluster, and how many cores that has."""
     if importlib.util.find_spec("ray") is None:
         raise BackendUnavailableError(
             "Ray is not installed; it comes with: pip install 'candidate-search[ray]'"
@@ -148,20 +188,18 @@ def _started(address: str | None) -> Any:
     import ray  # noqa: PLC0415 - takes seconds, and most builds do without
     import ray.data  # noqa: PLC0415
 
-    cores_here = max(_LEAST_CORES, os.cpu_count() or 1)
     try:
         ray.init(
             address or "local",
-            num_cpus=None if address else cores_here,
+            include_dashboard=None if address else False,
             ignore_reinit_error=True,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BackendUnavailableError(f"there is no Ray cluster at {address}: {error}") from error
-    if (n_cores := _n_cores(ray)) < _LEAST_CORES:
-        raise BackendUnavailableError(
-            f"the Ray cluster has {n_cores} cores; at least {_LEAST_CORES} are needed"
-        )
+    n_cores = _n_cores(ray)
+    if n_cores < 1:
+        raise BackendUnavailableError(f"the Ray cluster at {address} has no cores to embed with")
     ray.data.DataContext.get_current().enable_progress_bars = False
-    return ray
+    return ray, n_cores

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ def dying_once(mark: Path) -> type[ShardEmbedder]:
     """A worker that kills its process the first time that one has embedded something."""
 
     class DyingOnce(ShardEmbedder):
-        def __call__(self, shard: pa.Table) -> pa.Table:
+        def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
             found = super().__call__(shard)
             if not mark.exists():
                 mark.touch()
@@ -51,15 +52,20 @@ def test_it_embeds_as_one_process_does_though_a_worker_dies(
     monkeypatch.setattr(ray_data, "_ROWS_PER_SHARD", 100)
     mark = tmp_path / "died"
     embedder = dying_once(mark)
-    corpus = ray_data.embed_candidates(sample_towers, tmp_path / "shards", embedder=embedder)
+    done: list[int] = []
+    published = ray_data.embed_candidates(
+        sample_towers, tmp_path / "shards", on_progress=done.append, embedder=embedder
+    )
+    corpus = read_shards(published, sample_towers)
     alone = embed.embed_candidates(sample_towers)
     assert mark.exists()
+    assert corpus.n_candidates == done[-1]
     np.testing.assert_allclose(corpus.embeddings, alone.embeddings, rtol=0, atol=1e-6)
     assert (alone.candidates, alone.has_bias_dimension) == (
         corpus.candidates,
         corpus.has_bias_dimension,
     )
-    published = resolve(tmp_path / "shards" / "current")
+    assert resolve(tmp_path / "shards" / "current") == published
     manifest = read_manifest(published, EmbeddingsManifest)
     verify_files(published, manifest)
     assert (sample_towers.manifest.version, corpus.n_candidates, corpus.dim) == (
@@ -67,10 +73,25 @@ def test_it_embeds_as_one_process_does_though_a_worker_dies(
         manifest.n_candidates,
         manifest.dim,
     )
-    shard = next((published / "shards").iterdir())
-    pq.write_table(pq.read_table(shard).slice(1), shard)
-    with pytest.raises(CorpusError, match="was embedded 0 times, not once"):
-        read_shards(published, sample_towers)
+
+
+@pytest.mark.parametrize("damage", ["short", "missing", "long"])
+def test_shards_that_are_not_every_candidate_once_are_refused(
+    sample_towers: TowerBundle, tmp_path: Path, damage: str
+) -> None:
+    n_candidates, dim = sample_towers.manifest.n_candidates, sample_towers.manifest.dim
+    (tmp_path / "shards").mkdir()
+    lengths = {0: 30, 30: n_candidates - 30}
+    for first_row, length in lengths.items():
+        found = length + {"short": -1, "missing": 0, "long": 1}[damage]
+        vectors = pa.array([[0.0] * dim] * found, pa.list_(pa.float32(), dim))
+        pq.write_table(
+            pa.table({"embedding": vectors}), tmp_path / "shards" / f"{first_row:012}.parquet"
+        )
+    if damage == "missing":
+        (tmp_path / "shards" / f"{30:012}.parquet").unlink()
+    with pytest.raises(CorpusError, match=r"every candidate once: it goes wrong after \d+ of"):
+        read_shards(tmp_path, sample_towers)
 
 
 @pytest.mark.slow
@@ -91,11 +112,11 @@ def test_the_command_builds_an_index_of_it(sample_towers: TowerBundle, tmp_path:
     np.testing.assert_allclose(corpus.embeddings, alone.embeddings, rtol=0, atol=1e-6)
 
 
-def test_too_few_cores_are_a_sentence(
+def test_a_cluster_without_cores_is_a_sentence(
     sample_towers: TowerBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 1.0})
-    with pytest.raises(BackendUnavailableError, match="has 1 cores; at least 2 are needed"):
+    monkeypatch.setattr("ray.cluster_resources", dict)
+    with pytest.raises(BackendUnavailableError, match="has no cores to embed with"):
         ray_data.embed_candidates(sample_towers, tmp_path)
 
 

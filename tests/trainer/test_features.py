@@ -80,6 +80,27 @@ def test_candidates_are_encoded_by_column_and_an_absent_one_is_unknown() -> None
     assert encoded["genres"].dtype == np.int32
 
 
+def test_ids_in_row_order_need_no_vocabulary() -> None:
+    features = Features(
+        query=(),
+        candidate=(
+            Feature(name="candidate_id", kind="id", n_tokens=4),
+            Feature(name="genre", kind="category", n_tokens=1),
+        ),
+    )
+    vocabularies = {
+        "candidate_id": Vocabulary(["a", "b", "c", "d", "new"]),
+        "genre": Vocabulary(["x"]),
+    }
+    table = pa.table({"candidate_id": ["c", "d", "new"], "genre": ["x", None, "x"]})
+    looked_up = encode_candidates(features, vocabularies, table)
+    counted = encode_candidates(features, {"genre": vocabularies["genre"]}, table, first_row=2)
+    assert looked_up["candidate_id"].tolist() == [[3], [4], [0]]
+    for name, expected in looked_up.items():
+        np.testing.assert_array_equal(expected, counted[name])
+        assert expected.dtype == counted[name].dtype
+
+
 def test_a_query_is_one_line_of_every_input() -> None:
     features = Features(
         query=(
