@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from indexer.build import BuildOptions, build_bundle
@@ -21,19 +24,30 @@ settings.load_profile("everywhere")
 @pytest.fixture(scope="session")
 def sample_towers(tmp_path_factory: pytest.TempPathFactory) -> TowerBundle:
     """The towers of the sample dataset, trained for two epochs in a process of its own."""
-    root = tmp_path_factory.mktemp("towers")
-    command = [sys.executable, "-m", "trainer", "fit", "--dataset", "sample", "--split", "none"]
-    subprocess.run([*command, "--epochs", "2", "--output", root], check=True, capture_output=True)
-    return TowerBundle.open(root / "current")
+    with _made_once(tmp_path_factory, "towers") as root:
+        if not (root / "current").exists():
+            command = [sys.executable, "-m", "trainer", "fit", "--dataset", "sample"]
+            options = ["--split", "none", "--epochs", "2", "--output", root]
+            subprocess.run([*command, *options], check=True, capture_output=True)
+        return TowerBundle.open(root / "current")
 
 
 @pytest.fixture(scope="session")
 def tower_index(sample_towers: TowerBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample dataset's candidates, indexed."""
-    return build_bundle(
-        embed_candidates(sample_towers),
-        sample_towers.tuning_queries[:100],
-        tmp_path_factory.mktemp("indexes"),
-        BuildOptions(),
-        towers=sample_towers,
-    )
+    with _made_once(tmp_path_factory, "indexes") as root:
+        if not (root / "current").exists():
+            candidates = embed_candidates(sample_towers)
+            queries = sample_towers.tuning_queries[:100]
+            build_bundle(candidates, queries, root, BuildOptions(), towers=sample_towers)
+        return (root / "current").resolve()
+
+
+@contextmanager
+def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """Yield a folder that all processes of this test run share, to one of them at a time."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # each process has a folder of its own in that of the run
+    with FileLock(root / f"{name}.lock"):
+        yield root / name
