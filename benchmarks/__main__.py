@@ -203,6 +203,30 @@ def milvus(
 
 
 @app.command()
+def ray(
+    *,
+    candidates: Annotated[
+        int, typer.Option(min=1000, help="Size of the generated catalogue.")
+    ] = 3_000_000,
+    dim: Annotated[int, typer.Option(min=2, help="Dimension of the embeddings.")] = 64,
+    output: Annotated[Path, typer.Option(help="Folder for ray.json.")] = DEFAULT_OUTPUT,
+    as_json: AsJson = False,
+) -> None:
+    """Embed candidates on Ray, on this machine, and in one process: speed of a core, memory.
+
+    Example: python -m benchmarks ray --candidates 10000000
+    """
+    _use_one_thread()
+    from benchmarks.embedding import benchmark_ray, ray_table
+
+    with _sentences_for_errors(), stderr.status("starting") as status:
+        output.mkdir(parents=True, exist_ok=True)
+        report = benchmark_ray(output, candidates, dim, status.update)
+    text = report.model_dump_json(indent=2)
+    _tell(text, output / "ray.json", ray_table(report), as_json=as_json)
+
+
+@app.command()
 def serve(
     *,
     index: Annotated[

@@ -6,7 +6,6 @@ whatever the server does, as they do in the world.
 
 from __future__ import annotations
 
-import os
 import shutil
 import struct
 import subprocess
@@ -19,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+from benchmarks.processes import cpu_seconds
+
 _CLIENT = "benchmarks.load_client"
 
 
@@ -74,11 +74,11 @@ def put_load(
         LoadError: if the load generator fails.
     """
     make = _h2load if shutil.which("h2load") else _python_load
-    cpu_before, start = _cpu_seconds(server_pid), time.perf_counter()
+    cpu_before, start = cpu_seconds(server_pid), time.perf_counter()
     shape = _Shape(seconds, in_flight, rate, connections)
     latencies_us, n_failed = make(target, method, request, shape)
     elapsed = time.perf_counter() - start
-    cpu = _cpu_seconds(server_pid) - cpu_before
+    cpu = cpu_seconds(server_pid) - cpu_before
     if not len(latencies_us):
         raise LoadError(f"no request to {target}{method} was answered")
     p50, p95, p99 = np.percentile(latencies_us, (50, 95, 99))
@@ -139,11 +139,3 @@ def _python_load(target: str, method: str, request: bytes, shape: _Shape) -> tup
     latencies_us = np.frombuffer(done.stdout, dtype=np.float64)
     answered = ~np.isnan(latencies_us)
     return latencies_us[answered], int(np.count_nonzero(~answered))
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a process and its living children."""
-    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    own = (int(stat[11]) + int(stat[12])) / _CLOCK_TICKS
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return own + sum(_cpu_seconds(int(child)) for child in children)

@@ -7,11 +7,12 @@ raw search run in the same minute, on the same index.
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -41,6 +42,7 @@ BATCH_SIZE = 64
 HISTORY_LENGTH = 50
 N_EXCLUDED = 100
 RECALL_TARGET = 0.95
+KNOWN, BARE = "known user", "known user, bare server"
 STEADY, BESIDE_EXACT = "known user, 100/s", "known user, 100/s, beside exact searches"
 
 _STEADY_RATE = 100.0
@@ -48,6 +50,7 @@ _EXACT_IN_FLIGHT = 4
 _SERVICE = "/candidate_search.v1.CandidateSearchService"
 SEARCH_METHOD, _BATCH_METHOD = f"{_SERVICE}/SearchCandidates", f"{_SERVICE}/BatchSearchCandidates"
 _RAW_SEARCHES = 2_000
+_ROUNDS = 5  # of two servers in turn, where a difference of a few percent is to be seen
 
 OnStep = Callable[[str], None]
 
@@ -98,11 +101,17 @@ class ServeReport(BaseModel):
     @property
     def floor_ratio(self) -> float:
         """The floor's CPU per request, divided by the server's: 1 would be no cost of ours."""
-        return self.floor_us / self.load_of("known user").cpu_us_per_request
+        return self.floor_us / self.load_of(KNOWN).cpu_us_per_request
+
+    @property
+    def protection_ratio(self) -> float:
+        """CPU a request, divided by that of a server that nothing protects or observes."""
+        bare = self.load_of(BARE).cpu_us_per_request
+        return self.load_of(KNOWN).cpu_us_per_request / bare
 
     def throughput_ratio(self, name: str) -> float:
         """Return how many requests of a scenario cost as much CPU as one of a known user."""
-        known = self.load_of("known user").cpu_us_per_request
+        known = self.load_of(KNOWN).cpu_us_per_request
         return known / self.load_of(name).cpu_us_per_request
 
     @property
@@ -164,6 +173,16 @@ class _Scenarios:
         self.measured.append(Scenario(name=name, searches_per_request=searches, load=load))
         return load
 
+    def measure_in_turn(self, servers: Mapping[str, ServerProcess], request: bytes) -> None:
+        """Measure servers by turns; of each, the round that took the median of CPU time counts."""
+        rounds = _Scenarios(self._seconds, self._on_step)
+        for _, (name, server) in itertools.product(range(_ROUNDS), servers.items()):
+            rounds.measure(name, server, request)
+        for name in servers:
+            of_one = [scenario for scenario in rounds.measured if scenario.name == name]
+            of_one.sort(key=lambda scenario: scenario.load.cpu_us_per_request)
+            self.measured.append(of_one[_ROUNDS // 2])
+
     @contextmanager
     def beside(self, server: ServerProcess, request: bytes) -> Iterator[None]:
         """Keep a server busy with another request for a scenario of the block, and some longer."""
@@ -210,12 +229,15 @@ def benchmark_serve(
         with _null_server(bundle) as null:
             scenarios.measure("null", null, body)
             scenarios.measure("null, alone", null, body, in_flight=1)
-        load = scenarios.measure("known user", server, body)
-        scenarios.measure("known user, alone", server, body, in_flight=1)
+        with server_process(("benchmarks.bare_server", str(bundle.directory))) as bare:
+            with SearchClient(bare.target) as caller:
+                caller.search(_known_user(bundle), count=COUNT)
+            scenarios.measure_in_turn({KNOWN: server, BARE: bare}, body)
+        alone = scenarios.measure("known user, alone", server, body, in_flight=1)
         scenarios.measure("history", server, history.SerializeToString())
         scenarios.measure("filter and exclusions", server, selective.SerializeToString())
         scenarios.measure("batch", server, batch, in_flight=4, searches=BATCH_SIZE)
-        half = load.requests_per_second / 2
+        half = alone.requests_per_second / 2
         scenarios.measure("known user, open loop", server, body, rate=half)
         scenarios.measure(STEADY, server, body, rate=_STEADY_RATE)
         with scenarios.beside(server, exact.SerializeToString()):

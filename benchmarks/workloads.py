@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from indexer.build import BuildOptions, build_bundle
 from indexer.bundle import IndexBundle
 from indexer.corpus import CANDIDATE_ID, Corpus
 from indexer.embed import embed_candidates
-from trainer.bundle import TowerBundle
+from trainer.bundle import CANDIDATES, POPULARITY, TowerBundle
 from trainer.datasets import Dataset
-from trainer.publish import CURRENT
+from trainer.publish import CURRENT, MANIFEST, MANIFEST_HASH, commit, staging
 from trainer.vocabulary import Vocabulary
 
 _N_CLUSTERS = 200
 _CLUSTERS_PER_USER = 3
 _POPULARITY_EXPONENT = 0.8
 _FIRST_YEAR = 1930
+_N_TRAINED = 20_000  # candidates of towers whose catalogue then grows
+_PART = 100_000  # candidates that are generated at once, of more than memory should hold
 _SPREAD = 0.5  # of a cluster, against the distance between clusters
 _NORM_DEVIATION = 0.3  # of the logarithm of the norms
 
@@ -54,22 +58,35 @@ def generate_dataset(
     ranks = (quantiles * sizes[chosen]).astype(np.int64)
     places = np.minimum(starts[chosen] + ranks, n_candidates - 1)  # a cluster may be empty
     candidate_rows = by_cluster[places].astype(np.int32)
-    ids = [f"c{row:08d}" for row in range(n_candidates)]
-    years = _FIRST_YEAR + rng.integers(100, size=n_candidates)
     return Dataset(
         name=f"generated {n_users} x {n_candidates}",
         users=pa.table({"user_id": [f"u{row:08d}" for row in range(n_users)]}),
-        candidates=pa.table(
-            {
-                "candidate_id": ids,
-                "title": [f"Candidate {row}" for row in range(n_candidates)],
-                "cluster": [f"cluster-{cluster}" for cluster in clusters],
-                "year": years,
-            }
-        ),
+        candidates=generate_candidates(0, clusters, rng),
         user_rows=user_rows,
         candidate_rows=candidate_rows,
         timestamps=np.arange(len(user_rows), dtype=np.int64),
+    )
+
+
+def generate_candidates(first_row: int, clusters: np.ndarray, rng: np.random.Generator) -> pa.Table:
+    """Generate what is known of some candidates.
+
+    Args:
+        first_row: the row of the first; the others follow.
+        clusters: (n_candidates,) the cluster of each.
+        rng: draws the rest.
+
+    Returns:
+        ``candidate_id``, ``title``, ``cluster``, and ``year`` from 1930 to 2029.
+    """
+    rows = range(first_row, first_row + len(clusters))
+    return pa.table(
+        {
+            CANDIDATE_ID: [f"c{row:08d}" for row in rows],
+            "title": [f"Candidate {row}" for row in rows],
+            "cluster": [f"cluster-{cluster}" for cluster in clusters],
+            "year": _FIRST_YEAR + rng.integers(100, size=len(clusters)),
+        }
     )
 
 
@@ -161,8 +178,7 @@ def serving_bundle(
     folder = root / f"generated-{n_candidates}x{dim}"
     trained, indexes = folder / "towers", folder / "indexes"
     if not (trained / CURRENT).exists():
-        on_step(f"training towers for {n_candidates:,} generated candidates")
-        _train(trained, n_candidates, dim)
+        train_towers(trained, n_candidates, dim, on_step)
     if not (indexes / CURRENT).exists():
         towers = TowerBundle.open(trained / CURRENT)
         build_bundle(
@@ -176,7 +192,55 @@ def serving_bundle(
     return IndexBundle.open(indexes / CURRENT)
 
 
-def _train(root: Path, n_candidates: int, dim: int) -> None:
+def enlarged_towers(
+    root: Path, n_candidates: int, dim: int, on_step: OnStep = lambda _: None
+) -> TowerBundle:
+    """Return trained towers whose catalogue has grown since, made on first use.
+
+    Args:
+        root: where they are kept, in a folder named by their size.
+        n_candidates: size of the catalogue; what is beyond those that the towers were trained on
+            they know by its content alone.
+        dim: dimension of the embeddings.
+        on_step: called with a line of progress.
+    """
+    trained = root / f"generated-{_N_TRAINED}x{dim}" / "towers"
+    if not (trained / CURRENT).exists():
+        train_towers(trained, _N_TRAINED, dim, on_step)
+    towers = TowerBundle.open(trained / CURRENT)
+    enlarged = root / f"enlarged-{n_candidates}x{dim}"
+    if not (enlarged / CURRENT).exists():
+        on_step(f"generating {n_candidates:,} candidates")
+        _enlarge(towers, enlarged, n_candidates)
+    return TowerBundle.open(enlarged / CURRENT)
+
+
+def _enlarge(towers: TowerBundle, root: Path, n_candidates: int) -> None:
+    """Publish towers anew with another catalogue, of which a part is in memory at a time."""
+    rng, schema = np.random.default_rng(42), towers.candidates.schema
+    replaced = (CANDIDATES, POPULARITY, MANIFEST, MANIFEST_HASH)
+    with staging(root) as staged:
+        ignore = shutil.ignore_patterns(*replaced)
+        shutil.copytree(towers.directory, staged, ignore=ignore, dirs_exist_ok=True)
+        with pq.ParquetWriter(staged / CANDIDATES, schema) as writer:
+            for first_row in range(0, n_candidates, _PART):
+                n_rows = min(_PART, n_candidates - first_row)
+                clusters = rng.integers(_N_CLUSTERS, size=n_rows)
+                writer.write_table(generate_candidates(first_row, clusters, rng))
+        np.save(staged / POPULARITY, np.zeros(n_candidates, dtype=np.float32))
+        commit(staged, root, towers.manifest.model_copy(update={"n_candidates": n_candidates}))
+
+
+def train_towers(root: Path, n_candidates: int, dim: int, on_step: OnStep = lambda _: None) -> None:
+    """Train towers on a generated dataset, and publish them.
+
+    Args:
+        root: the folder that holds the versions.
+        n_candidates: of the dataset.
+        dim: dimension of the embeddings.
+        on_step: called with a line of progress.
+    """
+    on_step(f"training towers for {n_candidates:,} generated candidates")
     from trainer.export import export  # noqa: PLC0415 - TensorFlow, for whoever has no bundle yet
     from trainer.model_config import TowersConfig  # noqa: PLC0415
     from trainer.training import fit  # noqa: PLC0415
