@@ -190,6 +190,9 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
     def _load(self, directory: Path) -> None:
         _check_assets(directory)
         self._searcher = _library().load_searcher(str(directory))
+        # Only parallel searches use ScaNN's threads, and a forked process, which has none of them,
+        # waits for them without end when it lets the searcher go.
+        self._searcher.set_num_threads(0)
         found = self._searcher.size()
         if found != self.n_candidates:
             raise ValueError(f"{directory} holds {found} vectors, the corpus {self.n_candidates}")

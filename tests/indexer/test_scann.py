@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +46,14 @@ def saved(tmp_path):
     index = backend.ScannIndex.build(embeddings)
     index.save(tmp_path)
     return tmp_path, embeddings, index.build_params
+
+
+def test_a_loaded_index_has_no_threads(saved) -> None:
+    """A forked process, which would have none of them, could not let it go."""
+    before = len(list(Path("/proc/self/task").iterdir()))
+    index = backend.ScannIndex.load(*saved)
+    assert before == len(list(Path("/proc/self/task").iterdir()))
+    assert index.search(saved[1][:1], 1).rows.shape == (1, 1)
 
 
 def test_a_planted_pickle_is_refused(saved) -> None:
