@@ -153,7 +153,7 @@ class IndexBundle:
             BundleError: if the files do not fit the manifest or each other.
         """
         try:
-            candidates = pq.read_table(self.directory / CANDIDATES)
+            candidates = pq.ParquetFile(self.directory / CANDIDATES).read()
             corpus = Corpus(
                 candidate_ids=Vocabulary(candidates.column(CANDIDATE_ID)),
                 embeddings=np.load(

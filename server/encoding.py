@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
@@ -17,7 +18,6 @@ from server.domain import Notice, SearchPlan, SearchResult
 from server.engine import Engine
 from server.explaining import Explanation
 from server.settings import Settings
-from trainer.vocabulary import Vocabulary
 
 _LENGTH_DELIMITED = 2
 _ID_TAG = bytes([pb.SearchCandidatesResponse.CANDIDATE_IDS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
@@ -40,16 +40,20 @@ class FoundEncoder:
     beginning with its own: a zero at the end of an id stays.
 
     Args:
-        candidate_ids: the id of each row.
+        candidate_ids: the id of each row, texts.
     """
 
-    def __init__(self, candidate_ids: Vocabulary) -> None:
-        tokens = map(str.encode, candidate_ids.tokens(np.arange(len(candidate_ids))))
-        length_of = cache(_varint)  # of millions of ids, few lengths differ
-        fields = [length_of(len(token)) + token + _ID_TAG for token in tokens]
-        width = _LONG * sum(map(len, fields)) // max(1, len(fields))
-        self._long = {row: field for row, field in enumerate(fields) if len(field) > width}
-        self._fields = np.array([field[:width] for field in fields], dtype=np.bytes_)
+    def __init__(self, candidate_ids: pa.ChunkedArray) -> None:
+        ids = candidate_ids.combine_chunks().cast(pa.large_binary())
+        lengths = pc.binary_length(ids)
+        sizes = [_varint(length) for length in range(pc.max(lengths).as_py() + 1)]
+        written = pa.array(sizes, type=pa.large_binary()).take(lengths)
+        tag, nothing = pa.array([_ID_TAG, b""], type=pa.large_binary())
+        fields = pc.binary_join_element_wise(written, ids, tag, nothing)
+        widths = pc.binary_length(fields).to_numpy()
+        width = _LONG * int(widths.sum()) // len(fields)
+        self._long = {row: fields[row].as_py() for row in np.flatnonzero(widths > width).tolist()}
+        self._fields = _of_one_width(pc.binary_slice(fields, 0, width), width)
 
     def encode(self, rows: np.ndarray, scores: np.ndarray) -> bytes:
         """Return the fields of a response that hold the ids of ``rows`` and their scores, (n,)."""
@@ -219,6 +223,14 @@ def _operating_point(point: OperatingPoint) -> pb.OperatingPoint:
 
 def _string_list(values: Iterable[str]) -> pb.StringList:
     return pb.StringList(values=[value for value in values if value is not None])
+
+
+def _of_one_width(values: pa.LargeBinaryArray, width: int) -> np.ndarray:
+    """Return bytes (n,), none longer than ``width``, with zeros behind them."""
+    _, offsets, data = values.buffers()
+    texts = pa.LargeStringArray.from_buffers(len(values), offsets, data)
+    padded = pc.ascii_rpad(texts, width, padding="\0")
+    return np.frombuffer(padded.buffers()[2], dtype=f"S{width}", count=len(values))
 
 
 def _field(tag: bytes, content: bytes) -> bytes:

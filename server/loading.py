@@ -33,11 +33,10 @@ from server.paging import PageTokens
 from server.settings import Settings
 from server.signing import check_signature
 from trainer.bundle import QueryAssets
-from trainer.features import DESCRIPTION
+from trainer.features import CANDIDATE_ID, DESCRIPTION
 from trainer.publish import BundleError, resolve
 
 _log = structlog.get_logger(__name__)
-_WARM_UP_ROUNDS = 3
 # Exact search is what a self-test costs: as many queries as a scan of so many rows allows.
 _SELF_TEST_ROWS = 20_000_000
 _MIN_SELF_TEST_QUERIES, _MAX_SELF_TEST_QUERIES = 20, 200
@@ -68,7 +67,7 @@ class IndexVersion:
             filter_cache_bytes=settings.filter_cache_bytes,
             long_search_floats=settings.long_search_floats,
         )
-        self.encoder = FoundEncoder(bundle.corpus.candidate_ids)
+        self.encoder = FoundEncoder(bundle.corpus.candidates.column(CANDIDATE_ID))
         self.page_tokens = PageTokens(self.name, page_token_key(settings))
         self.index_info = index_info_message(self.engine, settings).SerializeToString()
         self.plan_fields = lru_cache(4096)(partial(plan_fields, index_version=self.name))
@@ -92,8 +91,7 @@ class IndexVersion:
         """Make searches of every kind on this thread, so that no caller waits for the first."""
         if not self._is_tried:
             self.try_out()
-        for _ in range(_WARM_UP_ROUNDS):
-            self.search_every_kind()
+        self.search_every_kind()
 
     def search_every_kind(self) -> None:
         """Make a search of every kind that the index can answer, over its first and last rows."""
@@ -186,6 +184,10 @@ def _self_test(version: IndexVersion) -> None:
         BundleError: if a backend surely finds less than its operating point says.
     """
     bundle = version.engine.bundle
+    indexes = version.engine.planner.indexes
+    promises = {name: _promise(bundle, name) for name, one in indexes.items() if not one.is_exact}
+    if not promises:
+        return
     n_queries = int(
         np.clip(
             _SELF_TEST_ROWS / bundle.manifest.n_candidates,
@@ -194,15 +196,13 @@ def _self_test(version: IndexVersion) -> None:
         )
     )
     queries = np.ascontiguousarray(bundle.tuning_queries[:n_queries])
-    points = {name: _promise(bundle, name) for name in version.engine.planner.indexes}
     exact = ExactScorer(bundle.corpus.embeddings).search(
-        queries, max(point.k for point in points.values())
+        queries, max(point.k for point in promises.values())
     )
-    for name, index in version.engine.planner.indexes.items():
-        point = points[name]
+    for name, point in promises.items():
         params = bundle.choose(point.k, backend=name).params
         expected = Neighbors(exact.rows[:, : point.k], exact.scores[:, : point.k])
-        recalls = recall_at_k(index.search(queries, point.k, params), expected)
+        recalls = recall_at_k(indexes[name].search(queries, point.k, params), expected)
         mean, _, high = mean_interval(recalls)
         _log.debug("self-test", index_version=version.name, backend=name, recall=mean)
         # Both are estimates: only where the intervals lie apart is the promise surely broken.

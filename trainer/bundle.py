@@ -155,7 +155,7 @@ class QueryAssets:
     @cached_property
     def vocabularies(self) -> dict[str, Vocabulary]:
         """The tokens of each feature that has any."""
-        table = pq.read_table(self.directory / VOCABULARIES)
+        table = pq.ParquetFile(self.directory / VOCABULARIES).read()
         names = table.column("feature").unique().to_pylist()
         vocabularies = {name: Vocabulary(_tokens_of(table, name)) for name in names}
         if self.features.reads_users and self.user_ids is not None:
@@ -209,7 +209,7 @@ class QueryAssets:
     @cached_property
     def _histories(self) -> pa.Table | None:
         path = self.directory / HISTORIES
-        return pq.read_table(path) if path.exists() else None
+        return pq.ParquetFile(path).read() if path.exists() else None
 
     @cached_property
     def _history_arrays(self) -> tuple[np.ndarray, np.ndarray]:
@@ -266,7 +266,7 @@ class TowerBundle:
     @cached_property
     def candidates(self) -> pa.Table:
         """``candidate_id`` and the metadata; the line is the candidate's row."""
-        return pq.read_table(self.candidates_path)
+        return pq.ParquetFile(self.candidates_path).read()
 
     @cached_property
     def candidate_ids(self) -> Vocabulary:
@@ -287,7 +287,7 @@ class TowerBundle:
     def user_quality(self) -> pa.Table | None:
         """The held-out quality by user, if it was measured and users travel with the towers."""
         path = self.directory / USER_QUALITY
-        return pq.read_table(path) if path.exists() else None
+        return pq.ParquetFile(path).read() if path.exists() else None
 
     @cached_property
     def tuning_queries(self) -> np.ndarray:
