@@ -48,8 +48,6 @@ class Embedding(BaseModel):
     """Until the first candidates were embedded."""
     seconds: float
     """All of it."""
-    cpu_seconds: float
-    """The CPU time of all of it."""
     main_peak_bytes: int
     """Resident memory of the process that wants the embeddings."""
     worker_peak_bytes: int
@@ -150,7 +148,7 @@ class _Gauge:
 
     def __init__(self, n_candidates: int) -> None:
         self._n_candidates = n_candidates
-        self._started = time.perf_counter(), cpu_seconds(os.getpid())
+        self._started = time.perf_counter()
         self._marks: list[tuple[int, float, float]] = []
         """Where the middle half begins and ends: candidates done, the time, the CPU time."""
         self._start_seconds = 0.0
@@ -159,7 +157,7 @@ class _Gauge:
 
     def look(self, n_done: int) -> None:
         """Look at the processes when some candidates are done."""
-        self._start_seconds = self._start_seconds or time.perf_counter() - self._started[0]
+        self._start_seconds = self._start_seconds or time.perf_counter() - self._started
         for share in _MIDDLE[len(self._marks) :][:1]:
             if n_done >= share * self._n_candidates:
                 self._marks.append((n_done, time.perf_counter(), cpu_seconds(os.getpid())))
@@ -178,8 +176,7 @@ class _Gauge:
             cpu_us=(cpu_after - cpu_before) / (n_after - n_before) * 1e6,
             wall_us=(end - start) / (n_after - n_before) * 1e6,
             start_seconds=self._start_seconds,
-            seconds=time.perf_counter() - self._started[0],
-            cpu_seconds=cpu_seconds(os.getpid()) - self._started[1],
+            seconds=time.perf_counter() - self._started,
             main_peak_bytes=main,
             worker_peak_bytes=max(of_workers, default=main),
             all_peak_bytes=main + sum(self._peaks.values()),

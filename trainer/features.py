@@ -343,12 +343,21 @@ def _encode(feature: Feature, vocabulary: Vocabulary | None, values: Sequence[Va
         return scaled.astype(np.float32)[:, None]
     if vocabulary is None:
         raise ValueError(f"feature {feature.name!r} has no vocabulary")
-    tokens = [_tokens(feature.kind, value)[: feature.length] for value in values]
-    counts = np.array([len(line) for line in tokens], dtype=np.int64)
-    known = vocabulary.rows([token for line in tokens for token in line])
+    tokens, counts = _all_tokens(feature, values)
+    known = vocabulary.rows(tokens)
     encoded = np.zeros((len(values), feature.length), dtype=np.int32)
     encoded[np.arange(feature.length) < counts[:, None]] = _tokens_of_rows(feature, known)
     return encoded
+
+
+def _all_tokens(feature: Feature, values: Sequence[Value]) -> tuple[list[str], np.ndarray]:
+    """Return the tokens that are kept of all values, in their order, and how many (n,) of each."""
+    if feature.kind in ("category", "id"):  # a list for each would be much for so little
+        labels = ["" if value is None else str(value) for value in values]
+        return [label for label in labels if label], np.array([bool(one) for one in labels], int)
+    lines = [_tokens(feature.kind, value)[: feature.length] for value in values]
+    counts = np.array([len(line) for line in lines], dtype=np.int64)
+    return [token for line in lines for token in line], counts
 
 
 def _tokens_of_rows(feature: Feature, rows: np.ndarray) -> np.ndarray:

@@ -1,13 +1,15 @@
 """Ray Data: candidates are embedded by a pool of workers, on one machine or on many.
 
 The only file that knows Ray. The candidates go out as Parquet shards, and come back as shards of
-embeddings; what a worker leaves undone when it dies, another does. Towers and shards lie in folders
-that all machines see, so that nothing but their names passes through Ray, and nobody holds more
-than a shard in memory. The shards are published like any bundle, whole or not at all.
+embeddings, in NumPy's format; what a worker leaves undone when it dies, another does. Towers and
+shards lie in folders that all machines see, so that nothing but their names passes through Ray, and
+nobody holds more than a shard in memory. The shards are published like any bundle, whole or not at
+all.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import os
@@ -23,21 +25,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from indexer.backends.base import BackendUnavailableError
-from indexer.corpus import CANDIDATE_ID, EMBEDDING, Corpus, CorpusError
+from indexer.corpus import CANDIDATE_ID, Corpus, CorpusError
 from indexer.embed import CandidateEmbedder, corpus_of
 from trainer.bundle import TowerBundle
 from trainer.publish import Manifest, commit, staging
 
 _ROWS_PER_SHARD = 50_000
 _CANDIDATES, _SHARDS = "candidates", "shards"
-_NAME = "{:012}.parquet"  # of a shard: the row of its first candidate
+_NAME = "{:012}"  # of a shard, before what it ends with: the row of its first candidate
 _PATH, _FIRST_ROW, _N_ROWS = "path", "first_row", "n_rows"
 
 
 class EmbeddingsManifest(Manifest):
     """What shards of embeddings say about themselves."""
 
-    format_version: int = 2  # since a shard's rows follow from its name
+    format_version: int = 2  # since shards are arrays, whose rows follow from their names
     kind: str = "embeddings"
     tower_version: str
     n_candidates: int
@@ -55,6 +57,7 @@ class ShardEmbedder:
     def __init__(self, towers: str, shards: str) -> None:
         self._embedder = CandidateEmbedder(TowerBundle.open(Path(towers), verify=False))
         self._shards = Path(shards)
+        gc.freeze()  # Ray's own objects stay, and to look through them again and again takes long
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         """Embed the candidates of a shard, and write their embeddings.
@@ -67,13 +70,10 @@ class ShardEmbedder:
         """
         source, first_row = Path(shard[_PATH]), int(shard[_FIRST_ROW])
         vectors = self._embedder.embed(pq.read_table(source), first_row)
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         # Moved when it is whole: a worker that dies leaves nothing among the embeddings.
-        unfinished = source.with_suffix(f".{secrets.token_hex(4)}")
-        table = pa.table({EMBEDDING: lists})
-        # Numbers that hardly repeat: nothing would be saved, and much time lost.
-        pq.write_table(table, unfinished, compression="none", use_dictionary=False)
-        unfinished.replace(self._shards / source.name)
+        unfinished = source.with_suffix(f".{secrets.token_hex(4)}.npy")
+        np.save(unfinished, vectors)
+        unfinished.replace(self._shards / f"{source.stem}.npy")
         return {_N_ROWS: len(vectors)}
 
 
@@ -142,12 +142,11 @@ def read_shards(directory: Path, towers: TowerBundle) -> Corpus:
         embeddings = np.memmap(file, np.float32, "w+", shape=shape).view(np.ndarray)
     n_read = 0
     for path in sorted((directory / _SHARDS).iterdir()):
-        column = pq.read_table(path).column(EMBEDDING).combine_chunks()
-        if path.name != _NAME.format(n_read) or n_read + len(column) > n_candidates:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        if path.stem != _NAME.format(n_read) or n_read + len(vectors) > n_candidates:
             break
-        vectors = column.flatten().to_numpy().reshape(len(column), dim)
-        embeddings[n_read : n_read + len(column)] = vectors
-        n_read += len(column)
+        embeddings[n_read : n_read + len(vectors)] = vectors
+        n_read += len(vectors)
     if n_read != n_candidates:
         raise CorpusError(
             f"{directory} does not hold every candidate once: it goes wrong after {n_read:,} of "
@@ -167,7 +166,7 @@ def _write_candidates(towers: TowerBundle, directory: Path) -> list[dict[str, An
     read = {CANDIDATE_ID, *(feature.name for feature in towers.query.features.content)}
     columns = [name for name in file.schema_arrow.names if name in read]
     for batch in file.iter_batches(_ROWS_PER_SHARD, columns=columns):
-        path = directory / _NAME.format(first_row)
+        path = directory / f"{_NAME.format(first_row)}.parquet"
         pq.write_table(pa.table(batch), path)
         sources.append({_PATH: str(path.resolve()), _FIRST_ROW: first_row})
         first_row += len(batch)
@@ -201,5 +200,6 @@ def _started(address: str | None) -> tuple[Any, int]:
     n_cores = _n_cores(ray)
     if n_cores < 1:
         raise BackendUnavailableError(f"the Ray cluster at {address} has no cores to embed with")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     return ray, n_cores

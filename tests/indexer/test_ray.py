@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -84,12 +82,10 @@ def test_shards_that_are_not_every_candidate_once_are_refused(
     lengths = {0: 30, 30: n_candidates - 30}
     for first_row, length in lengths.items():
         found = length + {"short": -1, "missing": 0, "long": 1}[damage]
-        vectors = pa.array([[0.0] * dim] * found, pa.list_(pa.float32(), dim))
-        pq.write_table(
-            pa.table({"embedding": vectors}), tmp_path / "shards" / f"{first_row:012}.parquet"
-        )
+        vectors = np.zeros((found, dim), dtype=np.float32)
+        np.save(tmp_path / "shards" / f"{first_row:012}.npy", vectors)
     if damage == "missing":
-        (tmp_path / "shards" / f"{30:012}.parquet").unlink()
+        (tmp_path / "shards" / f"{30:012}.npy").unlink()
     with pytest.raises(CorpusError, match=r"every candidate once: it goes wrong after \d+ of"):
         read_shards(tmp_path, sample_towers)
 
