@@ -106,18 +106,20 @@ def _serve(settings: Settings) -> None:
         _count_together()
     from indexer.backends import BackendUnavailableError
     from server.loading import load_and_settle, with_page_token_key
-    from server.serve import PortTakenError, check, run_event_loop, serve_alone
+    from server.ports import PortTakenError
+    from server.serve import check, run_event_loop, serve_alone
+    from server.supervisor import WorkerError
     from server.tls import CertificateError
-    from server.workers import WorkerError, serve_with_workers
+    from server.workers import serve_with_workers
     from trainer.publish import BundleError
 
     settings = with_page_token_key(settings)
     try:
         check(settings)
-        # Not kept here: the first version leaves memory when others have taken over.
         if settings.workers > 1:
-            serve_with_workers(settings, load_and_settle(settings), _announce)
+            serve_with_workers(settings, _announce)
         else:
+            # Not kept here: the first version leaves memory when others have taken over.
             run_event_loop(serve_alone(settings, load_and_settle(settings), _announce))
     except (
         BackendUnavailableError,

@@ -7,9 +7,12 @@ pipes between processes do by themselves, since a worker faces the network and i
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 import grpc
@@ -17,7 +20,7 @@ import structlog
 from candidate_search.v1 import admin_service_pb2 as pb
 from google.protobuf.message import Message
 
-from server.errors import InternalError, SearchError
+from server.errors import InternalError, NotServingError, SearchError
 from server.interceptors import Method, service_handler
 from server.versions import Versions, VersionSummary
 
@@ -83,6 +86,25 @@ def execute(versions: Versions, name: str, request: Any) -> bytes:
         case _:
             response = pb.GetStatusResponse(status=_status(versions))
     return response.SerializeToString()
+
+
+def asking(parent: Connection) -> Execute:
+    """Return what has the parent carry out commands, one after the other."""
+    thread = ThreadPoolExecutor(1, "admin")
+
+    def ask(command: bytes) -> bytes:
+        parent.send_bytes(command)
+        return parent.recv_bytes()
+
+    async def execute(name: str, request: Message) -> bytes:
+        command = write_command(name, request)
+        try:
+            reply = await asyncio.get_running_loop().run_in_executor(thread, ask, command)
+        except (EOFError, OSError) as error:
+            raise NotServingError("the server is stopping") from error
+        return read_reply(reply)
+
+    return execute
 
 
 def write_command(name: str, request: Message) -> bytes:

@@ -6,7 +6,6 @@ import asyncio
 import importlib
 import os
 import signal
-import socket
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
@@ -22,6 +21,12 @@ from server import admin, metrics
 from server.admin import AdminServicer
 from server.auth import TokenInterceptor, Tokens, check_exposure
 from server.loading import IndexVersion
+from server.ports import (
+    CHOOSE_ANOTHER_FOR_METRICS,
+    PortTakenError,
+    address,
+    why_not,
+)
 from server.servicer import SERVICE_NAME, CandidateSearchServicer
 from server.settings import Settings, SettingsError
 from server.tls import certificates
@@ -29,20 +34,8 @@ from server.versions import Served, Versions
 
 _log = structlog.get_logger(__name__)
 LOOK_SECONDS = 1.0  # between looks at what no event tells
-CHOOSE_ANOTHER = "choose another address with --host and --port, or --port 0 for any that is free"
-CHOOSE_ANOTHER_FOR_METRICS = "choose another port for Prometheus with --metrics-port"
-
 
 OnReady = Callable[[str], None]
-
-
-class PortTakenError(Exception):
-    """The address cannot be listened on; the message is meant for the user."""
-
-
-def address(host: str, port: int) -> str:
-    """Return ``host:port`` as gRPC and people write it."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def check(settings: Settings) -> None:
@@ -166,7 +159,7 @@ class Worker:
             return self._server.add_secure_port(where, self._certificates.credentials())
         except RuntimeError as error:
             raise PortTakenError(
-                f"cannot listen on {where}: {_why_not(self._settings.host, port)}"
+                f"cannot listen on {where}: {why_not(self._settings.host, port)}"
             ) from error
 
     def _listen_for_prometheus(self, port: int) -> None:
@@ -255,9 +248,15 @@ class _Alone:
         self._worker = worker
         self._loop = loop
 
-    def take_over(self, served: Served) -> None:
-        """Have these versions answer; called on another thread than the loop's."""
+    def verify(self, load: Callable[[], object]) -> None:
+        """Load a version, and let it go again; called on another thread than the loop's."""
+        load()
+
+    def take_over(self, make: Callable[[], Served]) -> Served:
+        """Have other versions answer; called on another thread than the loop's."""
+        served = make()
         asyncio.run_coroutine_threadsafe(self._worker.take_over(served), self._loop).result()
+        return served
 
     def process_ids(self) -> Sequence[int]:
         """Return the id of this process."""
@@ -303,29 +302,3 @@ def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
         # A connection stays on one worker: new ones are what spreads the load.
         options.append(("grpc.max_connection_age_ms", settings.max_connection_age_seconds * 1000))
     return options
-
-
-def _why_not(host: str, port: int) -> str:
-    """Return why an address cannot be listened on, and how to mend it."""
-    try:
-        probe_port(host, port).close()
-    except OSError as error:
-        return f"{error.strerror}; {CHOOSE_ANOTHER}"
-    return CHOOSE_ANOTHER
-
-
-def probe_port(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address, which fails where anybody listens on it.
-
-    Raises:
-        OSError: if the address is taken, or is not one of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-    except OSError:
-        bound.close()
-        raise
-    return bound

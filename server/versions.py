@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -66,8 +68,18 @@ class Served:
 class Crew(Protocol):
     """The processes that answer."""
 
-    def take_over(self, served: Served) -> None:
-        """Have these versions answer instead of those before; return when they do.
+    def verify(self, load: Callable[[], object]) -> None:
+        """Load a version, and let it go again.
+
+        Raises:
+            BundleError: if it is refused.
+        """
+
+    def take_over(self, make: Callable[[], Served]) -> Served:
+        """Have other versions answer instead of those before; return them when they do.
+
+        Args:
+            make: loads them; it raises ``BundleError`` if they are refused.
 
         Raises:
             BundleError: if they cannot; those before go on.
@@ -142,7 +154,9 @@ class Versions:
             VersionUnknownError: if there is no such version.
             VersionRefusedError: if it is damaged or does not deliver.
         """
-        self._load(name)
+        self._check_known(name)
+        with self._refusing(name):
+            self._crew.verify(partial(self._load, name))
         self._refusals.pop(name, None)
 
     def activate(self, name: str, traffic_share: float = 1.0) -> None:
@@ -167,12 +181,14 @@ class Versions:
                     field="traffic_share",
                     found=traffic_share,
                 )
-            self._take_over(Served(self.served.active, self._loaded(name), traffic_share))
+            active, load_canary = self.served.active, self._loader(name)
+            self._take_over(name, lambda: Served(active, load_canary(), traffic_share))
         elif name != active_name:
-            self._take_over(Served(self._loaded(name)))
+            load_active = self._loader(name)
+            self._take_over(name, lambda: Served(load_active()))
             self.previous = active_name
         elif self.served.canary is not None:
-            self._take_over(Served(self.served.active))
+            self._end_trial()
 
     def roll_back(self) -> None:
         """End the canary's trial; without one, have the previous version answer again.
@@ -183,7 +199,7 @@ class Versions:
             VersionRefusedError: if it cannot take over.
         """
         if self.served.canary is not None:
-            self._take_over(Served(self.served.active))
+            self._end_trial()
         elif self.previous is not None:
             self.activate(self.previous)
         else:
@@ -217,12 +233,7 @@ class Versions:
             return
         self._retry_at = time.monotonic() + self._backoff.pause_seconds()
 
-    def _loaded(self, name: str) -> IndexVersion:
-        """Return a version in memory, loaded unless it is there."""
-        canary = self.served.canary
-        return canary if canary is not None and canary.name == name else self._load(name)
-
-    def _load(self, name: str) -> IndexVersion:
+    def _check_known(self, name: str) -> None:
         known = [directory.name for directory in versions(self._root)]
         if name not in known:
             raise VersionUnknownError(
@@ -230,24 +241,43 @@ class Versions:
                 f"there are {', '.join(known)}",
                 version=name,
             )
+
+    def _loader(self, name: str) -> Callable[[], IndexVersion]:
+        """Return what loads a version, unless it is in memory.
+
+        Raises:
+            VersionUnknownError: if there is no such version.
+        """
+        canary = self.served.canary
+        if canary is not None and canary.name == name:
+            return lambda: canary
+        self._check_known(name)
+        return partial(self._load, name)
+
+    def _load(self, name: str) -> IndexVersion:
         try:
             return load(self._settings, self._root / name)
-        except (BundleError, BackendUnavailableError) as error:
-            raise self._refuse(name, error) from error
+        except BundleError:
+            raise
+        except BackendUnavailableError as error:
+            raise BundleError(str(error)) from error
         except Exception as error:
             # Whatever is wrong with a version must not end a server that has a good one.
             _log.exception("index version fails to load", index_version=name)
-            raise self._refuse(name, error) from error
+            raise BundleError(str(error)) from error
 
-    def _take_over(self, served: Served) -> None:
-        newcomer = served.canary or served.active
-        try:
-            self._crew.take_over(served)
-        except BundleError as error:
-            raise self._refuse(newcomer.name, error) from error
+    def _end_trial(self) -> None:
+        """Have the active version answer all searches again."""
+        active = self.served.active
+        self._take_over(active.name, lambda: Served(active))
+
+    def _take_over(self, newcomer: str, make: Callable[[], Served]) -> None:
+        """Have what ``make`` returns answer, which loads a version unless that is in memory."""
+        with self._refusing(newcomer):
+            served = self._crew.take_over(make)
         self.served = served
         self._retry_at = _NEVER
-        self._refusals.pop(newcomer.name, None)
+        self._refusals.pop(newcomer, None)
         settle_memory()
         self._n_taken_over.inc()
         _log.info(
@@ -257,12 +287,19 @@ class Versions:
             canary_share=served.canary_share,
         )
 
-    def _refuse(self, name: str, error: Exception) -> VersionRefusedError:
-        # What is wrong with a bundle names its place on this machine, which is nobody's business.
-        reason = str(error).replace(f"{self._root}/", "")
-        self._refusals[name] = reason
-        self._n_refused.inc()
-        return VersionRefusedError(f"index version {name} is refused: {reason}", version=name)
+    @contextmanager
+    def _refusing(self, name: str) -> Iterator[None]:
+        """Keep why a version is refused in the block, and tell the caller."""
+        try:
+            yield
+        except BundleError as error:
+            # It names the bundle's place on this machine, which is nobody's business.
+            reason = str(error).replace(f"{self._root}/", "")
+            self._refusals[name] = reason
+            self._n_refused.inc()
+            raise VersionRefusedError(
+                f"index version {name} is refused: {reason}", version=name
+            ) from error
 
     def _summary(self, name: str) -> VersionSummary:
         refusal = self._refusals.get(name)

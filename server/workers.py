@@ -5,96 +5,88 @@ fork, so the parent makes no gRPC object; each worker listens on the same port, 
 connections out among them. A connection stays with its worker; so a worker closes connections that
 have grown old (``max_connection_age_seconds``), and the client's next one may reach another.
 
-When another version takes over, new workers are forked from it beside the old ones, which drain as
-soon as the new ones serve. Commands of the admin service reach the parent through a pipe from the
-worker that was called.
+Another version is loaded by a fork of the parent, which goes on watching meanwhile. If that is
+refused, the fork ends. If not, it forks workers of its own and is the parent from then on; the one
+before ends with its workers, which drain. Commands of the admin service reach the parent through a
+pipe from the worker that was called.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
 import os
-import select
 import signal
-import socket
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from types import FrameType
-from typing import NoReturn, Self
+from typing import NoReturn
 
 import structlog
-from google.protobuf.message import Message
 
 from server import admin, metrics
 from server.backoff import Backoff
 from server.errors import NotServingError
-from server.loading import IndexVersion, settle_memory
-from server.serve import (
+from server.kinship import end_with_parent
+from server.loading import IndexVersion, load_and_settle, settle_memory
+from server.ports import (
     CHOOSE_ANOTHER,
     CHOOSE_ANOTHER_FOR_METRICS,
-    LOOK_SECONDS,
-    OnReady,
     PortTakenError,
-    Worker,
     address,
-    probe_port,
-    run_event_loop,
-    serve,
+    held_port,
 )
+from server.serve import LOOK_SECONDS, OnReady, Worker, run_event_loop, serve
 from server.settings import Settings, SettingsError
+from server.signals import Signals
+from server.supervisor import Lifeline, WorkerError, supervise
 from server.tls import CertificateError
+from server.trial import Trial
 from server.versions import Served, Versions
 from trainer.publish import BundleError
 
 _log = structlog.get_logger(__name__)
 
-_STOP = frozenset({signal.SIGTERM, signal.SIGINT})
-_WATCHED = _STOP | {signal.SIGCHLD}
 _READY = b"."
-_MANY_BYTES = 4096
 _KILL_AFTER_SECONDS = 5.0  # beyond the drain, for a worker that does not end by itself
 _START_SECONDS = 60.0  # for a worker to serve, before what it was started for is given up
 _SHORT_LIFE_SECONDS = 5.0  # a worker that ends sooner is replaced a little later each time
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
 _NEVER = float("inf")
-_PR_SET_PDEATHSIG = 1
 
 
-class WorkerError(Exception):
-    """The workers cannot serve; the message is meant for the user."""
-
-
-def serve_with_workers(settings: Settings, active: IndexVersion, on_ready: OnReady) -> None:
+def serve_with_workers(settings: Settings, on_ready: OnReady) -> None:
     """Serve with several processes until SIGTERM or SIGINT, then drain.
 
     Args:
-        settings: where they listen, the limits, and how many processes serve.
-        active: the version that answers first.
+        settings: the index, where they listen, the limits, and how many processes serve.
         on_ready: called with the address once all workers answer searches.
 
     Raises:
         PortTakenError: if an address cannot be listened on.
-        WorkerError: if a worker ends before it has served.
+        WorkerError: if the index cannot be loaded, or a worker ends before it has served.
     """
     with ExitStack() as stack:
-        port = stack.enter_context(_held_port(settings.host, settings.port, CHOOSE_ANOTHER))
+        port = stack.enter_context(held_port(settings.host, settings.port, CHOOSE_ANOTHER))
         if settings.metrics_port is not None:
-            held = _held_port(settings.host, settings.metrics_port, CHOOSE_ANOTHER_FOR_METRICS)
+            held = held_port(settings.host, settings.metrics_port, CHOOSE_ANOTHER_FOR_METRICS)
             metrics_port = stack.enter_context(held)
             settings = settings.model_copy(update={"metrics_port": metrics_port})
-        signals = stack.enter_context(Signals())
-        workers = Workers(settings, active, port, signals)
+        supervise(partial(_keep_workers, settings, port, on_ready))
+
+
+def _keep_workers(settings: Settings, port: int, on_ready: OnReady, lifeline: Lifeline) -> None:
+    """Be the parent of workers until they are to stop."""
+    active = load_and_settle(settings)
+    with Signals() as signals:
+        workers = Workers(settings, active, port, signals, lifeline)
         del active  # or it would stay in memory after others have taken over
         try:
             workers.start()
-            on_ready(address(settings.host, port))
+            if not workers.are_to_stop:
+                on_ready(address(settings.host, port))
             workers.watch()
         finally:
             workers.stop()
@@ -105,8 +97,6 @@ class _Process:
     """A worker's process."""
 
     process_id: int
-    generation: int
-    """How often versions had taken over when it was started."""
     started_at: float
     ready: Connection
     """Tells once that the process serves."""
@@ -119,148 +109,218 @@ class _Process:
         self.commands.close()
 
 
-class Signals:
-    """The signals that a parent waits for, none of which is lost between two looks.
-
-    They arrive through a pipe: waiting for them directly would need them blocked in every thread,
-    and libraries start threads as they are imported.
-
-    Attributes:
-        stop_asked: whether this process was ever asked to stop.
-    """
-
-    def __enter__(self) -> Self:
-        self.stop_asked = False
-        self._arrived, self._written = os.pipe()
-        os.set_blocking(self._written, False)
-        self._former_pipe = signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
-        self._former = {one: signal.signal(one, _let_arrive) for one in _WATCHED}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.forget()
-
-    def fileno(self) -> int:
-        """Return what can be read from when a signal has arrived."""
-        return self._arrived
-
-    def wait(self, timeout_seconds: float) -> None:
-        """Return when signals have arrived, or when the time is over."""
-        if select.select([self._arrived], [], [], timeout_seconds)[0]:
-            self.stop_asked |= not _STOP.isdisjoint(os.read(self._arrived, _MANY_BYTES))
-
-    @contextmanager
-    def held_back(self) -> Iterator[None]:
-        """Have signals wait for the block to end; a process forked in it has them wait as well."""
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
-
-    def forget(self) -> None:
-        """Handle signals as before, and hold none back; a forked worker has its own ways."""
-        signal.set_wakeup_fd(self._former_pipe)
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-        os.close(self._arrived)
-        os.close(self._written)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
-
-
 class Workers:
-    """The processes that serve one port.
+    """The processes that serve one port, all from the same versions.
 
     Args:
         settings: the limits, and how many processes serve.
         active: the version that answers first.
         port: the port that they share.
         signals: what arrives at this process.
+        lifeline: the supervisor's.
     """
 
     def __init__(
-        self, settings: Settings, active: IndexVersion, port: int, signals: Signals
+        self,
+        settings: Settings,
+        active: IndexVersion,
+        port: int,
+        signals: Signals,
+        lifeline: Lifeline,
     ) -> None:
         self._settings = settings
         self._versions = Versions(settings, active, self)
         self._port = port
         self._signals = signals
+        self._lifeline = lifeline
         self._processes: list[_Process] = []
-        self._generation = 0
+        # Of the workers of the parent before, which may still wait for replies.
+        self._inherited: list[Connection] = []
         self._backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
         self._replace_at = _NEVER
 
+    @property
+    def are_to_stop(self) -> bool:
+        """Whether this process was asked to end with its workers."""
+        return self._signals.stop_asked or self._lifeline.is_cut
+
     def start(self) -> None:
-        """Fork the workers, and return when each of them answers searches.
+        """Fork the workers; return when each of them answers searches, or they are to stop.
 
         Raises:
             WorkerError: if one of them does not come to serve.
         """
-        self._start_all(self._versions.served, self._generation)
+        self._start_all(self._versions.served)
 
-    def take_over(self, served: Served) -> None:
-        """Fork workers that answer from other versions; drain those before when they serve.
+    def verify(self, load: Callable[[], object]) -> None:
+        """Load a version in a fork of this process, which then ends.
 
         Raises:
-            BundleError: if one of the new ones does not come to serve; those before go on.
+            BundleError: if it is refused.
+            NotServingError: if this process was asked to stop meanwhile.
         """
-        settle_memory()
-        try:
-            self._start_all(served, self._generation + 1)
-        except WorkerError as error:
-            self._end([one for one in self._processes if one.generation > self._generation])
-            raise BundleError(str(error)) from error
-        for process in self._current():
-            _ask_to_drain(process)
-        self._generation += 1
+        trial = self._begin_trial()
+        if trial.is_here:
+            trial.run(load)
+            trial.pass_on()
+        self._await(trial)
+
+    def take_over(self, make: Callable[[], Served]) -> Served:
+        """Have other versions answer, from a fork of this process; return in the fork alone.
+
+        When its workers serve, this process ends with its own, and the fork is the parent.
+
+        Args:
+            make: loads the versions.
+
+        Raises:
+            BundleError: if they cannot be loaded, or a worker does not come to serve from them.
+            NotServingError: if this process was asked to stop meanwhile.
+        """
+        trial = self._begin_trial()
+        if not trial.is_here:
+            self._await(trial)
+            self.stop()
+            os._exit(0)  # whatever follows, the fork does
+        served = trial.run(partial(self._succeed, make))
+        trial.succeed()
+        return served
+
+    @property
+    def _patience_seconds(self) -> float:
+        """How long what was asked to stop may take, before it is killed."""
+        return self._settings.drain_seconds + _KILL_AFTER_SECONDS
 
     def process_ids(self) -> Sequence[int]:
-        """Return the ids of the workers that answer from what is served now."""
-        return [process.process_id for process in self._current()]
+        """Return the ids of the workers."""
+        return [process.process_id for process in self._processes]
 
     def watch(self) -> None:
         """Replace workers that end, and versions, until this process is asked to stop."""
-        while True:
-            self._wait_and_obey()
-            if self._signals.stop_asked:
-                return
-            for process in [one for one in self._processes if _has_ended(one)]:
-                self._processes.remove(process)
-                if process.generation == self._generation:
-                    self._note_end(process)
-            self._replace_missing()
+        while not self.are_to_stop:
+            pipes = [*self._inherited, *(process.commands for process in self._processes)]
+            for commands in self._wait(pipes):
+                self._obey(commands)
             self._versions.follow_link()
 
     def stop(self) -> None:
-        """Ask all workers to drain, and wait until they have ended."""
-        self._end(list(self._processes))
+        """Ask all workers to drain, wait until they have ended, and kill those that do not."""
+        for process in self._processes:
+            with suppress(ProcessLookupError):
+                os.kill(process.process_id, signal.SIGTERM)
+        deadline = time.monotonic() + self._patience_seconds
+        while self._processes:
+            process = self._processes.pop()
+            while not _has_ended(process):
+                seconds_left = deadline - time.monotonic()
+                if seconds_left <= 0:
+                    os.kill(process.process_id, signal.SIGKILL)
+                    os.waitpid(process.process_id, 0)
+                    break
+                self._signals.wait(seconds_left)
 
-    def _current(self) -> list[_Process]:
-        return [one for one in self._processes if one.generation == self._generation]
-
-    def _start_all(self, served: Served, generation: int) -> None:
-        """Fork the workers of a generation, and return when each of them answers searches.
+    def _start_all(self, served: Served) -> None:
+        """Fork the workers; return when each of them answers searches, or they are to stop.
 
         Raises:
             WorkerError: if one of them does not come to serve.
         """
         n_workers = self._settings.workers
         try:
-            started = [self._fork(served, generation) for _ in range(n_workers)]
+            for _ in range(n_workers):
+                self._fork(served)
         except OSError as error:
             raise WorkerError(f"cannot start {n_workers} workers: {error}") from error
         deadline = time.monotonic() + _START_SECONDS
-        if not all(_comes_to_serve(process, deadline) for process in started):
-            raise WorkerError("a worker ended before it could serve; the log says why")
+        for process in self._processes:
+            self._await_ready(process, deadline)
 
-    def _wait_and_obey(self) -> None:
-        """Wait for a while or until something happens; carry out the commands that came."""
+    def _await_ready(self, process: _Process, deadline: float) -> None:
+        """Return when a worker answers searches, or all are to stop.
+
+        Raises:
+            WorkerError: if it does not come to serve.
+        """
+        while not self.are_to_stop:
+            sources: list[Connection | int] = [process.ready, *self._asked_by()]
+            readable = wait(sources, max(0.0, deadline - time.monotonic()))
+            self._signals.wait(0)
+            if process.ready in readable and _comes_to_serve(process):
+                return
+            if process.ready in readable or not readable:
+                raise WorkerError("a worker ended before it could serve; the log says why")
+
+    def _begin_trial(self) -> Trial:
+        try:
+            return Trial(self._signals)
+        except OSError as error:
+            raise BundleError(f"no process to try it in can be started: {error}") from error
+
+    def _await(self, trial: Trial) -> None:
+        """Go on watching until a trial has come to its end, or has succeeded.
+
+        Raises:
+            BundleError: if the version is refused.
+            NotServingError: if this process was asked to stop meanwhile.
+        """
+        while not self._wait([trial.verdict]):
+            if self.are_to_stop:
+                trial.stop(self._patience_seconds)
+                raise NotServingError("the server is stopping")
+        trial.conclude()
+
+    def _succeed(self, make: Callable[[], Served]) -> Served:
+        """Be the parent of workers that answer from other versions, in a fork of the parent.
+
+        Raises:
+            BundleError: if the versions cannot be loaded, or a worker does not come to serve.
+        """
+        served = make()
+        settle_memory()
+        self._inherited += [process.commands for process in self._processes]
+        self._processes = []
+        self._backoff.reset()
+        self._replace_at = _NEVER
+        self._signals.listen()
+        try:
+            self._start_all(served)
+        except WorkerError as error:
+            self.stop()
+            raise BundleError(str(error)) from error
+        return served
+
+    def _asked_by(self) -> tuple[Connection | int, ...]:
+        """Return what can be read from when this process is asked to stop, or workers end."""
+        return (self._signals.fileno(), self._lifeline.supervisor)
+
+    def _wait(self, sources: Sequence[Connection]) -> list[Connection]:
+        """Wait a while or until something happens, and replace workers that ended.
+
+        Returns:
+            Those of the sources that can be read from.
+        """
         timeout = min(LOOK_SECONDS, max(0.0, self._replace_at - time.monotonic()))
-        pipes = [process.commands for process in self._processes]
-        for readable in wait([self._signals.fileno(), *pipes], timeout):
-            if isinstance(readable, Connection):
-                _obey(readable, self._versions)
+        readable = wait([*self._asked_by(), *sources], timeout)
         self._signals.wait(0)
+        if not self.are_to_stop:
+            for process in [one for one in self._processes if _has_ended(one)]:
+                self._processes.remove(process)
+                self._note_end(process)
+            self._replace_missing()
+        return [one for one in sources if one in readable]
+
+    def _obey(self, commands: Connection) -> None:
+        """Carry out a command that a worker was given by its caller."""
+        try:
+            command = commands.recv_bytes()
+        except (EOFError, OSError):  # the worker has ended, which is noticed elsewhere
+            if commands in self._inherited:
+                self._inherited.remove(commands)
+                commands.close()
+            return
+        reply = admin.reply_to(self._versions, command)
+        with suppress(OSError):  # likewise
+            commands.send_bytes(reply)
 
     def _note_end(self, process: _Process) -> None:
         """Have a worker that ended replaced, after a pause if it did not live long."""
@@ -277,53 +337,36 @@ class Workers:
         if time.monotonic() < self._replace_at:
             return
         try:
-            for _ in range(self._settings.workers - len(self._current())):
-                self._fork(self._versions.served, self._generation)
+            for _ in range(self._settings.workers - len(self._processes)):
+                self._fork(self._versions.served)
             self._replace_at = _NEVER
         except OSError as error:
             _log.error("no worker can be started", reason=str(error))
             self._replace_at = time.monotonic() + self._backoff.pause_seconds()
 
-    def _end(self, processes: Sequence[_Process]) -> None:
-        """Ask workers to drain, wait until they have ended, and kill those that do not."""
-        for process in processes:
-            _ask_to_drain(process)
-        deadline = time.monotonic() + self._settings.drain_seconds + _KILL_AFTER_SECONDS
-        for process in processes:
-            while not _has_ended(process):
-                seconds_left = deadline - time.monotonic()
-                if seconds_left <= 0:
-                    os.kill(process.process_id, signal.SIGKILL)
-                    os.waitpid(process.process_id, 0)
-                    break
-                self._signals.wait(seconds_left)
-            self._processes.remove(process)
-
-    def _fork(self, served: Served, generation: int) -> _Process:
+    def _fork(self, served: Served) -> None:
         """Start a worker."""
         ready, tell_ready = Pipe(duplex=False)
         commands, parent = Pipe()
-        # Until a worker forgets our pipe for signals, those meant for it would reach us through it.
-        with self._signals.held_back():
-            process_id = os.fork()
-            if process_id == 0:
-                ready.close()
-                commands.close()
-                self._work(served, tell_ready, parent)
+        process_id = self._signals.fork()
+        if process_id == 0:
+            ready.close()
+            commands.close()
+            self._work(served, tell_ready, parent)
         tell_ready.close()
         parent.close()
-        process = _Process(process_id, generation, time.monotonic(), ready, commands)
-        self._processes.append(process)
-        return process
+        self._processes.append(_Process(process_id, time.monotonic(), ready, commands))
 
     def _work(self, served: Served, tell_ready: Connection, parent: Connection) -> NoReturn:
         """Be a worker, and end with the process."""
         status = 1
         try:
-            self._signals.forget()
-            _end_with_parent()
+            end_with_parent()
+            self._lifeline.close()
             for sibling in self._processes:
                 sibling.close()
+            for commands in self._inherited:
+                commands.close()
             self._versions.served = served  # what it takes over from would stay in memory
             run_event_loop(self._serve(served, tell_ready, parent))
             status = 0
@@ -340,82 +383,14 @@ class Workers:
                 tell_ready.send_bytes(_READY)
             tell_ready.close()
 
-        worker = Worker(served, self._settings, execute=_asking(parent), shares_port=True)
+        worker = Worker(served, self._settings, execute=admin.asking(parent), shares_port=True)
         await serve(worker, self._settings, self._port, on_ready)
 
 
-def _asking(parent: Connection) -> admin.Execute:
-    """Return what has the parent carry out commands, one after the other."""
-    thread = ThreadPoolExecutor(1, "admin")
-
-    def ask(command: bytes) -> bytes:
-        parent.send_bytes(command)
-        return parent.recv_bytes()
-
-    async def execute(name: str, request: Message) -> bytes:
-        command = admin.write_command(name, request)
-        try:
-            reply = await asyncio.get_running_loop().run_in_executor(thread, ask, command)
-        except (EOFError, OSError) as error:
-            raise NotServingError("the server is stopping") from error
-        return admin.read_reply(reply)
-
-    return execute
-
-
-def _let_arrive(number: int, frame: FrameType | None) -> None:
-    """Do nothing: the signal has been written to the pipe."""
-
-
-@contextmanager
-def _held_port(host: str, port: int, advice: str) -> Iterator[int]:
-    """Yield a port that nobody listens on, and that nobody else is given meanwhile.
-
-    Workers that share a port would share it with a second server as well, without a word; so it is
-    first asked for by a socket that does not share.
-
-    Args:
-        host: the address.
-        port: the port; 0 for any that is free.
-        advice: what to do if it is taken.
-
-    Raises:
-        PortTakenError: if it is taken.
-    """
-    with ExitStack() as stack:
-        try:
-            with probe_port(host, port) as probe:
-                free_port: int = probe.getsockname()[1]
-            held = stack.enter_context(socket.socket(probe.family))
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.bind((host, free_port))
-        except OSError as error:
-            where = address(host, port)
-            raise PortTakenError(f"cannot listen on {where}: {error.strerror}; {advice}") from error
-        yield free_port
-
-
-def _obey(commands: Connection, versions: Versions) -> None:
-    """Carry out a command that a worker was given by its caller."""
-    try:
-        command = commands.recv_bytes()
-    except (EOFError, OSError):
-        return  # the worker has ended, which is noticed elsewhere
-    reply = admin.reply_to(versions, command)
-    with suppress(OSError):  # likewise
-        commands.send_bytes(reply)
-
-
-def _comes_to_serve(process: _Process, deadline: float) -> bool:
+def _comes_to_serve(process: _Process) -> bool:
     with suppress(EOFError):
-        if process.ready.poll(max(0.0, deadline - time.monotonic())):
-            return process.ready.recv_bytes() == _READY
+        return process.ready.recv_bytes() == _READY
     return False
-
-
-def _ask_to_drain(process: _Process) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(process.process_id, signal.SIGTERM)
 
 
 def _has_ended(process: _Process) -> bool:
@@ -425,9 +400,3 @@ def _has_ended(process: _Process) -> bool:
     process.close()
     metrics.forget_process(process.process_id)
     return True
-
-
-def _end_with_parent() -> None:
-    """Have the kernel stop this process when its parent is gone, however that ended."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -16,7 +16,7 @@ from server.client import (
     search_request,
 )
 from tests.reliability.steady_load import QUERIES, Oracle, oracle_of, steady_load
-from tests.server.processes import children, serving, wait_for
+from tests.server.processes import processes, serving, wait_for, workers
 from tests.server.published import copied, current, point_at, publish
 
 FLAT = 1.05  # memory after all swaps, in that after a fifth of them
@@ -113,21 +113,21 @@ def test_a_refused_version_leaves_the_old_one_serving(link: Path, oracle: Oracle
         AdminClient(address) as admin,
         SearchClient(address) as client,
     ):
-        workers = children(process.pid)
+        before_workers = workers(process.pid)
         with pytest.raises(SearchFailedError, match=r"VERSION_REFUSED: .*embeddings.npy"):
             admin.activate(other)
         assert before == client.search(Embedding(QUERIES[0])).index_version
-        assert workers == children(process.pid)
+        assert before_workers == workers(process.pid)
         refused = {one.name: one.refusal for one in admin.versions()}
         assert "embeddings.npy" in refused[other]
 
 
 def memory_bytes(process_id: int, n_workers: int) -> float:
     """Return the memory of a server, what processes share counted once, when old workers ended."""
-    n_children = n_workers if n_workers > 1 else 0
-    wait_for(lambda: len(children(process_id)) == n_children)
+    n_processes = n_workers + 2 if n_workers > 1 else 1
+    wait_for(lambda: len(processes(process_id)) == n_processes)
     total = 0.0
-    for one in (process_id, *children(process_id)):
+    for one in processes(process_id):
         lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
         total += next(1024 * float(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total
@@ -146,13 +146,27 @@ def test_a_version_that_was_replaced_leaves_memory(link: Path, workers: str) -> 
             wait_for(lambda active=active: mapped_versions(process.pid) == {active})
 
 
+@pytest.mark.slow
+def test_versions_of_every_backend_of_this_machine_swap(tmp_path: Path) -> None:
+    """Some have threads, which no fork of their process has."""
+    backends = ("brute_force", "annoy", "scann")
+    first, second = (publish(tmp_path, seed, backends) for seed in (1, 2))
+    with (
+        serving(tmp_path / "current", "--admin", "--workers", "2") as (process, address),
+        AdminClient(address, timeout_seconds=20) as admin,
+    ):
+        for version in (first, second):
+            assert version == admin.activate(version).active_version
+        wait_for(lambda: len(processes(process.pid)) == 4)
+
+
 def mapped_versions(process_id: int) -> set[str]:
     """Return the versions whose files a server and its workers have in memory."""
     found: set[str] = set()
-    for one in (process_id, *children(process_id)):
+    for one in processes(process_id):
         try:
             maps = Path(f"/proc/{one}/maps").read_text()
-        except FileNotFoundError:  # a worker that ended meanwhile
+        except (FileNotFoundError, ProcessLookupError):  # a worker that ended meanwhile
             continue
         found.update(re.findall(r"/indexes/(\d{8}T\d{6}Z-[0-9a-f]{8})/", maps))
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability.steady_load import oracle_of, steady_load
-from tests.server.processes import children, serving, wait_for
+from tests.server.processes import serving, wait_for, workers
 from tests.server.published import publish
 
 
@@ -22,10 +22,10 @@ def test_calls_succeed_while_a_worker_is_replaced(tmp_path: Path, n_times: int) 
     ):
         for _ in range(n_times):
             time.sleep(6.0 if n_times > 1 else 0.5)  # longer than what counts as a short life
-            before = set(children(process.pid))
+            before = set(workers(process.pid))
             os.kill(min(before), signal.SIGSEGV)
             start = time.monotonic()
-            wait_for(lambda before=before: set(children(process.pid)) - before, seconds=20)
+            wait_for(lambda before=before: set(workers(process.pid)) - before, seconds=20)
             slowest = max(slowest, time.monotonic() - start)
     print(f"{n_times} deaths, {outcome.answered.total()} answers, replaced in {slowest:.2f} s")  # noqa: T201
     assert (outcome.failed, outcome.mixed) == ([], [])

@@ -26,10 +26,32 @@ def serving(index: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], s
 
 
 def children(process_id: int) -> list[int]:
-    """Return the ids of a process's children."""
-    return list(
-        map(int, Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split())
-    )
+    """Return the ids of a process's children; none if it has ended."""
+    try:
+        ids = Path(f"/proc/{process_id}/task/{process_id}/children").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [int(one) for one in ids.split()]
+
+
+def parent_of_workers(process_id: int) -> int:
+    """Return the process that forks the workers of a server that was started with several."""
+    (parent,) = children(process_id)
+    return parent
+
+
+def workers(process_id: int) -> list[int]:
+    """Return the ids of a server's workers; while a version is tried, what tries it is with them.
+
+    Args:
+        process_id: of the server, which was started with several.
+    """
+    return [worker for parent in children(process_id) for worker in children(parent)]
+
+
+def processes(process_id: int) -> list[int]:
+    """Return the ids of a process and of all that descend from it."""
+    return [process_id, *(one for child in children(process_id) for one in processes(child))]
 
 
 def n_descriptors(process_id: int) -> int:

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from server import metrics
 from server.client import Embedding, SearchClient, SearchFailedError
 from server.domain import SearchRequest
-from server.serve import probe_port
+from server.ports import probe_port
 from tests.server.processes import serving, wait_for
 from tests.server.published import current, publish
 

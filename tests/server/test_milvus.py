@@ -32,7 +32,7 @@ from server.filters import FilterMasks
 from server.metadata import Metadata
 from tests.milvus_server import MilvusServer
 from tests.server.conftest import RunningServer, vector_corpus
-from tests.server.processes import children, serving, wait_for
+from tests.server.processes import parent_of_workers, serving, wait_for, workers
 from tests.server.test_contract import Oracle, requests
 from trainer.publish import BundleError
 
@@ -210,14 +210,14 @@ def test_an_outage_is_unavailable_and_ends(
 
 def test_workers_have_connections_of_their_own(milvus: MilvusServer, index: Path) -> None:
     with serving(index, "--workers", "2") as (process, address):
-        before = set(children(process.pid))
+        before = set(workers(process.pid))
         assert len(before) == 2
-        assert _n_connections(process.pid, milvus.port) == 0
+        assert _n_connections(parent_of_workers(process.pid), milvus.port) == 0
         assert all(_n_connections(worker, milvus.port) for worker in before)
         with SearchClient(address) as connected:
             assert len(connected.search(QUERY)) == 10
         os.kill(min(before), signal.SIGKILL)
-        wait_for(lambda: len(set(children(process.pid)) & before) == 1)
+        wait_for(lambda: len(set(workers(process.pid)) & before) == 1)
         wait_for(lambda: _answers_all(address))
 
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +39,16 @@ class RecordingCrew:
         self.failures: list[tuple[float, Served]] = []
         self.fails = False
 
-    def take_over(self, served: Served) -> None:
+    def verify(self, load: Callable[[], object]) -> None:
+        load()
+
+    def take_over(self, make: Callable[[], Served]) -> Served:
+        served = make()
         if self.fails:
             self.failures.append((time.monotonic(), served))
             raise BundleError("a worker died")
         self.history.append(served)
+        return served
 
     def process_ids(self) -> Sequence[int]:
         return [1]

@@ -17,8 +17,10 @@ from server.admin_client import AdminClient
 from server.client import Embedding, Examples, Like, SearchClient, SearchFailedError
 from server.loading import load, with_page_token_key
 from server.settings import Settings
-from server.workers import Signals, Workers, _Process
-from tests.server.processes import children, serving, wait_for
+from server.signals import Signals
+from server.supervisor import Lifeline
+from server.workers import Workers, _Process
+from tests.server.processes import parent_of_workers, serving, wait_for, workers
 from tests.server.published import current, publish
 
 QUERIES = (Embedding([1.0] * 8), Like("c5"), Examples(["c1", "c2"], ["c3"]))
@@ -26,7 +28,7 @@ QUERIES = (Embedding([1.0] * 8), Like("c5"), Examples(["c1", "c2"], ["c3"]))
 
 def test_workers_answer_what_one_answers(vector_index: Path, vector_client: SearchClient) -> None:
     with serving(vector_index, "--workers", "2") as (process, address):
-        assert len(children(process.pid)) == 2
+        assert len(workers(process.pid)) == 2
         for _ in range(8):  # each connection is dealt to one of the two
             with SearchClient(address) as client:
                 for query in QUERIES:
@@ -52,13 +54,13 @@ def test_a_worker_that_dies_is_replaced_while_the_other_serves(
     vector_index: Path, number: signal.Signals
 ) -> None:
     with serving(vector_index, "--workers", "2") as (process, address):
-        before = children(process.pid)
+        before = workers(process.pid)
         os.kill(before[0], number)
         deadline = time.monotonic() + 20
-        while len(set(children(process.pid)) - set(before)) == 0 and time.monotonic() < deadline:
+        while len(set(workers(process.pid)) - set(before)) == 0 and time.monotonic() < deadline:
             with SearchClient(address) as client:
                 assert len(client.search(QUERIES[0])) == 10
-        after = children(process.pid)
+        after = workers(process.pid)
         assert before[1] in after
         assert len(after) == 2
         process.send_signal(signal.SIGTERM)
@@ -67,7 +69,7 @@ def test_a_worker_that_dies_is_replaced_while_the_other_serves(
 
 def test_workers_end_with_their_parent(vector_index: Path) -> None:
     with serving(vector_index, "--workers", "2") as (process, _):
-        orphans = children(process.pid)
+        orphans = workers(process.pid)
         process.kill()
         process.wait()
         wait_for(lambda: not any(map(is_running, orphans)))
@@ -80,14 +82,14 @@ def is_running(process_id: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_second_server_is_refused(vector_index: Path, workers: str) -> None:
+@pytest.mark.parametrize("n_workers", ["1", "2"])
+def test_a_second_server_is_refused(vector_index: Path, n_workers: str) -> None:
     for first in ("1", "2"):
         with serving(vector_index, "--workers", first) as (_, address):
             port = address.rpartition(":")[2]
             command = ["server", "serve", "--index", str(vector_index), "--port", port]
             second = subprocess.run(
-                [sys.executable, "-m", *command, "--workers", workers],
+                [sys.executable, "-m", *command, "--workers", n_workers],
                 check=False,
                 capture_output=True,
                 text=True,
@@ -107,7 +109,8 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "current"
 
 
-def test_a_change_of_version_that_finds_no_room_changes_nothing(link: Path) -> None:
+@pytest.mark.parametrize("n_free", [0, 4])  # for not even a trial; for one worker of the two
+def test_a_change_of_version_that_finds_no_room_changes_nothing(link: Path, n_free: int) -> None:
     before = current(link)
     (other,) = (one.name for one in link.parent.glob("2*") if one.name != before)
     with (
@@ -115,25 +118,27 @@ def test_a_change_of_version_that_finds_no_room_changes_nothing(link: Path) -> N
         AdminClient(address, timeout_seconds=30) as admin,
         SearchClient(address) as client,
     ):
-        workers = children(process.pid)
-        with few_descriptors(process.pid, 5):  # a version can be read, and one worker be forked
+        workers_before = workers(process.pid)
+        with few_descriptors(parent_of_workers(process.pid), n_free):
             with pytest.raises(SearchFailedError, match=r"VERSION_REFUSED: .*Too many open files"):
                 admin.activate(other)
             assert before == client.search(QUERIES[0]).index_version
-            assert workers == children(process.pid)
+            assert workers_before == workers(process.pid)
         assert other == admin.activate(other).active_version
 
 
 def test_a_worker_that_cannot_be_replaced_yet_is_replaced_later(link: Path) -> None:
     with serving(link, "--workers", "2", "--admin") as (process, address):
-        first, second = children(process.pid)
-        with few_descriptors(process.pid, -8):  # nor is what the dead one had left room enough
+        first, second = workers(process.pid)
+        with few_descriptors(
+            parent_of_workers(process.pid), -8
+        ):  # nor is what the dead one had left room enough
             os.kill(first, signal.SIGKILL)
             time.sleep(1.0)
-            assert [second] == children(process.pid)
+            assert [second] == workers(process.pid)
             with SearchClient(address) as client:
                 assert len(client.search(QUERIES[0])) == 10
-        wait_for(lambda: len(children(process.pid)) == 2)
+        wait_for(lambda: len(workers(process.pid)) == 2)
 
 
 @contextmanager
@@ -158,9 +163,9 @@ def test_a_stop_that_comes_while_others_are_ended_is_not_lost(link: Path) -> Non
     ready, commands = Pipe()
     with Signals() as signals:
         settings = with_page_token_key(Settings(index=link))
-        workers = Workers(settings, load(settings), 0, signals)
-        workers._processes.append(_Process(child.pid, 0, time.monotonic(), ready, commands))
-        workers.stop()
+        crew = Workers(settings, load(settings), 0, signals, Lifeline(*Pipe()))
+        crew._processes.append(_Process(child.pid, time.monotonic(), ready, commands))
+        crew.stop()
         if not signals.stop_asked:  # it may have come after the last look
             signals.wait(1.0)
         assert signals.stop_asked
