@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic, time_ns
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import grpc
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 
 from server import metrics
+from server.beside import Beside
 from server.decoding import RequestDecoder
 from server.domain import Notice, SearchRequest, SearchResult
 from server.encoding import batch_response, batch_status, explanation_message, other_fields
-from server.errors import LimitExceededError, NotServingError, OverloadedError, SearchError
+from server.engine import Engine
+from server.errors import LimitExceededError, NotServingError, SearchError
 from server.explaining import explain
 from server.interceptors import Method, new_request_id, service_handler, status_of
 from server.limits import InFlight, fitted
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CandidateSearchService"].full_name
 
 _SEARCHES_IN_A_ROW = 32  # of a batch, before other calls get their turn
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -82,9 +81,14 @@ class CandidateSearchServicer:
         self._decoder = RequestDecoder(settings)
         self._live_recall = LiveRecall(settings.live_recall_share)
         self._n_searches = 0
-        self._threads = ThreadPoolExecutor(settings.long_search_threads, "long-search")
+        queue_length = settings.long_search_queue
+        self._long = Beside(
+            *("long", settings.long_search_threads, queue_length),
+            ", or search an approximate backend without a filter",
+        )
+        # They wait for others, not for a core: so more of them are made at the same time.
+        self._remote = Beside("remote", settings.remote_search_threads, queue_length)
         self.in_flight = InFlight(settings.max_calls_in_flight)
-        self._n_long = 0
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what a gRPC server calls."""
@@ -145,7 +149,7 @@ class CandidateSearchServicer:
             message.request.SerializeToString(deterministic=True)
         ).engine
         request = self._decoder.decode(message.request)
-        explanation = await self.run_beside(lambda: explain(engine, request))
+        explanation = await self.beside(engine).run(lambda: explain(engine, request))
         return explanation_message(explanation, engine).SerializeToString()
 
     async def get_index_info(
@@ -155,45 +159,19 @@ class CandidateSearchServicer:
         del request, seconds_left
         return self.served.active.index_info
 
-    async def run_beside(self, work: Callable[[], T], deadline: float | None = None) -> T:
-        """Do long work beside the event loop, or refuse it if much is waiting already.
-
-        Args:
-            work: what to do.
-            deadline: when it need not be begun any more, by ``time.monotonic``.
-
-        Raises:
-            OverloadedError: if much is waiting.
-            TimeoutError: if its turn came after the deadline.
-        """
-        limit = self._settings.long_search_threads + self._settings.long_search_queue
-        if self._n_long >= limit:
-            raise OverloadedError(
-                f"{limit} long searches are being made or waiting, and more are not accepted; "
-                "try again later, or search an approximate backend without a filter",
-                limit=limit,
-            )
-
-        def work_in_time() -> T:
-            # gRPC calls off what has expired, unless the event loop is too busy to do so.
-            if deadline is not None and monotonic() >= deadline:
-                raise TimeoutError
-            return work()
-
-        self._n_long += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work_in_time)
-        finally:
-            self._n_long -= 1
+    def beside(self, engine: Engine) -> Beside:
+        """Return the threads on which an engine's searches are made, if not at once."""
+        return self._remote if engine.is_remote else self._long
 
     def close(self) -> None:
         """End the threads."""
-        self._threads.shutdown(cancel_futures=True)
+        self._long.close()
+        self._remote.close()
         self._live_recall.close()
 
     def observe(self) -> None:
         """Tell Prometheus what is being done now."""
-        metrics.observe_process(self.in_flight.count, self._n_long)
+        metrics.observe_process(self.in_flight.count, self._long.count + self._remote.count)
 
     def _begin(
         self, request: pb.SearchCandidatesRequest, deadline: float | None, n_to_do: int = 1
@@ -217,7 +195,7 @@ class CandidateSearchServicer:
         is_long, degraded = engine.is_long(search), None
         if deadline is not None:
             seconds_left = max(0.0, deadline - monotonic()) / n_to_do
-            n_ahead = self._n_long / self._settings.long_search_threads if is_long else 0.0
+            n_ahead = self.beside(engine).n_ahead if is_long else 0.0
             search, degraded = fitted(search, engine.planner, seconds_left, n_ahead)
             is_long = is_long and (degraded is None or engine.is_long(search))
         return _Call(
@@ -244,7 +222,8 @@ class CandidateSearchServicer:
         return b"".join([found, version.plan_fields(result.plan), others])
 
     async def _search_beside(self, call: _Call) -> SearchResult:
-        return await self.run_beside(lambda: call.version.engine.search(call.search), call.deadline)
+        engine = call.version.engine
+        return await self.beside(engine).run(lambda: engine.search(call.search), call.deadline)
 
     async def _results(
         self,
@@ -279,9 +258,12 @@ class CandidateSearchServicer:
                 searches[call.version].append(call.search)
         answers: dict[IndexVersion, Iterator[SearchResult | SearchError]] = {}
         for version, some in searches.items():
-            search = partial(version.engine.search_together, some)
-            is_remote = version.engine.is_remote
-            answers[version] = iter(await self.run_beside(search) if is_remote else search())
+            engine = version.engine
+            search = partial(engine.search_together, some)
+            is_remote = engine.is_remote
+            answers[version] = iter(
+                await self.beside(engine).run(search) if is_remote else search()
+            )
         return answers
 
     async def _response(self, call: _Call | SearchError, answers: _Answers) -> bytes:

@@ -188,11 +188,18 @@ class Settings(BaseSettings):
     long_search_threads: int = Field(
         default=1,
         ge=1,
-        description="How many long searches are made at the same time. Where an engine outside "
-        "keeps the index all are long, and mostly wait: 16 is better then.",
+        description="How many long searches are made at the same time; each keeps a core busy.",
+    )
+    remote_search_threads: int = Field(
+        default=16,
+        ge=1,
+        description="How many searches are made at the same time where an engine outside keeps "
+        "the index: they mostly wait for it.",
     )
     long_search_queue: int = Field(
-        default=64, ge=0, description="How many long searches may wait; more are refused."
+        default=64,
+        ge=0,
+        description="How many searches may wait for such a thread; more are refused.",
     )
 
     @classmethod

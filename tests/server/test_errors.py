@@ -214,11 +214,12 @@ def test_refuses_searches_while_starting_or_stopping(
 def test_refuses_long_searches_beyond_those_that_may_wait(
     start: Callable[..., Any], vector_index: Path
 ) -> None:
-    servicer = start(vector_index, long_search_queue=1).worker.servicer
+    running = start(vector_index, long_search_queue=1)
+    beside = running.worker.servicer.beside(running.engine)
     blocked = threading.Event()
 
     async def flood() -> list[Any]:
-        calls = [asyncio.ensure_future(servicer.run_beside(blocked.wait)) for _ in range(3)]
+        calls = [asyncio.ensure_future(beside.run(blocked.wait)) for _ in range(3)]
         await asyncio.sleep(0)
         blocked.set()
         return await asyncio.gather(*calls, return_exceptions=True)

@@ -112,6 +112,23 @@ def test_overload_is_refused_at_once_with_a_hint_while_health_answers(blocked: A
     assert len(begun) == 3
 
 
+def test_searches_that_wait_for_others_have_threads_of_their_own(
+    start: Callable[..., Any], vector_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(vector_index, long_search_threads=1, remote_search_threads=3)
+    all_there, search = threading.Barrier(3), server.engine.search
+
+    def wait_for_the_others(request: SearchRequest) -> Any:
+        all_there.wait(20)
+        return search(request)
+
+    monkeypatch.setattr(server.engine, "is_remote", True)
+    monkeypatch.setattr(server.engine, "search", wait_for_the_others)
+    with SearchClient(server.address) as client, ThreadPoolExecutor() as threads:
+        calls = [threads.submit(client.search, QUERY) for _ in range(3)]
+        assert [10, 10, 10] == [len(call.result()) for call in calls]
+
+
 def n_refused() -> float:
     """Return how many searches Prometheus would see refused."""
     labels = {"method": "SearchCandidates", "code": "RESOURCE_EXHAUSTED"}
@@ -146,7 +163,7 @@ def test_what_has_expired_is_not_computed_although_nobody_could_say_so(
             late = threads.submit(client.search_batch, [request], timeout_seconds=0.3)
         else:
             late = threads.submit(client.search, QUERY, exact=True, timeout_seconds=0.3)
-        wait_for(lambda: server.worker.servicer._n_long == 2)
+        wait_for(lambda: server.worker.servicer.beside(server.engine).count == 2)
         server.keep_busy(1.0)
         time.sleep(0.5)
         proceed.set()
