@@ -1,9 +1,12 @@
 """milvus-lite as a server of its own, that can be killed and come back."""
 
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -38,6 +41,16 @@ class MilvusServer:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """Have it do nothing while the block runs, though its connections stay."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def _is_listening(self) -> bool:
         with socket.socket() as probe:

@@ -5,12 +5,14 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pymilvus import MilvusClient
 
 from indexer.backends.milvus import MilvusIndex
 from indexer.build import BuildOptions, build_bundle
@@ -206,6 +208,76 @@ def test_an_outage_is_unavailable_and_ends(
             milvus.start()
         wait_for(lambda: _answers(patient))
         assert before.ids == patient.search(QUERY).ids
+
+
+@pytest.mark.slow
+def test_what_takes_too_long_is_unavailable_until_it_does_not(
+    milvus: MilvusServer, client: SearchClient
+) -> None:
+    before = client.search(QUERY)
+    with milvus.held_up(), pytest.raises(SearchFailedError) as caught:
+        client.search(QUERY, timeout_seconds=20)
+    assert ("UNAVAILABLE", "ENGINE_UNREACHABLE") == (caught.value.code, caught.value.reason)
+    wait_for(lambda: _answers(client))
+    assert before.ids == client.search(QUERY).ids
+
+
+class TestPartialAnswers:
+    """What a cluster may say while parts of it are away; milvus-lite always says all."""
+
+    @pytest.fixture
+    def cut(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], Any]], None]:
+        """Has the answers to searches cut by a function."""
+        search = MilvusClient.search
+
+        def cut(how: Callable[[Any], Any]) -> None:
+            monkeypatch.setattr(MilvusClient, "search", lambda *a, **kw: how(search(*a, **kw)))
+
+        return cut
+
+    @pytest.mark.parametrize("n_left", [0, 7])
+    def test_too_few_candidates_are_completed(
+        self, client: SearchClient, cut: Callable[..., None], n_left: int
+    ) -> None:
+        for options in ({}, {"where": Field("title").equals("Alpha")}, {"exclude": ["c3", "c5"]}):
+            whole = client.search(QUERY, count=20, **options)
+            cut(lambda answers: [SimpleNamespace(ids=hits.ids[:n_left]) for hits in answers])
+            partly = client.search(QUERY, count=20, **options)
+            assert (whole.ids, whole.scores) == (partly.ids, partly.scores)
+            cut(lambda answers: answers)
+
+    @pytest.mark.parametrize(
+        "how",
+        [
+            lambda answers: answers[:-1],
+            lambda answers: [SimpleNamespace(ids=[300]) for _ in answers],
+        ],
+        ids=["fewer than queries", "unknown rows"],
+    )
+    def test_answers_that_cannot_be_are_none(
+        self, client: SearchClient, cut: Callable[..., None], how: Callable[[Any], Any]
+    ) -> None:
+        cut(how)
+        both = client.search_batch([search_request(QUERY)] * 2)
+        assert ["ENGINE_UNREACHABLE"] * 2 == [
+            one.reason for one in both if isinstance(one, SearchFailedError)
+        ]
+        cut(lambda answers: answers)
+        wait_for(lambda: _answers(client))
+
+    def test_rows_that_are_gone_are_missed_by_the_next_connection(
+        self, client: SearchClient, monkeypatch: pytest.MonkeyPatch, cut: Callable[..., None]
+    ) -> None:
+        monkeypatch.setattr("indexer.engines.milvus._PAUSE_SECONDS", 0.0)
+        cut(lambda answers: answers[:-1])  # which ends the connection
+        assert not _answers(client)
+        cut(lambda answers: answers)
+        with monkeypatch.context() as patch:
+            patch.setattr(MilvusClient, "query", lambda *_, **__: [{"count(*)": 299}])
+            with pytest.raises(SearchFailedError) as caught:
+                client.search(QUERY)
+        assert caught.value.reason == "ENGINE_UNREACHABLE"
+        wait_for(lambda: _answers(client))
 
 
 def test_workers_have_connections_of_their_own(milvus: MilvusServer, index: Path) -> None:
