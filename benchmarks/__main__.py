@@ -54,6 +54,10 @@ def search(
         list[str] | None,
         typer.Option(metavar="NAME", help="Measure this peer only: FAISS IVF-PQ; may be repeated."),
     ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Build this backend alone for --synthetic; repeatable."),
+    ] = None,
     scann_alone: Annotated[
         bool,
         typer.Option(
@@ -77,14 +81,14 @@ def search(
     from benchmarks.contenders import build_scann_alone
     from benchmarks.page import write_page
     from benchmarks.peers import build_peers, peers_named
-    from benchmarks.report import build_table, draw_search, search_table
+    from benchmarks.report import asking_sentence, build_table, draw_search, search_table
     from benchmarks.search import benchmark_search
 
     with _sentences_for_errors():
         output.mkdir(parents=True, exist_ok=True)
         chosen = peers_named(peer or ()) if peers or peer else ()
         with stderr.status("opening the index") as status:
-            bundle = _bundle(index, synthetic, output, status.update)
+            bundle = _bundle(index, synthetic, output, status.update, tuple(backend or ()))
             report = benchmark_search(
                 bundle,
                 peers=chain(
@@ -101,7 +105,36 @@ def search(
         output / "search.json",
         search_table(report),
         build_table(report),
+        asking_sentence(report),
         f"Wrote {output}/search.json, search.png and search.html",
+        as_json=as_json,
+    )
+
+
+@app.command()
+def build(
+    *,
+    index: Index = DEFAULT_INDEX,
+    synthetic: Synthetic = None,
+    output: Annotated[Path, typer.Option(help="Folder for build.json.")] = DEFAULT_OUTPUT,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what building, tuning and opening cost, beside the libraries alone and hashing.
+
+    Example: python -m benchmarks build --synthetic 1000000x64
+    """
+    _use_one_thread()
+    from benchmarks.build import benchmark_build, build_costs_summary, build_costs_table
+
+    with _sentences_for_errors(), stderr.status("generating") as status:
+        output.mkdir(parents=True, exist_ok=True)
+        bundle = _bundle(index, synthetic, output, status.update, ("brute_force", "scann"))
+        report = benchmark_build(bundle, on_step=status.update)
+    _tell(
+        report.model_dump_json(indent=2),
+        output / "build.json",
+        build_costs_table(report),
+        build_costs_summary(report),
         as_json=as_json,
     )
 

@@ -18,6 +18,7 @@ from benchmarks.scaling import ScalingPoint
 from benchmarks.search import BATCH_SIZE, SearchPoint, SearchReport
 from benchmarks.serve import ServeReport
 
+_ASKED_RECALL = 0.95
 _COLOURS = {"brute_force": "#4c4c4c", "annoy": "#d95f02", "scann": "#1b6ca8"}
 _OTHER_COLOURS = ("#7570b3", "#1b9e77", "#e7298a", "#66a61e", "#e6ab02", "#a6761d")
 
@@ -58,6 +59,16 @@ def search_table(report: SearchReport) -> Table:
             f"{point.speedup:.2f}x",
         )
     return table
+
+
+def asking_sentence(report: SearchReport) -> str:
+    """Say what it costs to ask for a recall instead of sweeping params by hand."""
+    costs = {name: report.cost_of_asking(name, _ASKED_RECALL) for name in report.build_seconds}
+    told = (f"{name} {cost:.2f}" for name, cost in costs.items() if cost is not None)
+    return (
+        f"Asked for a recall of {_ASKED_RECALL:g}, in CPU time of the cheapest params measured "
+        f"here that deliver it: {', '.join(told)}."
+    )
 
 
 def build_table(report: SearchReport) -> Table:

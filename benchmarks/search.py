@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.contenders import Contender, OwnBackend, Setting
 from benchmarks.timing import Latency, time_calls
 from indexer.backends import Neighbors, available_backends
-from indexer.bundle import IndexBundle
+from indexer.bundle import EXHAUSTIVE, IndexBundle
 from indexer.exact import ExactScorer
 from indexer.recall import recall_at_k
 
@@ -49,6 +49,13 @@ class SearchPoint(BaseModel):
     speedup: float
     """Exact search's CPU time a query of the same minute, divided by this one's."""
 
+    @property
+    def promised_recall(self) -> float:
+        """What the operating point promises; 0 of params that were swept here."""
+        if self.name is None:
+            return 0.0
+        return 1.0 if self.name == EXHAUSTIVE else float(self.name)
+
 
 class SearchReport(BaseModel):
     """The contenders over one corpus, measured."""
@@ -68,6 +75,19 @@ class SearchReport(BaseModel):
     """What each takes beside the embeddings: ours on disk, peers in memory, where they keep a copy
     of the embeddings as well."""
     points: tuple[SearchPoint, ...]
+
+    def cost_of_asking(self, contender: str, recall: float) -> float | None:
+        """Return what is chosen for a recall, in CPU time of the cheapest that delivers it here.
+
+        None where no operating point promises it, or nothing that was measured delivers it.
+        """
+        points = [point for point in self.points if point.contender == contender]
+        promised = [one for one in points if one.promised_recall >= recall]
+        enough = [one.latency.cpu_us for one in points if one.recall_at_100 >= recall]
+        if not promised or not enough:
+            return None
+        chosen = min(promised, key=lambda one: one.promised_recall)
+        return chosen.latency.cpu_us / min(enough)
 
 
 def benchmark_search(

@@ -49,6 +49,22 @@ def test_recall_is_measured_and_exact_search_has_all_of_it(
             assert point.recall_at_100 == 1
 
 
+def test_what_is_chosen_is_set_against_the_cheapest_that_delivers(
+    report_and_folder: tuple[SearchReport, Path],
+) -> None:
+    report, _ = report_and_folder
+    (exact,) = (point for point in report.points if point.contender == "brute_force")
+    fast = exact.latency.model_copy(update={"cpu_us": exact.latency.cpu_us / 4})
+    swept = {"contender": "scann", "name": None, "recall_at_100": 0.951, "latency": fast}
+    named = {"contender": "scann", "name": "0.99", "recall_at_100": 0.99}
+    points = [exact, exact.model_copy(update=swept), exact.model_copy(update=named)]
+    made = report.model_copy(update={"points": tuple(points)})
+    assert 4.0 == pytest.approx(made.cost_of_asking("scann", 0.95))
+    assert 1.0 == made.cost_of_asking("scann", 0.97)
+    assert made.cost_of_asking("scann", 0.995) is None
+    assert 1.0 == made.cost_of_asking("brute_force", 0.95)
+
+
 def test_json_and_picture_are_written(report_and_folder: tuple[SearchReport, Path]) -> None:
     report, folder = report_and_folder
     assert SearchReport.model_validate(json.loads((folder / "search.json").read_text())) == report
