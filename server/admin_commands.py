@@ -15,6 +15,7 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
+from server import connection
 from server.admin_client import AdminClient
 from server.client import SearchFailedError
 
@@ -117,10 +118,8 @@ def _connected(address: str, token: str | None, authority: Path | None) -> Itera
 
 def tls_credentials(authority: Path | None) -> grpc.ChannelCredentials | None:
     """Return what connects by TLS; None, for in the clear, without an authority."""
-    if authority is None:
-        return None
     try:
-        return grpc.ssl_channel_credentials(authority.read_bytes())
+        return connection.tls_credentials(authority)
     except OSError as error:
         raise typer.BadParameter(f"cannot read {authority}: {error.strerror}") from error
 

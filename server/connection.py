@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -82,6 +83,15 @@ def retrying(*calls: Mapping[str, str]) -> Sequence[tuple[str, Any]]:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
     )
+
+
+def tls_credentials(authority: Path | None) -> grpc.ChannelCredentials | None:
+    """Return what connects by TLS; None, for in the clear, without an authority.
+
+    Raises:
+        OSError: if the authority's file cannot be read.
+    """
+    return None if authority is None else grpc.ssl_channel_credentials(authority.read_bytes())
 
 
 def open_channel(

@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from server import admin
-from server.__main__ import app
 from server.admin_client import AdminClient
 from server.client import SearchFailedError
+from server.commands import app
 from server.errors import InternalError
 from server.versions import VersionSummary
 from tests.server.processes import serving

@@ -1,6 +1,8 @@
 """The command line, without a process of its own."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +10,8 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from server.__main__ import app
+from server import health
+from server.commands import app
 from server.settings import Settings
 
 
@@ -67,6 +70,28 @@ def test_every_setting_is_a_flag() -> None:
 def test_health_is_an_exit_status(server: Any) -> None:
     assert run("health", "--address", server.address).exit_code == 0
     assert run("health", "--address", "127.0.0.1:1").exit_code == 1
+
+
+def test_health_is_asked_for_without_what_other_commands_need() -> None:
+    """Orchestrators start it every few seconds."""
+    script = (
+        "import runpy, sys\n"
+        "sys.argv[1:] = ['health', '--address', '127.0.0.1:1']\n"
+        "try:\n"
+        "    runpy.run_module('server', run_name='__main__')\n"
+        "finally:\n"
+        "    print({'numpy', 'pyarrow', 'pydantic', 'rich', 'typer'} & sys.modules.keys())\n"
+    )
+    asked = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True
+    )
+    assert (1, "set()\n") == (asked.returncode, asked.stdout)
+    assert asked.stderr == "error: 127.0.0.1:1 does not answer searches\n"
+
+
+def test_health_needs_an_authority_that_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 2 == health.main(["--authority", "nowhere.pem"])
+    assert "error: cannot read nowhere.pem: No such file" in capsys.readouterr().err
 
 
 def test_mistakes_are_sentences() -> None:

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from indexer.bundle import IndexBundle
 from indexer.filters import Contains
-from server.__main__ import app
 from server.client import Examples, Like, Mmr, SearchClient, User
+from server.commands import app
 from server.domain import (
     CandidateQuery,
     EmbeddingQuery,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from server.__main__ import app
+from server.commands import app
 from server.loading import load, with_page_token_key
 from server.settings import Settings
 from tests.server.published import copied, publish

@@ -13,8 +13,8 @@ import pytest
 from cryptography import x509
 from typer.testing import CliRunner
 
-from server.__main__ import app
 from server.client import Embedding, SearchClient, SearchFailedError
+from server.commands import app
 from server.settings import Settings
 from server.tls import CertificateError, certificates
 from tests.server.authority import Authority
