@@ -42,8 +42,8 @@ class Outcome:
     mixed: list[str] = field(default_factory=list)
     """Answers that are not those of the version that they name."""
     failed: list[str] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    """How long each call took, retries included."""
+    calls: list[tuple[float, float]] = field(default_factory=list)
+    """Of each when it ended, by ``time.monotonic``, and how many seconds it took with retries."""
 
 
 @contextmanager
@@ -78,7 +78,8 @@ def _search(
         outcome.failed.append(str(error))
         return
     finally:
-        outcome.seconds.append(time.monotonic() - start)
+        ended = time.monotonic()
+        outcome.calls.append((ended, ended - start))
     if found.ids == oracle[found.index_version][number]:
         outcome.answered[found.index_version] += 1
     else:
