@@ -61,9 +61,11 @@ audit: $(SETUP) ## Look for known vulnerabilities in the pinned packages
 sbom: $(SETUP) ## Write a bill of materials of the installed packages (CycloneDX, sbom.json)
 	$(BIN)/cyclonedx-py environment $(VENV) --pyproject pyproject.toml --output-file sbom.json
 
-deploy-check: $(SETUP) ## Check the Dockerfile and the manifests in deploy/
+deploy-check: $(SETUP) ## Check the Dockerfile, the compose file and the manifests in deploy/
 	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/kubernetes-validate --strict deploy/kubernetes/*.yaml deploy/kubernetes/*/*.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(BIN)/pytest -q tests/test_deploy.py -k kustomization
 
 clean: ## Remove what the other commands made, .venv included
 	rm -rf $(VENV) artifacts build dist htmlcov .coverage* .*_cache .hypothesis *.egg-info

@@ -139,11 +139,42 @@ def test_every_alert_is_in_the_runbook() -> None:
     [
         ["hadolint", "deploy/Dockerfile"],
         ["kubernetes-validate", "--strict", *map(str, sorted(DEPLOY.glob("kubernetes/**/*.yaml")))],
+        ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", "deploy/compose.yaml"],
     ],
-    ids=["hadolint", "kubernetes-validate"],
+    ids=["hadolint", "kubernetes-validate", "check-jsonschema"],
 )
 def test_linters_pass(command: list[str]) -> None:
     checked = subprocess.run(
         [BIN / command[0], *command[1:]], check=False, capture_output=True, cwd=DEPLOY.parent
     )
     assert 0 == checked.returncode, checked.stdout + checked.stderr
+
+
+def objects_of(kustomization: Path) -> list[Any]:
+    """Return what a kustomization applies, before its patches."""
+    found: list[Any] = []
+    for name in yaml.safe_load(kustomization.read_text())["resources"]:
+        path = (kustomization.parent / name).resolve()
+        if path.is_dir():
+            found += objects_of(path / "Kustomization")
+        else:
+            found += yaml.safe_load_all(path.read_text())
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.rglob("Kustomization")), ids=str)
+def test_a_kustomization_names_what_there_is_and_forgets_nothing(path: Path) -> None:
+    """No linter of the package index knows these files."""
+    content = yaml.safe_load(path.read_text())
+    assert "kustomize.config.k8s.io/v1beta1" == content.pop("apiVersion")
+    assert "Kustomization" == content.pop("kind")
+    assert content.keys() <= {"resources", "patches"}  # kustomize refuses a key that is misspelt
+    applied = [(one["kind"], one["metadata"]["name"]) for one in objects_of(path)]
+    assert applied
+    assert len(set(applied)) == len(applied)
+    patches = [path.parent / one["path"] for one in content.get("patches", [])]
+    for patch in patches:
+        patched = yaml.safe_load(patch.read_text())
+        assert (patched["kind"], patched["metadata"]["name"]) in applied
+    named = {path.parent / name for name in content["resources"]} | set(patches)
+    assert set(path.parent.glob("*.yaml")) <= named
