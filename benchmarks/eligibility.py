@@ -100,7 +100,7 @@ def benchmark_eligibility(
         unfiltered = process_time_ns()
         found = index.search(query, k, choice.params, eligible)
         searched = process_time_ns()
-        exact = scorer.search(query, k, np.flatnonzero(eligible))
+        exact = scorer.search(query, k, eligible)
         scanned = process_time_ns()
         return _Timed(found, exact, searched - unfiltered, scanned - searched, unfiltered - started)
 

@@ -1,8 +1,8 @@
-// The inner loop of exact.py: exact scores of rows that lie anywhere in memory, and their order.
+// The inner loops of exact.py: exact scores of rows that lie anywhere in memory, and their order.
 //
 // There is one inner product, with one order of additions, whatever else is scored in the same
 // call and whatever the processor; so a score has the same bits everywhere. NumPy needs a dozen
-// calls and a copy of every vector for what is done here while the vectors are on their way.
+// calls, and copies of vectors or of scores, for what is done here while vectors are on their way.
 
 #define Py_LIMITED_API 0x030B0000  // with buffers: one build serves every later Python
 #define PY_SSIZE_T_CLEAN
@@ -24,12 +24,16 @@
 
 namespace {
 
-constexpr Py_ssize_t kLanes = 16;           // sums that are added up side by side
-constexpr Py_ssize_t kRowsAhead = 6;        // fetched from memory while one is scored; measured
-constexpr Py_ssize_t kFloatsInALine = 16;   // what one fetch brings
+constexpr Py_ssize_t kLanes = 16;              // sums that are added up side by side
+constexpr Py_ssize_t kRowsAhead = 6;           // fetched from memory while one is scored; measured
+constexpr Py_ssize_t kFloatsInALine = 16;      // what one fetch brings
+constexpr Py_ssize_t kRowsInAPart = 512;       // of a mask that are gathered before they are scored
+constexpr Py_ssize_t kDense = 4;               // rows to one eligible, below which all are read
 constexpr Py_ssize_t kLockedFloats = 1 << 17;  // some 50 us; longer work lets other threads run
 
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float))));
+typedef float Lanes16 __attribute__((vector_size(64), aligned(sizeof(float))));
+typedef float Lanes8 __attribute__((vector_size(32)));
+typedef float Lanes4 __attribute__((vector_size(16)));
 
 // Vectors of one dimension, row after row.
 struct Vectors {
@@ -41,26 +45,28 @@ struct Vectors {
 };
 
 inline float InnerProduct(const float* a, const float* b, Py_ssize_t dim) {
-  Lanes sums = {};
+  Lanes16 sums = {};
   Py_ssize_t i = 0;
   for (; i + kLanes <= dim; i += kLanes) {
-    sums += *reinterpret_cast<const Lanes*>(a + i) * *reinterpret_cast<const Lanes*>(b + i);
+    sums += *reinterpret_cast<const Lanes16*>(a + i) * *reinterpret_cast<const Lanes16*>(b + i);
   }
   for (Py_ssize_t lane = 0; i < dim; ++i, ++lane) sums[lane] += a[i] * b[i];
-  for (Py_ssize_t width = kLanes / 2; width > 0; width /= 2) {
-    for (Py_ssize_t lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
-  }
-  return sums[0] + 0.0f;  // mends -0, which would sort apart from 0
+  const Lanes8 eight = __builtin_shufflevector(sums, sums, 0, 1, 2, 3, 4, 5, 6, 7) +
+                       __builtin_shufflevector(sums, sums, 8, 9, 10, 11, 12, 13, 14, 15);
+  const Lanes4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
+                      __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  // Adding 0 mends -0, which would sort apart from 0.
+  return ((four[0] + four[2]) + (four[1] + four[3])) + 0.0f;
 }
 
 // Turns the bits of a float so that, unsigned, they fall as the number rises; or turns them back.
 inline uint32_t Turned(uint32_t bits) { return bits >> 31 ? bits : ~bits & 0x7FFFFFFFu; }
 
 // A scored row as an integer that sorts as the results must: best score, then lower row.
-inline uint64_t Key(float score, uint32_t row) {
+inline uint64_t Key(float score, Py_ssize_t row) {
   uint32_t bits;
   std::memcpy(&bits, &score, sizeof bits);
-  return uint64_t{Turned(bits)} << 32 | row;
+  return uint64_t{Turned(bits)} << 32 | static_cast<uint32_t>(row);
 }
 
 inline int64_t RowOf(uint64_t key) { return static_cast<uint32_t>(key); }
@@ -72,9 +78,59 @@ inline float ScoreOf(uint64_t key) {
   return score;
 }
 
-// Scores the rows that there are, among n numbers; any other number is none.
-FOR_EACH_PROCESSOR void Score(const Vectors& vectors, const float* query, const int64_t* rows,
-                              Py_ssize_t n, std::vector<uint64_t>& keys) {
+// The best k of the rows that are scored one after the other.
+class Best {
+ public:
+  // Up to `n_held` keys are held at once; where rows may repeat, it must be all.
+  Best(size_t k, size_t n_held) : k_(k), n_held_(std::max(n_held, k + 1)) { keys_.reserve(n_held_); }
+
+  void Clear() {
+    keys_.clear();
+    worst_ = ~uint64_t{0};
+  }
+
+  void Add(uint64_t key) {
+    if (key > worst_) return;
+    if (keys_.size() == n_held_) DropAllButBest();
+    keys_.push_back(key);
+  }
+
+  // Writes rows and scores, best first and repeated ones once; -1 and -inf where there are no more.
+  void Write(int64_t* rows, float* scores) {
+    const size_t n = std::min(k_, keys_.size());
+    auto end = SortedUpTo(n);
+    if (end < keys_.begin() + n && n < keys_.size()) end = SortedUpTo(keys_.size());
+    end = std::min(end, keys_.begin() + n);
+    std::fill(std::transform(keys_.begin(), end, rows, RowOf), rows + k_, -1);
+    std::fill(std::transform(keys_.begin(), end, scores, ScoreOf), scores + k_,
+              -std::numeric_limits<float>::infinity());
+  }
+
+ private:
+  using Keys = std::vector<uint64_t>;
+
+  void DropAllButBest() {
+    std::nth_element(keys_.begin(), keys_.begin() + (k_ - 1), keys_.end());
+    keys_.resize(k_);
+    worst_ = keys_.back();
+  }
+
+  // Sorts the n best keys to the front, and returns the end of the different ones among them.
+  Keys::iterator SortedUpTo(size_t n) {
+    if (n < keys_.size()) std::nth_element(keys_.begin(), keys_.begin() + n, keys_.end());
+    std::sort(keys_.begin(), keys_.begin() + n);
+    return std::unique(keys_.begin(), keys_.begin() + n);
+  }
+
+  const size_t k_;
+  const size_t n_held_;
+  uint64_t worst_ = ~uint64_t{0};  // nothing behind it is among the best
+  Keys keys_;
+};
+
+// Adds the rows that there are, among n numbers; any other number is none.
+FOR_EACH_PROCESSOR void AddRows(const Vectors& vectors, const float* query, const int64_t* rows,
+                                Py_ssize_t n, Best& best) {
   const auto exists = [&](int64_t row) { return row >= 0 && row < vectors.n; };
   for (Py_ssize_t i = 0; i < n; ++i) {
     if (i + kRowsAhead < n && exists(rows[i + kRowsAhead])) {
@@ -82,23 +138,44 @@ FOR_EACH_PROCESSOR void Score(const Vectors& vectors, const float* query, const 
       for (Py_ssize_t j = 0; j < vectors.dim; j += kFloatsInALine) __builtin_prefetch(ahead + j);
     }
     if (exists(rows[i])) {
-      const float score = InnerProduct(vectors.row(rows[i]), query, vectors.dim);
-      keys.push_back(Key(score, static_cast<uint32_t>(rows[i])));
+      best.Add(Key(InnerProduct(vectors.row(rows[i]), query, vectors.dim), rows[i]));
     }
   }
 }
 
-// Leaves the best k keys, in order, repeated ones counted once.
-void KeepBest(std::vector<uint64_t>& keys, size_t k) {
-  const auto sorted_up_to = [&](size_t n) {
-    if (n < keys.size()) std::nth_element(keys.begin(), keys.begin() + n, keys.end());
-    std::sort(keys.begin(), keys.begin() + n);
-    return std::unique(keys.begin(), keys.begin() + n);
-  };
-  const size_t n = std::min(k, keys.size());
-  auto end = sorted_up_to(n);
-  if (end < keys.begin() + n && n < keys.size()) end = sorted_up_to(keys.size());
-  keys.resize(std::min<size_t>(k, end - keys.begin()));
+// Adds the rows from `start` to `end`, or the eligible ones of them.
+FOR_EACH_PROCESSOR void AddRange(const Vectors& vectors, const float* query, Py_ssize_t start,
+                                 Py_ssize_t end, const uint8_t* eligible, Best& best) {
+  for (Py_ssize_t row = start; row < end; ++row) {
+    const uint64_t key = Key(InnerProduct(vectors.row(row), query, vectors.dim), row);
+    if (eligible == nullptr || eligible[row]) best.Add(key);
+  }
+}
+
+// Adds all eligible rows, part by part: few of many are gathered, most are read in passing.
+void AddEligible(const Vectors& vectors, const float* query, const uint8_t* eligible, Best& best) {
+  int64_t rows[kRowsInAPart];
+  for (Py_ssize_t start = 0, end = 0; start < vectors.n; start = end) {
+    Py_ssize_t n = 0;
+    while (end < vectors.n && n + 8 <= kRowsInAPart) {
+      uint64_t eight = 1;
+      if (end + 8 <= vectors.n) std::memcpy(&eight, eligible + end, 8);
+      const Py_ssize_t next = std::min<Py_ssize_t>(end + 8, vectors.n);
+      if (eight == 0) {
+        end = next;
+      } else {
+        for (; end < next; ++end) {
+          rows[n] = end;
+          n += eligible[end] != 0;
+        }
+      }
+    }
+    if (end - start < kDense * n) {
+      AddRange(vectors, query, start, end, eligible, best);
+    } else {
+      AddRows(vectors, query, rows, n, best);
+    }
+  }
 }
 
 // The memory of a NumPy array, lent for as long as this lives.
@@ -111,79 +188,69 @@ class Array {
     if (is_lent_) PyBuffer_Release(&view_);
   }
 
-  // Whether it has two dimensions, and lines of so many items of so many bytes.
-  bool Is(Py_ssize_t width, size_t itemsize) const {
-    return is_lent_ && view_.ndim == 2 && view_.shape[1] == width &&
-           static_cast<size_t>(view_.itemsize) == itemsize;
+  // Whether it has so many dimensions, and items of so many bytes.
+  bool Is(int ndim, size_t itemsize) const {
+    return is_lent_ && view_.ndim == ndim && static_cast<size_t>(view_.itemsize) == itemsize;
   }
-  Py_ssize_t n() const { return is_lent_ && view_.ndim == 2 ? view_.shape[0] : -1; }
-  Py_ssize_t width() const { return is_lent_ && view_.ndim == 2 ? view_.shape[1] : -1; }
+  Py_ssize_t n() const { return view_.shape[0]; }
+  Py_ssize_t width() const { return view_.shape[1]; }
 
   template <typename T>
   T* line(Py_ssize_t i) const {
     return static_cast<T*>(view_.buf) + i * width();
   }
+  const uint8_t* bytes() const { return static_cast<const uint8_t*>(view_.buf); }
 
  private:
   Py_buffer view_;
   const bool is_lent_;
 };
 
-void RescoreAll(const Array& embeddings, const Array& queries, const Array& rows,
-                const Array& best_rows, const Array& best_scores) {
-  const Vectors vectors = {embeddings.line<float>(0), embeddings.n(), embeddings.width()};
-  std::vector<uint64_t> keys;
-  keys.reserve(rows.width());
-  for (Py_ssize_t i = 0; i < queries.n(); ++i) {
-    keys.clear();
-    Score(vectors, queries.line<float>(i), rows.line<int64_t>(i), rows.width(), keys);
-    KeepBest(keys, best_rows.width());
-    int64_t* const row = best_rows.line<int64_t>(i);
-    float* const score = best_scores.line<float>(i);
-    std::transform(keys.begin(), keys.end(), row, RowOf);
-    std::transform(keys.begin(), keys.end(), score, ScoreOf);
-    std::fill(row + keys.size(), best_rows.line<int64_t>(i + 1), -1);
-    std::fill(score + keys.size(), best_scores.line<float>(i + 1),
-              -std::numeric_limits<float>::infinity());
+// Embeddings, queries, and where the answers go.
+struct Task {
+  explicit Task(PyObject* const* arguments)
+      : embeddings(arguments[0], PyBUF_ND),
+        queries(arguments[1], PyBUF_ND),
+        best_rows(arguments[2], PyBUF_ND | PyBUF_WRITABLE),
+        best_scores(arguments[3], PyBUF_ND | PyBUF_WRITABLE) {}
+
+  bool Fits() const {
+    return embeddings.Is(2, sizeof(float)) && queries.Is(2, sizeof(float)) &&
+           best_rows.Is(2, sizeof(int64_t)) && best_scores.Is(2, sizeof(float)) &&
+           queries.width() == embeddings.width() && best_rows.n() == queries.n() &&
+           best_scores.n() == queries.n() && best_rows.width() == best_scores.width() &&
+           best_rows.width() > 0;
   }
+  Vectors vectors() const {
+    return {embeddings.line<float>(0), embeddings.n(), embeddings.width()};
+  }
+  size_t k() const { return best_rows.width(); }
+
+  // Answers each query with the best of the rows that `add` adds for it.
+  template <typename AddTo>
+  void Answer(Best& best, AddTo add) const {
+    for (Py_ssize_t i = 0; i < queries.n(); ++i) {
+      best.Clear();
+      add(queries.line<float>(i), i, best);
+      best.Write(best_rows.line<int64_t>(i), best_scores.line<float>(i));
+    }
+  }
+
+  const Array embeddings, queries, best_rows, best_scores;
+};
+
+PyObject* DoNotFit() {
+  if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the arrays do not fit one another");
+  return nullptr;
 }
 
-constexpr char kRescoreDoc[] =
-    "Score the rows proposed for each query, and write the best of them, best first.\n\n"
-    "All arrays are two-dimensional and in C order. Other threads run while it takes long.\n\n"
-    "Args:\n"
-    "    embeddings: (n_candidates, dim) float32.\n"
-    "    queries: (n_queries, dim) float32.\n"
-    "    rows: (n_queries, n) int64; what is no row of the embeddings is left out.\n"
-    "    best_rows: (n_queries, k) int64, written: each row once, -1 where there are no more.\n"
-    "    best_scores: (n_queries, k) float32, written: -inf where there are no more.\n\n"
-    "Raises:\n"
-    "    ValueError: if the arrays do not fit one another.\n";
-
-PyObject* Rescore(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
-  if (n_arguments != 5) {
-    PyErr_Format(PyExc_TypeError, "rescore takes 5 arguments, not %zd", n_arguments);
-    return nullptr;
-  }
-  const Array embeddings(arguments[0], PyBUF_ND);
-  const Array queries(arguments[1], PyBUF_ND);
-  const Array rows(arguments[2], PyBUF_ND);
-  const Array best_rows(arguments[3], PyBUF_ND | PyBUF_WRITABLE);
-  const Array best_scores(arguments[4], PyBUF_ND | PyBUF_WRITABLE);
-  if (PyErr_Occurred()) return nullptr;
-  const Py_ssize_t n = queries.n(), dim = embeddings.width(), k = best_rows.width();
-  if (!embeddings.Is(dim, sizeof(float)) || !queries.Is(dim, sizeof(float)) ||
-      !rows.Is(rows.width(), sizeof(int64_t)) || !best_rows.Is(k, sizeof(int64_t)) ||
-      !best_scores.Is(k, sizeof(float)) || rows.n() != n || best_rows.n() != n ||
-      best_scores.n() != n) {
-    PyErr_SetString(PyExc_ValueError, "the arrays do not fit one another");
-    return nullptr;
-  }
-  const bool is_long = n * rows.width() * dim > kLockedFloats;
+// Does what may take long or want memory; other threads run while it takes long.
+template <typename Work>
+PyObject* Done(bool is_long, Work work) {
   PyThreadState* const state = is_long ? PyEval_SaveThread() : nullptr;
   bool has_memory = true;
   try {
-    RescoreAll(embeddings, queries, rows, best_rows, best_scores);
+    work();
   } catch (const std::bad_alloc&) {
     has_memory = false;
   }
@@ -192,15 +259,87 @@ PyObject* Rescore(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments)
   Py_RETURN_NONE;
 }
 
+bool Expect(Py_ssize_t found, const char* function) {
+  if (found == 5) return true;
+  PyErr_Format(PyExc_TypeError, "%s takes 5 arguments, not %zd", function, found);
+  return false;
+}
+
+PyObject* Rescore(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
+  if (!Expect(n_arguments, "rescore")) return nullptr;
+  const Task task(arguments);
+  const Array rows(arguments[4], PyBUF_ND);
+  if (!task.Fits() || !rows.Is(2, sizeof(int64_t)) || rows.n() != task.queries.n()) {
+    return DoNotFit();
+  }
+  const Vectors vectors = task.vectors();
+  return Done(rows.n() * rows.width() * vectors.dim > kLockedFloats, [&] {
+    Best best(task.k(), rows.width());
+    task.Answer(best, [&](const float* query, Py_ssize_t i, Best& found) {
+      AddRows(vectors, query, rows.line<int64_t>(i), rows.width(), found);
+    });
+  });
+}
+
+PyObject* Scan(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
+  if (!Expect(n_arguments, "scan")) return nullptr;
+  const Task task(arguments);
+  const Array eligible(arguments[4], PyBUF_ND);
+  if (!task.Fits() || !eligible.Is(1, sizeof(uint8_t)) ||
+      (eligible.n() != 0 && eligible.n() != task.embeddings.n())) {
+    return DoNotFit();
+  }
+  const Vectors vectors = task.vectors();
+  return Done(task.queries.n() * vectors.n * vectors.dim > kLockedFloats, [&] {
+    Best best(task.k(), 2 * task.k() + kRowsInAPart);
+    task.Answer(best, [&](const float* query, Py_ssize_t, Best& found) {
+      if (eligible.n() == 0) {
+        AddRange(vectors, query, 0, vectors.n, nullptr, found);
+      } else {
+        AddEligible(vectors, query, eligible.bytes(), found);
+      }
+    });
+  });
+}
+
+constexpr char kRescoreDoc[] =
+    "Score the rows proposed for each query, and write the best of them, best first.\n\n"
+    "All arrays are in C order. Other threads run while it takes long.\n\n"
+    "Args:\n"
+    "    embeddings: (n_candidates, dim) float32.\n"
+    "    queries: (n_queries, dim) float32.\n"
+    "    best_rows: (n_queries, k) int64, written: each row once, -1 where there are no more.\n"
+    "    best_scores: (n_queries, k) float32, written: -inf where there are no more.\n"
+    "    rows: (n_queries, n) int64; what is no row of the embeddings is left out.\n\n"
+    "Raises:\n"
+    "    ValueError: if the arrays do not fit one another.\n";
+
+constexpr char kScanDoc[] =
+    "Score all rows, or the eligible ones, for each query, and write the best, best first.\n\n"
+    "All arrays are in C order. Other threads run while it takes long.\n\n"
+    "Args:\n"
+    "    embeddings: (n_candidates, dim) float32.\n"
+    "    queries: (n_queries, dim) float32.\n"
+    "    best_rows: (n_queries, k) int64, written: -1 where there are no more.\n"
+    "    best_scores: (n_queries, k) float32, written: -inf where there are no more.\n"
+    "    eligible: (n_candidates,) bool; empty if all are.\n\n"
+    "Raises:\n"
+    "    ValueError: if the arrays do not fit one another.\n";
+
+template <typename Function>
+PyCFunction AsMethod(Function function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
 PyMethodDef methods[] = {
-    {"rescore", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(Rescore)), METH_FASTCALL,
-     kRescoreDoc},
+    {"rescore", AsMethod(Rescore), METH_FASTCALL, kRescoreDoc},
+    {"scan", AsMethod(Scan), METH_FASTCALL, kScanDoc},
     {nullptr, nullptr, 0, nullptr},
 };
 
 PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_exact", "The inner loop of exact.py.", 0, methods,
-    nullptr,               nullptr,  nullptr,                       nullptr,
+    PyModuleDef_HEAD_INIT, "_exact", "The inner loops of exact.py.", 0, methods,
+    nullptr,               nullptr,  nullptr,                        nullptr,
 };
 
 }  // namespace

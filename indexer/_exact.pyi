@@ -5,8 +5,16 @@ import numpy as np
 def rescore(
     embeddings: np.ndarray,
     queries: np.ndarray,
-    rows: np.ndarray,
     best_rows: np.ndarray,
     best_scores: np.ndarray,
+    rows: np.ndarray,
+    /,
+) -> None: ...
+def scan(
+    embeddings: np.ndarray,
+    queries: np.ndarray,
+    best_rows: np.ndarray,
+    best_scores: np.ndarray,
+    eligible: np.ndarray,
     /,
 ) -> None: ...

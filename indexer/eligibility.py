@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 
@@ -108,15 +107,10 @@ class EligibleSearch:
             unanswered, n_hidden = unanswered[~is_answer], n_hidden[~is_answer]
             n_fetched = max(2 * n_fetched, self._depth(n_hidden.min(initial=self._n_candidates)))
         if len(unanswered):
-            found = self._exact.search(queries[unanswered], self._k, self._rows)
+            found = self._exact.search(queries[unanswered], self._k, self._eligible)
             found = replace(found, method=SearchMethod.MASKED_SCAN)
             neighbors = _fill(neighbors, unanswered, found)
         return neighbors
-
-    @cached_property
-    def _rows(self) -> np.ndarray | None:
-        """(n_eligible,) int64; None if all are eligible."""
-        return None if self._eligible is None else np.flatnonzero(self._eligible)
 
     @property
     def _share(self) -> float:

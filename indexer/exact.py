@@ -1,15 +1,16 @@
 """Exact inner products and their order: every score that leaves an index is computed here.
 
 There is one kernel, compiled (``_exact.cpp``): one inner product per pair of a query and a row,
-whose bits do not depend on what else is scored with it. A matrix product is several times faster
-over a whole corpus, but its rounding depends on the shapes; so it only proposes the rows that can
-be among the best, within a bound on its rounding error, and the kernel decides.
+whose bits do not depend on what else is scored with it. For many queries at once a matrix product
+is faster, but its rounding depends on the shapes; so it only proposes the rows that can be among
+the best, within a bound on its rounding error, and the kernel decides.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -24,12 +25,18 @@ except ImportError as error:
         f"(in a checkout: make setup): {error}"
     ) from error
 
+_FEW_QUERIES = 8  # up to so many are scanned for one by one: a matrix product is slower; measured
 _GATHERED_FLOATS = 1 << 16  # 256 KiB of gathered vectors stay in the second-level cache
 _SCORED_FLOATS = 1 << 24  # scores held at once while a batch scans the corpus: 64 MiB
 _SCORE_ALL_ABOVE = 0.25  # share of the rows from which scoring all beats gathering those rows
 _GROUPS_PER_RESULT = 4  # groups of rows whose maxima bound the k-th best score from below...
 _MIN_GROUPS = 256  # ... but enough for NumPy to reduce them at full speed...
 _MIN_GROUP_SIZE = 8  # ... and large enough to be worth it
+
+_ALL = np.empty(0, dtype=bool)  # the mask of a scan that has none
+
+Kernel = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
+"""(embeddings, queries, best rows, best scores, what to look at) -> nothing; writes the best."""
 
 
 class SearchMethod(StrEnum):
@@ -79,15 +86,19 @@ class ExactScorer:
         """The largest Euclidean norm of a candidate."""
         return float(np.sqrt(squared_norms(self.embeddings).max(initial=0.0)))
 
-    def search(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> Neighbors:
-        """Return the exact top k of each query among all candidates, or among ``rows``.
+    def search(self, queries: np.ndarray, k: int, eligible: np.ndarray | None = None) -> Neighbors:
+        """Return the exact top k of each query among all candidates, or among the eligible.
 
         Args:
             queries: (n_queries, dim) float32.
             k: candidates wanted per query.
-            rows: (n,) int64, unique; the only rows to look at.
+            eligible: (n_candidates,) bool; None for all.
         """
-        return self.rescore(queries, self.shortlist(queries, k, rows), k)
+        if len(queries) > _FEW_QUERIES:
+            rows = None if eligible is None else np.flatnonzero(eligible)
+            return self.rescore(queries, self._shortlist(queries, k, rows), k)
+        mask = _ALL if eligible is None else np.ascontiguousarray(eligible)
+        return self._answered(_exact.scan, queries, k, mask)
 
     def rescore(self, queries: np.ndarray, rows: np.ndarray, k: int) -> Neighbors:
         """Return the best k of the rows proposed for each query, repeated ones counted once.
@@ -97,24 +108,24 @@ class ExactScorer:
             rows: (n_queries, n) integers, -1 where there is none.
             k: candidates wanted per query.
         """
-        best_rows = np.empty((len(queries), k), dtype=np.int64)
-        best_scores = np.empty((len(queries), k), dtype=np.float32)
-        _exact.rescore(
-            self.embeddings,
-            np.ascontiguousarray(queries),
-            np.ascontiguousarray(rows, dtype=np.int64),
-            best_rows,
-            best_scores,
-        )
-        return Neighbors(best_rows, best_scores)
+        return self._answered(_exact.rescore, queries, k, np.ascontiguousarray(rows, np.int64))
 
-    def shortlist(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> np.ndarray:
+    def _answered(
+        self, kernel: Kernel, queries: np.ndarray, k: int, among: np.ndarray
+    ) -> Neighbors:
+        """Return what a kernel finds among what it is to look at."""
+        rows = np.empty((len(queries), k), dtype=np.int64)
+        scores = np.empty((len(queries), k), dtype=np.float32)
+        kernel(self.embeddings, np.ascontiguousarray(queries), rows, scores, among)
+        return Neighbors(rows, scores)
+
+    def _shortlist(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> np.ndarray:
         """Return rows that certainly hold the exact top k of each query, and few others.
 
         Args:
             queries: (n_queries, dim) float32.
             k: candidates wanted per query.
-            rows: (n,) int64, unique; the only rows to look at.
+            rows: (n,) int64, unique; the only rows to look at; None for all.
 
         Returns:
             (n_queries, width) int64, -1 where a query has fewer than the others.
@@ -134,9 +145,10 @@ class ExactScorer:
     def _products(self, queries: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
         """Return the inner products (n_queries, n) with all rows or with some, fast."""
         if rows is None:
-            return _products(queries, self.embeddings)
+            everything: np.ndarray = queries @ self.embeddings.T
+            return everything
         if len(rows) > _SCORE_ALL_ABOVE * len(self.embeddings):
-            return np.take(_products(queries, self.embeddings), rows, axis=1)
+            return np.take(queries @ self.embeddings.T, rows, axis=1)
         products = np.empty((len(queries), len(rows)), dtype=np.float32)
         step = max(1, _GATHERED_FLOATS // queries.shape[1])
         vectors = np.empty((min(step, len(rows)), queries.shape[1]), dtype=np.float32)
@@ -144,7 +156,7 @@ class ExactScorer:
             part = rows[start : start + step]
             gathered = vectors[: len(part)]
             self.embeddings.take(part, axis=0, mode="clip", out=gathered)
-            products[:, start : start + step] = _products(queries, gathered)
+            products[:, start : start + step] = queries @ gathered.T
         return products
 
     @cached_property
@@ -178,12 +190,6 @@ def squared_norms(vectors: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         norms: np.ndarray = np.vecdot(vectors, vectors)
     return norms
-
-
-def _products(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Return the (n_queries, n) inner products, as fast as one and as many queries allow."""
-    products: np.ndarray = vectors @ queries[0] if len(queries) == 1 else queries @ vectors.T
-    return products.reshape(len(queries), len(vectors))
 
 
 def _near_top(scores: np.ndarray, k: int, slack: float) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from indexer.backends.base import BuildParams, LocalIndex, SearchParams
+from indexer.exact import Neighbors
 
 
 class BruteForceBuildParams(BuildParams):
@@ -19,7 +20,7 @@ class BruteForceSearchParams(SearchParams):
 
 
 class BruteForceIndex(LocalIndex[BruteForceBuildParams, BruteForceSearchParams]):
-    """Scores every candidate by a matrix product."""
+    """Scores every candidate."""
 
     name: ClassVar[str] = "brute_force"
     is_exact: ClassVar[bool] = True
@@ -61,5 +62,8 @@ class BruteForceIndex(LocalIndex[BruteForceBuildParams, BruteForceSearchParams])
         """Open nothing."""
 
     def _search(self, queries: np.ndarray, k: int, params: BruteForceSearchParams) -> np.ndarray:
+        return self._search_all(queries, k, params).rows
+
+    def _search_all(self, queries: np.ndarray, k: int, params: BruteForceSearchParams) -> Neighbors:
         del params
-        return self._exact.shortlist(queries, k)
+        return self._exact.search(queries, k)

@@ -230,7 +230,7 @@ class MilvusIndex(LocalIndex[MilvusBuildParams, MilvusSearchParams]):
     ) -> np.ndarray:
         k = min(k, self.n_candidates)
         if self._is_made_here(k, params):
-            return self._exact.shortlist(queries, k)
+            return self._exact.search(queries, k).rows
         effort = {} if params.ef is None else {"ef": max(params.ef, k)}
         return self._collection.search(with_added_zero(queries), k, effort, expression)
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from indexer import _exact
-from indexer.exact import ExactScorer, squared_norms
+from indexer.exact import ExactScorer, Kernel, squared_norms
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
 
@@ -17,7 +17,7 @@ def scorers_and_queries(draw: st.DrawFn) -> tuple[ExactScorer, np.ndarray]:
         hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.just(dim)), elements=FLOATS)
     )
     queries = draw(
-        hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.just(dim)), elements=FLOATS)
+        hnp.arrays(np.float32, st.tuples(st.integers(1, 11), st.just(dim)), elements=FLOATS)
     )
     return ExactScorer(embeddings), queries
 
@@ -56,7 +56,7 @@ def test_search_among_some_rows(
 ) -> None:
     scorer, queries = case
     eligible = data.draw(hnp.arrays(np.bool_, len(scorer.embeddings)))
-    found = scorer.search(queries, k, np.flatnonzero(eligible))
+    found = scorer.search(queries, k, eligible)
     for query, rows in zip(queries, found.rows, strict=True):
         order, _ = kernel_order(scorer, query)
         assert order[eligible[order]][:k].tolist() == rows[rows >= 0].tolist()
@@ -65,7 +65,7 @@ def test_search_among_some_rows(
 def test_the_best_of_a_large_corpus_in_batches() -> None:
     rng = np.random.default_rng(0)
     scorer = ExactScorer(rng.standard_normal((50_000, 8), dtype=np.float32))
-    queries = rng.standard_normal((3, 8), dtype=np.float32)
+    queries = rng.standard_normal((12, 8), dtype=np.float32)
     found = scorer.search(queries, 10)
     for query, rows in zip(queries, found.rows, strict=True):
         assert kernel_order(scorer, query)[0][:10].tolist() == rows.tolist()
@@ -90,31 +90,67 @@ def test_what_is_no_row_is_left_out(row: int) -> None:
     assert [[2, -1]] == found.rows.tolist()
 
 
+TASK = [
+    np.zeros((2, 4), np.float32),
+    np.zeros((1, 4), np.float32),
+    np.zeros((1, 2), np.int64),
+    np.zeros((1, 2), np.float32),
+]
+ROWS, ELIGIBLE = np.zeros((1, 5), np.int64), np.ones(2, np.bool_)
+
+
+@pytest.mark.parametrize(("kernel", "among"), [(_exact.rescore, ROWS), (_exact.scan, ELIGIBLE)])
 @pytest.mark.parametrize(
-    "changed",
+    ("place", "array"),
     [
-        {0: np.zeros((2, 3), np.float32)},
-        {0: np.zeros(4, np.float32)},
-        {1: np.zeros((1, 4), np.float64)},
-        {2: np.zeros((1, 5), np.int32)},
-        {2: np.zeros((2, 5), np.int64)},
-        {3: np.zeros((2, 2), np.int64)},
-        {4: np.zeros((1, 3), np.float32)},
+        (0, np.zeros((2, 3), np.float32)),
+        (0, np.zeros(4, np.float32)),
+        (1, np.zeros((1, 4), np.float64)),
+        (2, np.zeros((2, 2), np.int64)),
+        (2, np.zeros((1, 2), np.int32)),
+        (3, np.zeros((1, 3), np.float32)),
+        (4, np.zeros((2, 5), np.int64)),
+        (4, np.zeros((1, 5), np.int32)),
+        (4, np.ones(3, np.bool_)),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(changed: dict[int, np.ndarray]) -> None:
-    arrays = [
-        np.zeros((2, 4), np.float32),
-        np.zeros((1, 4), np.float32),
-        np.zeros((1, 5), np.int64),
-        np.zeros((1, 2), np.int64),
-        np.zeros((1, 2), np.float32),
-    ]
-    _exact.rescore(*arrays)
-    for i, array in changed.items():
-        arrays[i] = array
-    with pytest.raises(ValueError, match="fit"):
-        _exact.rescore(*arrays)
+def test_arrays_that_do_not_fit_are_refused(
+    kernel: Kernel, among: np.ndarray, place: int, array: np.ndarray
+) -> None:
+    arrays = [*TASK, among]
+    kernel(*arrays)
+    arrays[place] = array
+    with pytest.raises(ValueError, match="do not fit"):
+        kernel(*arrays)
+
+
+@pytest.mark.parametrize("kernel", [_exact.rescore, _exact.scan])
+def test_arrays_that_are_none_are_refused(kernel: Kernel) -> None:
+    with pytest.raises(TypeError, match="5 arguments, not 4"):
+        kernel(*TASK)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="bytes-like"):
+        kernel(*TASK, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="contiguous"):
+        kernel(*TASK[:1], np.zeros((4, 2), np.float32).T, *TASK[2:], ROWS)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 1.0])
+def test_a_scan_of_sparse_and_dense_masks(share: float) -> None:
+    rng = np.random.default_rng(3)
+    scorer = ExactScorer(rng.standard_normal((20_003, 5), dtype=np.float32))
+    queries = rng.standard_normal((9, 5), dtype=np.float32)
+    eligible = rng.random(20_003) < share
+    eligible[-2:] = share > 0
+    together = scorer.search(queries, 30, eligible)
+    for i, query in enumerate(queries):
+        order, scores = kernel_order(scorer, query)
+        best = np.flatnonzero(eligible[order])[:30]
+        alone = scorer.search(query[None], 30, eligible)
+        assert order[best].tolist() == alone.rows[0, : len(best)].tolist()
+        assert scores[best].tobytes() == alone.scores[0, : len(best)].tobytes()
+        assert [-1] * (30 - len(best)) == alone.rows[0, len(best) :].tolist()
+        assert together.rows[i].tolist() == alone.rows[0].tolist()
+        assert together.scores[i].tobytes() == alone.scores[0].tobytes()
 
 
 def test_repeated_and_missing_proposals() -> None:

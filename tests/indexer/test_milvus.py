@@ -227,7 +227,7 @@ class TestSearching:
         titles = tuple(f"Title {row}" for row in range(0, 2000, 4))
         eligible = np.zeros(2000, dtype=bool)
         eligible[::4] = True
-        excluded = graph._exact.search(graph.embeddings[:1], 1, np.flatnonzero(eligible)).rows[0]
+        excluded = graph._exact.search(graph.embeddings[:1], 1, eligible).rows[0]
         eligible[excluded] = False
         monkeypatch.setattr(
             graph._exact, "search", lambda *_: pytest.fail("it was scanned"), raising=True
@@ -243,7 +243,7 @@ class TestSearching:
         assert eligible[found.rows[0]].all()
         assert found.method is SearchMethod.INDEX
         monkeypatch.undo()
-        exact = graph._exact.search(graph.embeddings[:1], 10, np.flatnonzero(eligible))
+        exact = graph._exact.search(graph.embeddings[:1], 10, eligible)
         assert len(np.intersect1d(exact.rows, found.rows)) >= 9
 
     def test_another_collection_is_refused(self, graph: MilvusIndex, tmp_path: Path) -> None:
