@@ -34,6 +34,7 @@ from server.versions import Served, Versions
 
 _log = structlog.get_logger(__name__)
 LOOK_SECONDS = 1.0  # between looks at what no event tells
+_LISTENING_SECONDS = 0.1  # the same, while nobody can connect
 
 OnReady = Callable[[str], None]
 
@@ -90,29 +91,22 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._warm: tuple[IndexVersion, ...] = ()
-        interceptors: list[grpc.aio.ServerInterceptor] = []
+        self._shares_port = shares_port
+        self._interceptors: list[grpc.aio.ServerInterceptor] = []
         self._tracer = None
         if settings.trace_endpoint is not None:
             tracing = _tracing()
             self._tracer = tracing.Tracer(settings.trace_endpoint, settings.trace_share)
-            interceptors.append(tracing.TraceInterceptor())
+            self._interceptors.append(tracing.TraceInterceptor())
         self.servicer = CandidateSearchServicer(served, settings, self._tracer)
         self._health = health.aio.HealthServicer()
         self._certificates = certificates(settings)
         self._tokens = Tokens(settings.token_file) if settings.token_file else None
         if self._tokens is not None:
-            interceptors.append(TokenInterceptor(self._tokens))
-        self._server = grpc.aio.server(
-            options=_options(settings, shares_port=shares_port), interceptors=interceptors
-        )
-        self._server.add_generic_rpc_handlers((self.servicer.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = [SERVICE_NAME, health.SERVICE_NAME]
-        if settings.admin and execute is not None:
-            self._server.add_generic_rpc_handlers((AdminServicer(execute).handler(),))
-            names.append(admin.SERVICE_NAME)
-        if settings.reflection:
-            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+            self._interceptors.append(TokenInterceptor(self._tokens))
+        self._admin = AdminServicer(execute) if settings.admin and execute is not None else None
+        self._server = self._new_server()
+        self._stopping: set[asyncio.Task[None]] = set()  # servers that listen no longer
 
     async def start(self, port: int) -> int:
         """Listen, warm up, and report SERVING.
@@ -128,6 +122,7 @@ class Worker:
         if self._settings.metrics_port is not None:
             self._listen_for_prometheus(self._settings.metrics_port)
         await self._server.start()
+        self._listening = asyncio.create_task(self._keep_listening(bound_port))
         await self.take_over(self.servicer.served)
         self.servicer.is_serving = True
         self._observing = asyncio.create_task(self._observe())
@@ -137,7 +132,8 @@ class Worker:
     async def stop(self) -> None:
         """Report NOT_SERVING, let calls in flight end, and close."""
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(self._settings.drain_seconds)
+        self._listening.cancel()
+        await asyncio.gather(self._server.stop(self._settings.drain_seconds), *self._stopping)
         self._observing.cancel()
         if self._tracer is not None:
             self._tracer.close()
@@ -150,6 +146,49 @@ class Worker:
                 version.warm_up()  # here, since what it warms is of this thread alone
         self._warm = served.versions()
         self.servicer.served = served
+
+    def _new_server(self) -> grpc.aio.Server:
+        """Return a server of all services, which does not listen yet."""
+        server = grpc.aio.server(
+            options=_options(self._settings, shares_port=self._shares_port),
+            interceptors=self._interceptors,
+        )
+        server.add_generic_rpc_handlers((self.servicer.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = [SERVICE_NAME, health.SERVICE_NAME]
+        if self._admin is not None:
+            server.add_generic_rpc_handlers((self._admin.handler(),))
+            names.append(admin.SERVICE_NAME)
+        if self._settings.reflection:
+            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+        return server
+
+    async def _keep_listening(self, port: int) -> None:
+        """Listen anew whenever gRPC stops by itself.
+
+        It does when a caller names a method in bytes that are no text (grpcio 1.85). Calls that
+        were begun are answered.
+        """
+        while True:
+            try:
+                await self._server.wait_for_termination(_LISTENING_SECONDS)
+            except Exception as error:  # noqa: BLE001 - whatever it is, others want to be answered
+                _log.error("gRPC stopped, listening anew", reason=str(error))
+                stopping = asyncio.create_task(self._server.stop(self._settings.drain_seconds))
+                self._stopping.add(stopping)
+                stopping.add_done_callback(self._stopping.discard)
+                await self._listen_anew(port)
+
+    async def _listen_anew(self, port: int) -> None:
+        self._server = self._new_server()
+        while True:
+            try:
+                self._listen(port)
+                break
+            except PortTakenError as error:
+                _log.error("not listening, trying again", reason=str(error))
+                await asyncio.sleep(LOOK_SECONDS)
+        await self._server.start()
 
     def _listen(self, port: int) -> int:
         where = address(self._settings.host, port)

@@ -1,8 +1,9 @@
 """Peers that do not speak gRPC, or too slowly, or too much: others go on, and they are closed."""
 
+import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -106,6 +107,39 @@ def test_headers_beyond_the_limit_are_refused(index: Path) -> None:
             stub.GetIndexInfo(pb.GetIndexInfoRequest(), metadata=(("x-long", "x" * 20_000),))
         assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert stub.GetIndexInfo(pb.GetIndexInfoRequest()).candidate_count > 0
+
+
+@pytest.mark.parametrize("n_workers", ["1", "2"])
+def test_methods_that_are_no_text_harm_nobody_for_long(index: Path, n_workers: str) -> None:
+    """gRPC for Python stops listening over one."""
+    fields = {
+        b":method": b"POST",
+        b":scheme": b"http",
+        b":path": b"/\xff",
+        b"content-type": b"application/grpc",
+        b"te": b"trailers",
+    }
+    with serving(index, "--workers", n_workers) as (process, address):
+        with SearchClient(address) as client:
+            for _ in range(3):
+                with connected(address, 4) as peers:
+                    for peer in peers:
+                        peer.sendall(PREFACE + SETTINGS + headers(fields))
+                    assert len(client.search(QUERY, timeout_seconds=10)) == 10
+        with SearchClient(address) as client:
+            assert len(client.search(QUERY)) == 10
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def headers(fields: Mapping[bytes, bytes]) -> bytes:
+    """Return the frame that begins a call with these headers, none of them compressed."""
+    block = b"".join(
+        b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+        for name, value in fields.items()
+    )
+    flags, stream = b"\4", b"\0\0\0\1"  # the headers end here
+    return len(block).to_bytes(3) + b"\1" + flags + stream + block
 
 
 @contextmanager
