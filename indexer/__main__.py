@@ -190,17 +190,22 @@ def prune(
     keep: Annotated[int, typer.Option(min=0, help="Newest versions to keep.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old versions, never the current one, and the collections of Milvus only they used.
+    """Remove old versions, and the collections of Milvus that only they used.
+
+    Never the current one, nor one that a server on this machine has open. Servers on others cannot
+    be seen: keep the versions that they may still answer from.
 
     Example: python -m indexer prune artifacts/indexes --keep 3
     """
     with _sentences_for_errors():
-        directories, dropped = prune_bundles(root, keep)
-        removed = [*map(str, directories), *dropped]
+        pruned, dropped = prune_bundles(root, keep)
+        removed, in_use = [*map(str, pruned.removed), *dropped], [*map(str, pruned.in_use)]
         if as_json:
-            _print_json({"removed": removed})
-        else:
-            Console().print("\n".join(["Removed:", *removed]) if removed else "Nothing to remove.")
+            _print_json({"removed": removed, "in_use": in_use})
+            return
+        lines = ["Removed:", *removed] if removed else ["Nothing to remove."]
+        lines += ["Kept, as they are in use:", *in_use] if in_use else []
+        Console().print("\n".join(lines), soft_wrap=True)
 
 
 @app.command("export-servable")

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from indexer.backends import BACKENDS, LocalIndex, SearchParams, Series
 from indexer.corpus import CANDIDATE_ID, Corpus, CorpusError
 from trainer.bundle import QUERY_ASSET_FILES, QueryAssets, TowerBundle
-from trainer.publish import BundleError, Manifest, read_manifest, resolve, verify_files
+from trainer.publish import BundleError, Manifest, hold, read_manifest, resolve, verify_files
 from trainer.vocabulary import Vocabulary
 
 CANDIDATES = "candidates.parquet"
@@ -109,7 +109,7 @@ class SearchChoice:
 
 
 class IndexBundle:
-    """A published index bundle.
+    """A published index bundle, which is not pruned on this machine while it is open.
 
     Args:
         directory: the version's directory.
@@ -119,6 +119,7 @@ class IndexBundle:
     def __init__(self, directory: Path, manifest: IndexManifest) -> None:
         self.directory = directory
         self.manifest = manifest
+        hold(directory, self)
         self._indexes: dict[str, LocalIndex[Any, Any]] = {}
 
     @classmethod

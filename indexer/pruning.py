@@ -8,15 +8,15 @@ from pathlib import Path
 from indexer.backends import IndexUnreachableError
 from indexer.backends.milvus import CollectionEntry, MilvusIndex
 from indexer.engines.milvus import MilvusSettings
+from trainer.publish import Pruned, versions
 from trainer.publish import prune as prune_versions
-from trainer.publish import versions
 
 
-def prune(root: Path, keep: int) -> tuple[list[Path], list[str]]:
-    """Remove all but the newest ``keep`` versions, and never the current one.
+def prune(root: Path, keep: int) -> tuple[Pruned, list[str]]:
+    """Remove all but the newest ``keep`` versions, and never the current one or one in use here.
 
     Returns:
-        The directories that were removed, and the names of the collections that were dropped.
+        What became of the versions, and the names of the collections that were dropped.
 
     Raises:
         BackendUnavailableError: if collections are to be dropped, and pymilvus is not installed.
@@ -24,7 +24,7 @@ def prune(root: Path, keep: int) -> tuple[list[Path], list[str]]:
         ValueError: if ``keep`` is negative.
     """
     before = _collections(versions(root))
-    removed = prune_versions(root, keep)
+    pruned = prune_versions(root, keep)
     orphans = {name: before[name] for name in before.keys() - _collections(versions(root)).keys()}
     for name, entry in sorted(orphans.items()):
         try:
@@ -34,7 +34,7 @@ def prune(root: Path, keep: int) -> tuple[list[Path], list[str]]:
                 f"the versions are removed, but collection {name} is still there; drop it by hand: "
                 f"{error}"
             ) from error
-    return removed, sorted(orphans)
+    return pruned, sorted(orphans)
 
 
 def _collections(directories: Iterable[Path]) -> dict[str, CollectionEntry]:

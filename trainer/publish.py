@@ -10,17 +10,19 @@ package that owns the bundle.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -225,11 +227,32 @@ def versions(root: Path) -> list[Path]:
     return sorted(p for p in found if not p.is_symlink() and (p / MANIFEST).is_file())
 
 
-def prune(root: Path, keep: int) -> list[Path]:
-    """Remove all but the newest ``keep`` versions, and never the current one.
+class Pruned(NamedTuple):
+    """What became of the versions that were not to be kept."""
 
-    Returns:
-        The directories that were removed.
+    removed: list[Path]
+    in_use: list[Path]
+    """Those that stay, as somebody on this machine holds them."""
+
+
+def hold(directory: Path, holder: object) -> None:
+    """Keep a version from being pruned on this machine for as long as an object lives.
+
+    The forks of this process hold it as well, until they end. Where a file system knows no locks,
+    nothing is held.
+
+    Args:
+        directory: the version.
+        holder: the object.
+    """
+    descriptor = os.open(directory / MANIFEST, os.O_RDONLY)
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    weakref.finalize(holder, os.close, descriptor)
+
+
+def prune(root: Path, keep: int) -> Pruned:
+    """Remove all but the newest ``keep`` versions, and never the current one or one that is held.
 
     Raises:
         ValueError: if ``keep`` is negative.
@@ -239,13 +262,28 @@ def prune(root: Path, keep: int) -> list[Path]:
     link = root / CURRENT
     current = link.readlink().name if link.is_symlink() else None
     older = versions(root)[:-keep] if keep else versions(root)
-    removed = [directory for directory in older if directory.name != current]
-    for directory in removed:
+    pruned = Pruned([], [])
+    for directory in older:
+        if directory.name == current:
+            continue
+        if _is_held(directory):
+            pruned.in_use.append(directory)
+            continue
         # Renamed first: a half-removed directory must not look like a bundle.
         doomed = root / f"{_STAGING}{os.getpid()}-{directory.name}"
         directory.rename(doomed)
         shutil.rmtree(doomed)
-    return removed
+        pruned.removed.append(directory)
+    return pruned
+
+
+def _is_held(directory: Path) -> bool:
+    with (directory / MANIFEST).open("r+b") as manifest:  # NFS locks only what can be written
+        try:
+            fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
+    return False
 
 
 def _list_files(directory: Path) -> list[str]:

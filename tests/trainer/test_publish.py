@@ -153,7 +153,7 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
 def test_prune_keeps_the_newest_and_the_current(tmp_path: Path) -> None:
     published = sorted(publish(tmp_path, str(i)) for i in range(4))
     current = resolve(tmp_path / CURRENT)
-    removed = prune(tmp_path, keep=1)
+    removed, _ = prune(tmp_path, keep=1)
     kept = {published[-1], current}
     assert set(removed) == set(published) - kept
     assert set(versions(tmp_path)) == kept
