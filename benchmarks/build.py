@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from rich import box
 from rich.table import Table
 
+from benchmarks.progress import OnStep
 from indexer.backends import BACKENDS, LocalIndex
 from indexer.backends.annoy import AnnoyBuildParams
 from indexer.backends.scann import ScannBuildParams
@@ -32,8 +33,6 @@ from trainer.publish import verify_files
 
 _OPTIONS = BuildOptions()
 _ROUNDS = 3  # of opening and hashing, of which the fastest counts: the first may read from disk
-
-OnStep = Callable[[str], None]
 
 
 class Built(BaseModel):

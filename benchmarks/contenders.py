@@ -17,13 +17,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from benchmarks.progress import OnStep
 from indexer.backends import BackendUnavailableError, LocalIndex, SearchParams
 from indexer.backends.scann import ScannIndex
 from indexer.bundle import IndexBundle
 
 RECALL_TARGETS = (0.90, 0.95, 0.99, 1.0)
 
-OnStep = Callable[[str], None]
 
 _SWEPT_PER_LADDER = 8
 _TOO_SLOW_MICROSECONDS = 100_000  # to be of interest, as an exhaustive search of a large index is

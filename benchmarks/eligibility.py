@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.progress import OnStep
 from indexer.bundle import IndexBundle
 from indexer.exact import ExactScorer, Neighbors
 from indexer.recall import recall_at_k
@@ -25,7 +26,6 @@ _K = 100
 _RECALL_TARGET = 0.95
 _MAX_QUERIES = 100
 
-OnStep = Callable[[str], None]
 MakeMask = Callable[[np.ndarray], np.ndarray]
 """A query (dim,) -> the eligible candidates (n_candidates,) bool."""
 

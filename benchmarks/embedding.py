@@ -22,7 +22,8 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.processes import cpu_seconds, descendants, peak_bytes, title
-from benchmarks.workloads import OnStep, enlarged_towers
+from benchmarks.progress import OnStep
+from benchmarks.workloads import enlarged_towers
 from indexer import embed
 from indexer.engines import ray_data
 from indexer.engines.ray_data import ShardEmbedder

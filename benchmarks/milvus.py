@@ -18,7 +18,8 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.load import put_load
-from benchmarks.serve import SEARCH_METHOD, OnStep, server_process
+from benchmarks.progress import OnStep
+from benchmarks.serve import SEARCH_METHOD, server_process
 from benchmarks.timing import time_calls
 from indexer.backends import SearchParams
 from indexer.backends.equal_norms import with_added_zero

@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contenders import Contender, Setting
+from benchmarks.progress import OnStep
 
 _EFFORTS = (10, 20, 40, 80, 160, 320, 640, 1280)
 _FEW_LISTS = (1, 2, 5)  # inverted lists that may be enough where vectors lie in clusters
 _GRAPH_LINKS = 16
 _BUILD_EFFORT = 200
-
-OnStep = Callable[[str], None]
 
 
 class PeersMissingError(Exception):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.progress import OnStep
 from benchmarks.search import BATCH_SIZE, MAX_QUERIES
 from benchmarks.timing import Latency, time_calls
 from benchmarks.workloads import synthetic_bundle
@@ -19,8 +20,6 @@ _K = 100
 _RECALL_TARGET = 0.95
 _BACKENDS = ("brute_force", "scann")
 _SECONDS = 0.5
-
-OnStep = Callable[[str], None]
 
 
 class ScalingPoint(BaseModel):

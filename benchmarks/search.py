@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.contenders import Contender, OwnBackend, Setting
+from benchmarks.progress import OnStep
 from benchmarks.timing import Latency, time_calls
 from indexer.backends import Neighbors, available_backends
 from indexer.bundle import EXHAUSTIVE, IndexBundle
@@ -27,8 +28,6 @@ MAX_QUERIES = 1000
 _SMALL_K, _LARGE_K = 10, 100
 _ENOUGH_RECALL = 0.9995  # where a sweep ends: more effort costs and brings nothing
 _RECALL_SECONDS, _MIN_RECALL_QUERIES = 10.0, 100  # slow searches count on fewer queries
-
-OnStep = Callable[[str], None]
 
 
 class SearchPoint(BaseModel):

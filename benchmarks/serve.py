@@ -25,6 +25,7 @@ from candidate_search.v1 import candidate_search_service_pb2 as pb
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.load import Load, put_load
+from benchmarks.progress import OnStep
 from indexer.backends import SearchParams
 from indexer.bundle import IndexBundle
 from server.client import (
@@ -51,8 +52,6 @@ _SERVICE = "/candidate_search.v1.CandidateSearchService"
 SEARCH_METHOD, _BATCH_METHOD = f"{_SERVICE}/SearchCandidates", f"{_SERVICE}/BatchSearchCandidates"
 _RAW_SEARCHES = 2_000
 _ROUNDS = 5  # of two servers in turn, where a difference of a few percent is to be seen
-
-OnStep = Callable[[str], None]
 
 
 class Scenario(BaseModel):

@@ -10,13 +10,13 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
+from benchmarks.progress import OnStep
 from benchmarks.workloads import generate_dataset
 from trainer.batches import training_batches
 from trainer.datasets import Dataset
@@ -26,8 +26,6 @@ from trainer.model_config import TowersConfig
 from trainer.optimizers import LazyAdam
 from trainer.towers import TwoTowers
 from trainer.tutorials import compiled, interactions
-
-OnStep = Callable[[str], None]
 
 TOWERS = "towers"
 TUTORIALS = "tutorials' model"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.progress import OnStep
 from indexer.build import BuildOptions, build_bundle
 from indexer.bundle import IndexBundle
 from indexer.corpus import CANDIDATE_ID, Corpus
@@ -27,8 +27,6 @@ _N_TRAINED = 20_000  # candidates of towers whose catalogue then grows
 _PART = 100_000  # candidates that are generated at once, of more than memory should hold
 _SPREAD = 0.5  # of a cluster, against the distance between clusters
 _NORM_DEVIATION = 0.3  # of the logarithm of the norms
-
-OnStep = Callable[[str], None]
 
 
 def generate_dataset(

@@ -22,6 +22,7 @@ from server.loading import load, with_page_token_key
 from server.serve import Worker
 from server.settings import Settings
 from server.versions import Served
+from tests.server.published import publish
 from trainer.vocabulary import Vocabulary
 
 TINY_TITLES = ["Alpha", "Beta", "Gamma", None, "Epsilon", "Alphabet"]
@@ -90,6 +91,15 @@ def vector_corpus() -> Corpus:
         }
     )
     return Corpus(ids, embeddings, candidates, np.arange(n, 0, -1, dtype=np.float32) % 50)
+
+
+@pytest.fixture(scope="module")
+def link(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two versions, of which the second is current."""
+    root = tmp_path_factory.mktemp("published")
+    publish(root, 1)
+    publish(root, 2)
+    return root / "current"
 
 
 @pytest.fixture(scope="session")

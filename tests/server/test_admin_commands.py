@@ -21,15 +21,7 @@ from server.commands import app
 from server.errors import InternalError
 from server.versions import VersionSummary
 from tests.server.processes import serving
-from tests.server.published import current, publish
-
-
-@pytest.fixture(scope="module")
-def link(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("published")
-    publish(root, 1)
-    publish(root, 2)
-    return root / "current"
+from tests.server.published import current
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from server.signals import Signals
 from server.supervisor import Lifeline
 from server.workers import Workers, _Process
 from tests.server.processes import parent_of_workers, serving, wait_for, workers
-from tests.server.published import current, publish
+from tests.server.published import current
 
 QUERIES = (Embedding([1.0] * 8), Like("c5"), Examples(["c1", "c2"], ["c3"]))
 
@@ -98,15 +98,6 @@ def test_a_second_server_is_refused(vector_index: Path, n_workers: str) -> None:
         assert second.returncode == 1
         assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in second.stderr
         assert "Traceback" not in second.stderr
-
-
-@pytest.fixture(scope="module")
-def link(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two versions, of which the second is current."""
-    root = tmp_path_factory.mktemp("published")
-    publish(root, 1)
-    publish(root, 2)
-    return root / "current"
 
 
 @pytest.mark.parametrize("n_free", [0, 4])  # for not even a trial; for one worker of the two

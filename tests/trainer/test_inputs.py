@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from tests.trainer.small import small_dataset
 from trainer.datasets import Dataset
 from trainer.errors import TrainingError
 from trainer.features import Features
@@ -19,21 +20,8 @@ CONFIG = TowersConfig(max_history_length=4)
 EVERYTHING = TowersConfig(query=("history", "user_id", "demographics", "time"))
 
 
-def dataset(
-    user_rows: list[int], candidate_rows: list[int], timestamps: list[int] | None
-) -> Dataset:
-    return Dataset(
-        name="small",
-        users=pa.table({"user_id": ["a", "b", "c"]}),
-        candidates=pa.table({"candidate_id": ["p", "q", "r", "s"]}),
-        user_rows=np.array(user_rows, dtype=np.int32),
-        candidate_rows=np.array(candidate_rows, dtype=np.int32),
-        timestamps=None if timestamps is None else np.array(timestamps, dtype=np.int64),
-    )
-
-
 def with_columns(**columns: list[object]) -> Dataset:
-    data = dataset([0, 1], [0, 1], None)
+    data = small_dataset([0, 1], [0, 1], None)
     candidates = data.candidates
     for name, values in columns.items():
         candidates = candidates.append_column(name, [values])
@@ -54,25 +42,25 @@ def as_lists(arrays: list[np.ndarray]) -> list[list[int]]:
 
 
 def test_histories_are_in_time_order_and_equal_times_in_row_order() -> None:
-    data = dataset([1, 0, 1, 1, 0], [3, 2, 1, 0, 3], [30, 20, 10, 30, 10])
+    data = small_dataset([1, 0, 1, 1, 0], [3, 2, 1, 0, 3], [30, 20, 10, 30, 10])
     assert as_lists(collect_histories(data, np.arange(5), 4)) == [[3, 2], [1, 3, 0], []]
 
 
 def test_histories_without_times_are_in_row_order_whatever_the_order_of_the_rows_asked_for() -> (
     None
 ):
-    data = dataset([1, 0, 1, 1, 0], [3, 2, 1, 0, 3], None)
+    data = small_dataset([1, 0, 1, 1, 0], [3, 2, 1, 0, 3], None)
     expected = [[2, 3], [3, 1, 0], []]
     assert expected == as_lists(collect_histories(data, np.array([4, 2, 0, 3, 1]), 4))
 
 
 def test_of_a_long_history_the_newest_stay() -> None:
-    data = dataset([0, 0, 0], [0, 1, 2], [1, 2, 3])
+    data = small_dataset([0, 0, 0], [0, 1, 2], [1, 2, 3])
     assert as_lists(collect_histories(data, np.arange(3), 2)) == [[1, 2], [], []]
 
 
 def test_only_the_rows_asked_for_count() -> None:
-    data = dataset([0, 0, 1], [0, 1, 2], [1, 2, 3])
+    data = small_dataset([0, 0, 1], [0, 1, 2], [1, 2, 3])
     assert as_lists(collect_histories(data, np.array([1, 2]), 4)) == [[1], [2], []]
 
 
@@ -119,7 +107,7 @@ def test_content_without_ids_is_all_there_is_of_a_candidate() -> None:
 
 def test_a_query_is_read_by_the_switches_that_are_on() -> None:
     data = with_users(
-        dataset([0, 1], [0, 1], [5, 7]), job=["baker", "baker", "pilot"], age=[30, 40, 50]
+        small_dataset([0, 1], [0, 1], [5, 7]), job=["baker", "baker", "pilot"], age=[30, 40, 50]
     )
     assert ["history"] == [feature.name for feature in described(data, CONFIG)[0].query]
     features, vocabularies = described(data, EVERYTHING)
@@ -133,7 +121,7 @@ def test_a_query_is_read_by_the_switches_that_are_on() -> None:
 
 
 def test_the_time_of_a_query_is_that_of_the_last_interaction_of_the_train_rows() -> None:
-    data = dataset([0, 0, 0, 1], [0, 1, 2, 3], [50, 10, 90, 70])
+    data = small_dataset([0, 0, 0, 1], [0, 1, 2, 3], [50, 10, 90, 70])
     users = describe_users(data, np.array([0, 1, 3]), TowersConfig(query=("time",)))
     assert [50, 70, None] == users["time"].to_pylist()
 
@@ -141,19 +129,22 @@ def test_the_time_of_a_query_is_that_of_the_last_interaction_of_the_train_rows()
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (dataset([0], [0], [1]), "nothing is known of the users of small: give --users FILE"),
-        (with_users(dataset([0], [0], None), age=[1, 2, 3]), "small has no timestamps"),
+        (small_dataset([0], [0], [1]), "nothing is known of the users of small: give --users FILE"),
+        (with_users(small_dataset([0], [0], None), age=[1, 2, 3]), "small has no timestamps"),
         (
-            with_users(dataset([0], [0], [1]), description=["x"] * 3),
+            with_users(small_dataset([0], [0], [1]), description=["x"] * 3),
             "'description' has the name of the query's description: rename it",
         ),
-        (with_users(dataset([0], [0], [1]), time=[1, 2, 3]), "'time' has the name of the query's"),
         (
-            with_users(dataset([0], [0], [1]), history=[1, 2, 3]),
+            with_users(small_dataset([0], [0], [1]), time=[1, 2, 3]),
+            "'time' has the name of the query's",
+        ),
+        (
+            with_users(small_dataset([0], [0], [1]), history=[1, 2, 3]),
             "'history' has the name of",
         ),
         (
-            with_users(dataset([0], [0], [1]), **{"my job": [1, 2, 3]}),
+            with_users(small_dataset([0], [0], [1]), **{"my job": [1, 2, 3]}),
             "users' column 'my job'",
         ),
     ],

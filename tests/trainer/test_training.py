@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.trainer.small import small_dataset
 from trainer import validation as validation_module
 from trainer.checkpoints import CheckpointError, directory_of
 from trainer.datasets import Dataset
@@ -21,19 +22,6 @@ from trainer.training import fit
 from trainer.validation import best_epoch
 
 SMALL = TowersConfig(dim=8, max_history_length=4, epochs=2, batch_size=2)
-
-
-def dataset(
-    user_rows: list[int], candidate_rows: list[int], timestamps: list[int] | None
-) -> Dataset:
-    return Dataset(
-        name="small",
-        users=pa.table({"user_id": ["a", "b", "c"]}),
-        candidates=pa.table({"candidate_id": ["p", "q", "r", "s"]}),
-        user_rows=np.array(user_rows, dtype=np.int32),
-        candidate_rows=np.array(candidate_rows, dtype=np.int32),
-        timestamps=None if timestamps is None else np.array(timestamps, dtype=np.int64),
-    )
 
 
 def two_tastes(n_users: int = 40) -> Dataset:
@@ -252,11 +240,11 @@ def test_a_loss_that_is_not_a_number_leaves_the_last_good_checkpoint(
 
 def test_nothing_to_learn_from_is_refused() -> None:
     with pytest.raises(TrainingError, match="no interaction to learn from"):
-        fit(dataset([0], [0], [1]), np.array([], dtype=np.int64), SMALL, seed=0)
+        fit(small_dataset([0], [0], [1]), np.array([], dtype=np.int64), SMALL, seed=0)
 
 
 def test_one_user_and_one_interaction_train() -> None:
-    towers = fit(dataset([0], [2], [1]), np.array([0]), SMALL, seed=0)
+    towers = fit(small_dataset([0], [2], [1]), np.array([0]), SMALL, seed=0)
     assert np.isfinite(towers.embed_queries(towers.histories)).all()
     assert np.isfinite(towers.embed_candidates()).all()
 
@@ -268,7 +256,7 @@ def test_a_loss_that_is_not_a_number_stops_training_and_says_how_to_mend_it() ->
 
 
 def with_columns(**columns: list[object]) -> Dataset:
-    data = dataset([0, 1], [0, 1], None)
+    data = small_dataset([0, 1], [0, 1], None)
     candidates = data.candidates
     for name, values in columns.items():
         candidates = candidates.append_column(name, [values])
