@@ -116,6 +116,7 @@ def test_methods_that_are_no_text_harm_nobody_for_long(index: Path, n_workers: s
         b":method": b"POST",
         b":scheme": b"http",
         b":path": b"/\xff",
+        b":authority": b"x",
         b"content-type": b"application/grpc",
         b"te": b"trailers",
     }
