@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from functools import cache
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import (
@@ -105,6 +106,8 @@ PEAK_MEMORY_BYTES = Gauge(
 class _SilentHandler(WSGIRequestHandler):
     """Logs nothing: scrapes are many and all alike."""
 
+    timeout = 5.0  # for the next byte; each connection takes a thread
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         """Drop the line."""
 
@@ -113,6 +116,12 @@ class _Server(ThreadingWSGIServer):
     """Answers Prometheus; workers share the port, as they share what they count."""
 
     allow_reuse_port = DIRECTORY_VARIABLE in os.environ
+    request_queue_size = 128  # or a few that stall would keep others from connecting
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Tell of what fails, but not of peers that hang up or stall."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class _IPv6Server(_Server):

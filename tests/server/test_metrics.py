@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,24 @@ def test_prometheus_may_come_by_ipv6() -> None:
     port = metrics.listen("::1", 0)
     with urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=10) as answer:
         assert b"candidate_search_calls_in_flight" in answer.read()
+
+
+def test_peers_that_stall_are_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metrics._SilentHandler, "timeout", 0.5)
+    port = metrics.listen("127.0.0.1", 0)
+    n_threads = threading.active_count()
+    peers = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
+    for number, peer in enumerate(peers):
+        peer.sendall(b"GET /metrics HTTP/1.1\r\nX:"[: number or None])
+    assert scrape(port)
+    for peer in peers:
+        peer.settimeout(10)
+        assert peer.recv(1) == b""
+        peer.close()
+    wait_for(lambda: threading.active_count() <= n_threads)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
