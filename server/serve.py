@@ -327,7 +327,7 @@ def _tracing() -> ModuleType:
 
 
 def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
-    options = [
+    return [
         # Without it a second server would take half of the connections without a word.
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -336,8 +336,8 @@ def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
         ("grpc.server_handshake_timeout_ms", settings.handshake_timeout_seconds * 1000),
         ("grpc.max_connection_idle_ms", settings.max_connection_idle_seconds * 1000),
+        # A connection stays on one worker, and with a call that stalls for ever: new ones are what
+        # spreads the load.
+        ("grpc.max_connection_age_ms", settings.max_connection_age_seconds * 1000),
+        ("grpc.max_connection_age_grace_ms", settings.connection_grace_seconds * 1000),
     ]
-    if shares_port:
-        # A connection stays on one worker: new ones are what spreads the load.
-        options.append(("grpc.max_connection_age_ms", settings.max_connection_age_seconds * 1000))
-    return options

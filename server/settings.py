@@ -118,7 +118,13 @@ class Settings(BaseSettings):
         default=300,
         ge=1,
         description="When a connection is closed for the client to make a new one, which may reach "
-        "another worker. Calls in flight end first. In force with several workers.",
+        "another worker. Calls in flight end first, if they do in time.",
+    )
+    connection_grace_seconds: int = Field(
+        default=300,
+        ge=1,
+        description="How long a call may go on after its connection has grown so old; one that "
+        "stalls is cut off then.",
     )
     max_connection_idle_seconds: int = Field(
         default=600, ge=1, description="When a connection without calls is closed."

@@ -3,7 +3,7 @@
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -112,20 +112,12 @@ def test_headers_beyond_the_limit_are_refused(index: Path) -> None:
 @pytest.mark.parametrize("n_workers", ["1", "2"])
 def test_methods_that_are_no_text_harm_nobody_for_long(index: Path, n_workers: str) -> None:
     """gRPC for Python stops listening over one."""
-    fields = {
-        b":method": b"POST",
-        b":scheme": b"http",
-        b":path": b"/\xff",
-        b":authority": b"x",
-        b"content-type": b"application/grpc",
-        b"te": b"trailers",
-    }
     with serving(index, "--workers", n_workers) as (process, address):
         with SearchClient(address) as client:
             for _ in range(3):
                 with connected(address, 4) as peers:
                     for peer in peers:
-                        peer.sendall(PREFACE + SETTINGS + headers(fields))
+                        peer.sendall(PREFACE + SETTINGS + headers(b"/\xff"))
                     assert len(client.search(QUERY, timeout_seconds=10)) == 10
         with SearchClient(address) as client:
             assert len(client.search(QUERY)) == 10
@@ -133,14 +125,49 @@ def test_methods_that_are_no_text_harm_nobody_for_long(index: Path, n_workers: s
         assert process.wait(30) == 0
 
 
-def headers(fields: Mapping[bytes, bytes]) -> bytes:
-    """Return the frame that begins a call with these headers, none of them compressed."""
+def test_calls_that_stall_are_cut_off(index: Path) -> None:
+    """Some never end to ask, others never take the answer."""
+    flags = ("--max-connection-age-seconds", "1", "--connection-grace-seconds", "1")
+    watch = PREFACE + SETTINGS + headers(b"/grpc.health.v1.Health/Watch")
+    half = PREFACE + SETTINGS + headers(b"/candidate_search.v1.CandidateSearchService/GetIndexInfo")
+    with serving(index, *flags) as (process, address), SearchClient(address) as client:
+        client.search(QUERY)
+        before = n_descriptors(process.pid)
+        with connected(address, 50) as peers:
+            for peer in peers[::2]:
+                peer.sendall(half + data(b"\0\0\0\1"))
+            for peer in peers[1::2]:
+                peer.sendall(watch + data(b"\0\0\0\0\0"))
+            assert all(is_closed_within(peer, seconds=10) for peer in peers)
+        wait_for(lambda: n_descriptors(process.pid) <= before + 2)
+        assert len(client.search(QUERY)) == 10
+
+
+def headers(path: bytes) -> bytes:
+    """Return the frame that begins a call of a method; none of its headers is compressed."""
+    fields = {
+        b":method": b"POST",
+        b":scheme": b"http",
+        b":path": path,
+        b":authority": b"x",
+        b"content-type": b"application/grpc",
+        b"te": b"trailers",
+    }
     block = b"".join(
         b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
         for name, value in fields.items()
     )
-    flags, stream = b"\4", b"\0\0\0\1"  # the headers end here
-    return len(block).to_bytes(3) + b"\1" + flags + stream + block
+    return frame(kind=1, flags=4, payload=block)  # the headers end here
+
+
+def data(payload: bytes) -> bytes:
+    """Return a frame of that call's body, after which there may be more."""
+    return frame(kind=0, flags=0, payload=payload)
+
+
+def frame(kind: int, flags: int, payload: bytes) -> bytes:
+    """Return a frame of the connection's first stream."""
+    return len(payload).to_bytes(3) + bytes([kind, flags]) + (1).to_bytes(4) + payload
 
 
 @contextmanager
