@@ -10,7 +10,7 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from server import health
+from server import commands, health
 from server.commands import app
 from server.settings import Settings
 
@@ -92,6 +92,27 @@ def test_health_is_asked_for_without_what_other_commands_need() -> None:
 def test_health_needs_an_authority_that_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
     assert 2 == health.main(["--authority", "nowhere.pem"])
     assert "error: cannot read nowhere.pem: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_faults_are_logged_without_the_values_of_variables(
+    log_format: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Among which are user ids and histories."""
+
+    def search(user_id: str) -> None:
+        raise ValueError("no " + user_id[:4])
+
+    commands._configure_logging(Settings(log_format=log_format))
+    secret = "user-4711"
+    try:
+        search(secret)
+    except ValueError as error:
+        structlog.get_logger().error("internal error", exc_info=error)
+    logged = capsys.readouterr().err
+    assert "no user" in logged
+    assert "in search" in logged or '"name": "search"' in logged
+    assert "user-4711" not in logged
 
 
 def test_mistakes_are_sentences() -> None:
