@@ -15,11 +15,12 @@ import grpc
 import structlog
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from server import admin, metrics
 from server.admin import AdminServicer
 from server.auth import TokenInterceptor, Tokens, check_exposure
+from server.foreign_services import ForeignServices
 from server.loading import IndexVersion
 from server.ports import (
     CHOOSE_ANOTHER_FOR_METRICS,
@@ -154,13 +155,15 @@ class Worker:
             interceptors=self._interceptors,
         )
         server.add_generic_rpc_handlers((self.servicer.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        foreign: Any = ForeignServices(server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, foreign)
         names = [SERVICE_NAME, health.SERVICE_NAME]
         if self._admin is not None:
             server.add_generic_rpc_handlers((self._admin.handler(),))
             names.append(admin.SERVICE_NAME)
         if self._settings.reflection:
-            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+            described = reflection.aio.ReflectionServicer((*names, reflection.SERVICE_NAME))
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(described, foreign)
         return server
 
     async def _keep_listening(self, port: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -253,6 +254,56 @@ def test_ten_thousand_damaged_requests_are_answered_or_refused(channel: grpc.Cha
         codes[outcome(channel, METHODS[rng.integers(len(METHODS))], bytes(body))] += 1
     print(dict(codes))  # noqa: T201
     assert codes.keys() <= REFUSALS | {grpc.StatusCode.OK}
+
+
+FOREIGN_METHODS = (
+    "grpc.health.v1.Health/Check",
+    "grpc.health.v1.Health/List",
+    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+)
+
+
+@pytest.fixture(scope="session")
+def reflecting_channel(start: Any, vector_index: Path) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(start(vector_index, reflection=True).address) as connected:
+        yield connected
+
+
+def foreign_outcome(channel: grpc.Channel, method: str, body: bytes) -> tuple[Any, str]:
+    """Return how a call of a library's method ends, and what it says of that."""
+    call: Any = channel.stream_stream(f"/{method}")
+    responses = call(iter([body]), timeout=10)
+    try:
+        list(responses)
+    except grpc.RpcError as error:
+        return error.code(), error.details()
+    return grpc.StatusCode.OK, ""
+
+
+@given(method=st.sampled_from(FOREIGN_METHODS), body=st.binary(max_size=100))
+@many
+def test_libraries_services_answer_or_refuse_any_bytes(
+    reflecting_channel: grpc.Channel, method: str, body: bytes
+) -> None:
+    code, _ = foreign_outcome(reflecting_channel, method, body)
+    assert code in REFUSALS | {grpc.StatusCode.OK, grpc.StatusCode.UNIMPLEMENTED}
+
+
+@pytest.mark.parametrize("method", [*FOREIGN_METHODS, "grpc.health.v1.Health/Watch"])
+def test_what_is_no_request_of_a_librarys_service_is_undecodable(
+    reflecting_channel: grpc.Channel, method: str
+) -> None:
+    code, details = foreign_outcome(reflecting_channel, method, b"\xff")
+    assert grpc.StatusCode.INVALID_ARGUMENT == code
+    assert "the body is no request of this method" == details
+
+
+def test_what_a_library_does_not_implement_is_no_fault(
+    reflecting_channel: grpc.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    code, _ = foreign_outcome(reflecting_channel, "grpc.health.v1.Health/List", b"")
+    assert grpc.StatusCode.UNIMPLEMENTED == code
+    assert caplog.records == []
 
 
 @given(method=st.sampled_from(METHODS), body=st.binary(max_size=200))
