@@ -45,6 +45,14 @@ def test_the_server_knows_every_flag(command: list[str]) -> None:
     assert 9464 == settings.metrics_port
 
 
+def test_the_builder_of_the_image_is_sent_what_it_copies() -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text()
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)
+    sent = re.findall(r"^!(.+?)(?:/\*\*)?$", ignored, re.MULTILINE)
+    assert sorted(" ".join(copied).split()) == sorted(sent)
+
+
 def test_an_index_is_fetched_whole_or_not_at_all(tmp_path: Path) -> None:
     patch = DEPLOY / "kubernetes" / "object-storage" / "fetch-index.yaml"
     fetch, verify = yaml.safe_load(patch.read_text())["spec"]["template"]["spec"]["initContainers"]
