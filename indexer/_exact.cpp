@@ -30,6 +30,7 @@ constexpr int kSecondLevel = 1;                // of caches: more can be on thei
 constexpr Py_ssize_t kFloatsInALine = 16;      // what one fetch brings
 constexpr Py_ssize_t kRowsInAPart = 512;       // of a mask that are gathered before they are scored
 constexpr Py_ssize_t kDense = 4;               // rows to one eligible, below which all are read
+constexpr int64_t kMaxRows = int64_t{1} << 32;  // that the lower half of a key tells apart
 constexpr Py_ssize_t kLockedFloats = 1 << 17;  // some 50 us; longer work lets other threads run
 
 typedef float Lanes16 __attribute__((vector_size(64), aligned(sizeof(float))));
@@ -52,10 +53,13 @@ inline float InnerProduct(const float* a, const float* b, Py_ssize_t dim) {
     sums += *reinterpret_cast<const Lanes16*>(a + i) * *reinterpret_cast<const Lanes16*>(b + i);
   }
   for (Py_ssize_t lane = 0; i < dim; ++i, ++lane) sums[lane] += a[i] * b[i];
-  const Lanes8 eight = __builtin_shufflevector(sums, sums, 0, 1, 2, 3, 4, 5, 6, 7) +
-                       __builtin_shufflevector(sums, sums, 8, 9, 10, 11, 12, 13, 14, 15);
-  const Lanes4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
-                      __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  // Copied, which costs nothing: GCC knows no __builtin_shufflevector before its version 12.
+  Lanes8 eights[2];
+  std::memcpy(eights, &sums, sizeof sums);
+  const Lanes8 eight = eights[0] + eights[1];
+  Lanes4 fours[2];
+  std::memcpy(fours, &eight, sizeof eight);
+  const Lanes4 four = fours[0] + fours[1];
   // Adding 0 mends -0, which would sort apart from 0.
   return ((four[0] + four[2]) + (four[1] + four[3])) + 0.0f;
 }
@@ -222,7 +226,7 @@ struct Task {
            best_rows.Is(2, sizeof(int64_t)) && best_scores.Is(2, sizeof(float)) &&
            queries.width() == embeddings.width() && best_rows.n() == queries.n() &&
            best_scores.n() == queries.n() && best_rows.width() == best_scores.width() &&
-           best_rows.width() > 0;
+           best_rows.width() > 0 && embeddings.n() <= kMaxRows;
   }
   Vectors vectors() const {
     return {embeddings.line<float>(0), embeddings.n(), embeddings.width()};

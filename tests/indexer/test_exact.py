@@ -124,6 +124,12 @@ def test_arrays_that_do_not_fit_are_refused(
         kernel(*arrays)
 
 
+def test_more_rows_than_results_can_tell_apart_are_refused() -> None:
+    rows_of_nothing = np.empty((2**32 + 1, 0), np.float32)
+    with pytest.raises(ValueError, match="do not fit"):
+        _exact.rescore(rows_of_nothing, np.empty((1, 0), np.float32), *TASK[2:], ROWS)
+
+
 @pytest.mark.parametrize("kernel", [_exact.rescore, _exact.scan])
 def test_arrays_that_are_none_are_refused(kernel: Kernel) -> None:
     with pytest.raises(TypeError, match="5 arguments, not 4"):
