@@ -136,9 +136,10 @@ class IndexBundle:
         """
         directory = resolve(path)
         manifest = read_manifest(directory, IndexManifest)
+        bundle = cls(directory, manifest)  # held while its files are hashed, which may take minutes
         if verify:
             verify_files(directory, manifest)
-        return cls(directory, manifest)
+        return bundle
 
     @property
     def backend_names(self) -> tuple[str, ...]:

@@ -96,7 +96,6 @@ class _Trials:
         self._k = k
         self._ladders = index.effort_ladders(k)
         self._recalls: dict[SearchParams, np.ndarray] = {}
-        self._timed: dict[SearchParams, np.ndarray] = {}
 
     def best(self, target: float) -> OperatingPoint | None:
         """Return the cheapest params that meet a target, measured; None if none do.
@@ -113,18 +112,15 @@ class _Trials:
                 enough.append(params)
                 limit = min(limit, _WORTH_TRYING * self._cost(params))
         enough.sort(key=self._cost)
-        timed = [(params, self._timing(params)) for params in enough[:_FINALISTS]]
-        if not timed:
+        if not enough:
             return None
+        finalists = enough[:_FINALISTS]
+        timings = _latencies(self._index, self._queries.unseen, self._k, finalists)
+        timed = zip(finalists, timings, strict=True)
         params, latencies = min(timed, key=lambda one: float(np.median(one[1])))
         found = self._index.search(self._queries.unseen, self._k, params)
         recalls = recall_at_k(found, _top(self._queries.exact_unseen, self._k))
         return _point(target, self._k, params, recalls, latencies)
-
-    def _timing(self, params: SearchParams) -> np.ndarray:
-        if params not in self._timed:
-            self._timed[params] = _latencies(self._index, self._queries.unseen, self._k, params)
-        return self._timed[params]
 
     def _cost(self, params: SearchParams) -> float:
         return self._index.cost(self._k, params)
@@ -158,7 +154,8 @@ def _exhaustive_point(index: AnyIndex, queries: TuningQueries, k: int) -> Operat
     n_queries = min(_EXHAUSTIVE_QUERIES, affordable)
     found = index.search(queries.unseen[:n_queries], k, params)
     recalls = recall_at_k(found, _top(queries.exact_unseen, k, n_queries))
-    return _point(1.0, k, params, recalls, _latencies(index, queries.unseen, k, params))
+    (latencies,) = _latencies(index, queries.unseen, k, [params])
+    return _point(1.0, k, params, recalls, latencies)
 
 
 def _point(
@@ -179,18 +176,29 @@ def _point(
     )
 
 
-def _latencies(index: AnyIndex, queries: np.ndarray, k: int, params: SearchParams) -> np.ndarray:
-    """Return the microseconds that calls with one query take, within a budget of time."""
-    index.search(queries[:1], k, params)
-    taken: list[int] = []
-    while len(taken) < _MIN_TIMED or (
-        len(taken) < _MAX_TIMED and sum(taken) < _TIMED_SECONDS * 1e9
+def _latencies(
+    index: AnyIndex, queries: np.ndarray, k: int, several: Sequence[SearchParams]
+) -> list[np.ndarray]:
+    """Return for each of several params the microseconds that calls with one query take.
+
+    They are called in turn, so that what else the machine does meets all of them alike.
+    """
+    for params in several:
+        index.search(queries[:1], k, params)
+    rounds: list[list[int]] = []
+    started = time.perf_counter()
+    while len(rounds) < _MIN_TIMED or (
+        len(rounds) < _MAX_TIMED and time.perf_counter() - started < _TIMED_SECONDS * len(several)
     ):
-        query = queries[len(taken) % len(queries)][None, :]
-        start = time.perf_counter_ns()
-        index.search(query, k, params)
-        taken.append(time.perf_counter_ns() - start)
-    return np.array(taken) / 1e3
+        query = queries[len(rounds) % len(queries)][None, :]
+        rounds.append([_nanoseconds(index, query, k, params) for params in several])
+    return list(np.transpose(rounds) / 1e3)
+
+
+def _nanoseconds(index: AnyIndex, query: np.ndarray, k: int, params: SearchParams) -> int:
+    start = time.perf_counter_ns()
+    index.search(query, k, params)
+    return time.perf_counter_ns() - start
 
 
 def _top(neighbors: Neighbors, k: int, n_queries: int | None = None) -> Neighbors:

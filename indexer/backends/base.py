@@ -333,7 +333,7 @@ class LocalIndex(Index[S], Generic[B, S]):
     def _search_all(self, queries: np.ndarray, k: int, params: S) -> Neighbors:
         n_wanted = min(k, self.n_candidates)
         neighbors = self._exact.rescore(queries, self._search(queries, n_wanted, params), k)
-        # Of one query an item tells what is a column of many; it is looked at in a tenth of the time.
+        # Of one query an item tells it, for a tenth of what looking at a column takes.
         if len(queries) == 1 and neighbors.rows.item(n_wanted - 1) >= 0:
             return neighbors
         (short,) = (neighbors.rows[:, n_wanted - 1] < 0).nonzero()

@@ -42,11 +42,11 @@ _TREE_FROM, _TREE_ALWAYS_FROM = 10_000, 250_000
 _AVQ = 4.0  # as cheap to build as none; far better on clustered vectors, elsewhere a little worse
 _SAMPLE_PER_LEAF = 100  # vectors the leaves' centres are trained on; fewer find much less
 _MIN_TREE_SIZE = 16  # the quantiser of a tree's residuals is trained on as many vectors at least
-_QUANTISED_COST = 0.1  # scoring a quantised vector, against a row of a sequential scan; measured
+_QUANTISED_COST = 0.2  # scoring a quantised vector, against a row of a sequential scan; measured
 _REORDERED_STEP, _LEAVES_STEP = 1.4, 1.25
 _MOST_REORDERED = 16  # times k; more do not help where too few leaves are searched
-_REORDERING_COST = 5.0  # the same for reordering it by bytes
-_RESCORING_COST = 10.0  # the same for fetching and rescoring a proposed row
+_REORDERING_COST = 3.0  # the same for reordering it by bytes
+_RESCORING_COST = 8.0  # the same for fetching and rescoring a proposed row
 _RESCORED_SHARE = 1 / 8  # of those reordered beyond k; more were measured to find no more
 
 
