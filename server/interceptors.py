@@ -58,7 +58,7 @@ _log = structlog.get_logger(__name__)
 _MAX_MESSAGE_BYTES = 1000
 _MAX_METADATA_BYTES = 400
 _SLOW_SECONDS = 1.0  # calls that take longer are logged
-_USABLE_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
+_USABLE_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)  # as all text in metadata
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Answer = Callable[[Any, float | None], Awaitable[bytes]]

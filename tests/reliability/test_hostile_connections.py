@@ -115,10 +115,11 @@ def test_methods_that_are_no_text_harm_nobody_for_long(index: Path, n_workers: s
     with serving(index, "--workers", n_workers) as (process, address):
         with SearchClient(address) as client:
             for _ in range(3):
-                with connected(address, 4) as peers:
-                    for peer in peers:
-                        peer.sendall(PREFACE + SETTINGS + headers(b"/\xff"))
-                    assert len(client.search(QUERY, timeout_seconds=10)) == 10
+                with connected(address, 1) as (peer,):
+                    peer.sendall(PREFACE + SETTINGS + headers(b"/\xff"))
+                    read_until(peer, b"grpc-status")
+                wait_for(lambda: is_listened_on(address), seconds=5)
+                assert len(client.search(QUERY, timeout_seconds=10)) == 10
         with SearchClient(address) as client:
             assert len(client.search(QUERY)) == 10
         process.send_signal(signal.SIGTERM)
@@ -143,7 +144,16 @@ def test_calls_that_stall_are_cut_off(index: Path) -> None:
         assert len(client.search(QUERY)) == 10
 
 
-def headers(path: bytes) -> bytes:
+def test_request_ids_that_no_trailer_can_repeat_are_replaced(index: Path) -> None:
+    path = b"/candidate_search.v1.CandidateSearchService/GetIndexInfo"
+    call = headers(path, ("x-request-id", "é")) + data(b"\0\0\0\0\1\xff")
+    with serving(index) as (_, address), connected(address, 1) as (peer,):
+        peer.sendall(PREFACE + SETTINGS + call)
+        answer = read_until(peer, b"grpc-status")
+    assert b"the body is no candidate_search.v1.GetIndexInfoRequest" in answer
+
+
+def headers(path: bytes, *more: tuple[str, str]) -> bytes:
     """Return the frame that begins a call of a method; none of its headers is compressed."""
     fields = {
         b":method": b"POST",
@@ -152,6 +162,7 @@ def headers(path: bytes) -> bytes:
         b":authority": b"x",
         b"content-type": b"application/grpc",
         b"te": b"trailers",
+        **{name.encode(): value.encode() for name, value in more},
     }
     block = b"".join(
         b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
@@ -179,6 +190,26 @@ def connected(address: str, n_sockets: int) -> Iterator[list[socket.socket]]:
     finally:
         for peer in peers:
             peer.close()
+
+
+def is_listened_on(address: str) -> bool:
+    """Return whether somebody accepts connections."""
+    try:
+        with connected(address, 1):
+            return True
+    except ConnectionRefusedError:
+        return False
+
+
+def read_until(peer: socket.socket, expected: bytes) -> bytes:
+    """Return what the other side sends, up to what is expected of it."""
+    peer.settimeout(10)
+    answer = b""
+    while expected not in answer:
+        received = peer.recv(65536)
+        assert received, answer
+        answer += received
+    return answer
 
 
 def is_closed_within(peer: socket.socket, seconds: float) -> bool:
