@@ -10,7 +10,7 @@ from indexer.backends import BACKENDS
 from indexer.bundle import IndexBundle
 from indexer.corpus import Corpus
 from indexer.recall import recall_at_k
-from trainer.publish import BundleError
+from trainer.publish import BundleError, prune
 
 
 @pytest.fixture
@@ -25,6 +25,20 @@ def test_it_holds_the_corpus(built: IndexBundle, corpus: Corpus) -> None:
     assert corpus.candidates == built.corpus.candidates
     assert built.corpus.candidate_ids.row("c7") == 7
     assert built.query is None
+
+
+def test_it_is_not_pruned_while_it_is_open_nor_while_its_files_are_hashed(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned_meanwhile = []
+    monkeypatch.setattr(
+        "indexer.bundle.verify_files", lambda *_: pruned_meanwhile.append(prune(copy.parent, 0))
+    )
+    bundle = IndexBundle.open(copy)
+    assert [([], [copy])] == pruned_meanwhile
+    assert prune(copy.parent, 0) == ([], [copy])
+    del bundle
+    assert prune(copy.parent, 0) == ([copy], [])
 
 
 def test_it_holds_every_backend(built: IndexBundle) -> None:
