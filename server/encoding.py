@@ -44,7 +44,7 @@ class FoundEncoder:
     """
 
     def __init__(self, candidate_ids: pa.ChunkedArray) -> None:
-        ids = candidate_ids.combine_chunks().cast(pa.large_binary())
+        ids = candidate_ids.cast(pa.large_binary()).combine_chunks()
         lengths = pc.binary_length(ids)
         sizes = [_varint(length) for length in range(pc.max(lengths).as_py() + 1)]
         written = pa.array(sizes, type=pa.large_binary()).take(lengths)
