@@ -239,7 +239,7 @@ def milvus(
 def ray(
     *,
     candidates: Annotated[
-        int, typer.Option(min=1000, help="Size of the generated catalogue.")
+        int, typer.Option(min=100_000, help="Size of the generated catalogue.")
     ] = 3_000_000,
     dim: Annotated[int, typer.Option(min=2, help="Dimension of the embeddings.")] = 64,
     output: Annotated[Path, typer.Option(help="Folder for ray.json.")] = DEFAULT_OUTPUT,

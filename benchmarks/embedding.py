@@ -163,7 +163,7 @@ class _Gauge:
             if n_done >= share * self._n_candidates:
                 self._marks.append((n_done, time.perf_counter(), cpu_seconds(os.getpid())))
         for pid in descendants(os.getpid()):
-            self._peaks[pid] = peak_bytes(pid)
+            self._peaks[pid] = max(peak_bytes(pid), self._peaks.get(pid, 0))
             if ShardEmbedder.__name__ in title(pid):
                 self._workers.add(pid)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -11,8 +12,8 @@ _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 def descendants(pid: int) -> list[int]:
     """Return the living children of a process, and theirs."""
     found = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
+    for thread in _threads(pid):
+        for child in map(int, _told(thread / "children").split()):
             found += [child, *descendants(child)]
     return found
 
@@ -23,17 +24,36 @@ def cpu_seconds(pid: int) -> float:
 
 
 def peak_bytes(pid: int) -> int:
-    """Return the most memory that a process had resident at any time, mapped files included."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    (kibibytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(kibibytes) * 1024
+    """Return the most memory that a process had resident at any time, mapped files included.
+
+    0 if it has ended.
+    """
+    lines = _told(_folder(pid) / "status").splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def title(pid: int) -> str:
     """Return what a process calls itself, its command line unless it chose another."""
-    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    return _told(_folder(pid) / "cmdline").replace("\0", " ").strip()
 
 
 def _own_cpu_seconds(pid: int) -> float:
-    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(stat[11]) + int(stat[12])) / _CLOCK_TICKS
+    stat = _told(_folder(pid) / "stat").rpartition(")")[2].split()
+    return sum(map(int, stat[11:13])) / _CLOCK_TICKS
+
+
+def _threads(pid: int) -> list[Path]:
+    with suppress(OSError):
+        return list(_folder(pid).joinpath("task").iterdir())
+    return []
+
+
+def _told(file: Path) -> str:
+    """Return what a file of ``/proc`` says; nothing of a process that has just ended."""
+    with suppress(OSError):
+        return file.read_text()
+    return ""
+
+
+def _folder(pid: int) -> Path:
+    return Path(f"/proc/{pid}")

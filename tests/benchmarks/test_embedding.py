@@ -48,6 +48,14 @@ def test_what_a_process_takes_counts_its_descendants() -> None:
         parent.stdin.write(b"\n")
 
 
+def test_what_has_ended_takes_nothing() -> None:
+    with subprocess.Popen(["/bin/true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert 0 == peak_bytes(ended.pid)
+    assert 0 == peak_bytes(ended.pid) == cpu_seconds(ended.pid)
+    assert ("", []) == (title(ended.pid), descendants(ended.pid))
+
+
 @pytest.mark.slow
 def test_both_ways_are_measured_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
