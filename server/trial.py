@@ -43,6 +43,7 @@ class Trial:
 
     def __init__(self, signals: Signals) -> None:
         self.verdict, self._tell = Pipe(duplex=False)
+        parent_id = os.getpid()
         try:
             self._process_id = signals.fork()
         except OSError:
@@ -51,7 +52,7 @@ class Trial:
             raise
         self.is_here = self._process_id == 0
         if self.is_here:
-            end_with_parent()
+            end_with_parent(parent_id)
             self.verdict.close()
         else:
             self._tell.close()

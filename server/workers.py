@@ -245,10 +245,12 @@ class Workers:
             sources: list[Connection | int] = [process.ready, *self._asked_by()]
             readable = wait(sources, max(0.0, deadline - time.monotonic()))
             self._signals.wait(0)
-            if process.ready in readable and _comes_to_serve(process):
-                return
-            if process.ready in readable or not readable:
+            if process.ready in readable:
+                if _comes_to_serve(process):
+                    return
                 raise WorkerError("a worker ended before it could serve; the log says why")
+            if not readable:
+                raise WorkerError(f"a worker does not serve after {_START_SECONDS:g} seconds")
 
     def _begin_trial(self) -> Trial:
         try:
@@ -348,8 +350,10 @@ class Workers:
         """Start a worker."""
         ready, tell_ready = Pipe(duplex=False)
         commands, parent = Pipe()
+        parent_id = os.getpid()
         process_id = self._signals.fork()
         if process_id == 0:
+            end_with_parent(parent_id)
             ready.close()
             commands.close()
             self._work(served, tell_ready, parent)
@@ -361,7 +365,6 @@ class Workers:
         """Be a worker, and end with the process."""
         status = 1
         try:
-            end_with_parent()
             self._lifeline.close()
             for sibling in self._processes:
                 sibling.close()
