@@ -215,8 +215,7 @@ class Workers:
                 seconds_left = deadline - time.monotonic()
                 if seconds_left <= 0:
                     os.kill(process.process_id, signal.SIGKILL)
-                    os.waitpid(process.process_id, 0)
-                    break
+                    seconds_left = LOOK_SECONDS
                 self._signals.wait(seconds_left)
 
     def _start_all(self, served: Served) -> None:
