@@ -24,7 +24,9 @@ $(SETUP): constraints/dev.txt pyproject.toml setup.py indexer/_exact.cpp
 		"macOS: xcode-select --install." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --require-hashes -r constraints/dev.txt
+	@rm -f indexer/_exact*.so # or the former one would hide that this one cannot be compiled
 	$(BIN)/pip install --quiet --quiet --no-deps --editable .
+	@$(BIN)/python -c "import indexer.exact"
 	@touch $@
 
 demo: $(SETUP) ## Train, index, serve and query MovieLens 100K, and compare the backends
@@ -68,5 +70,5 @@ deploy-check: $(SETUP) ## Check the Dockerfile, the compose file and the manifes
 	$(BIN)/pytest -q tests/test_deploy.py -k kustomization
 
 clean: ## Remove what the other commands made, .venv included
-	rm -rf $(VENV) artifacts build dist htmlcov .coverage* .*_cache .hypothesis *.egg-info
+	rm -rf $(VENV) indexer/_exact*.so artifacts build dist htmlcov .coverage* .*_cache .hypothesis *.egg-info
 	find $(PACKAGES) protos tests -name __pycache__ -type d -prune -exec rm -rf {} +
