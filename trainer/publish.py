@@ -255,6 +255,7 @@ def prune(root: Path, keep: int) -> Pruned:
     """Remove all but the newest ``keep`` versions, and never the current one or one that is held.
 
     Raises:
+        BundleError: if one may not be removed.
         ValueError: if ``keep`` is negative.
     """
     if keep < 0:
@@ -266,24 +267,31 @@ def prune(root: Path, keep: int) -> Pruned:
     for directory in older:
         if directory.name == current:
             continue
-        if _is_held(directory):
-            pruned.in_use.append(directory)
-            continue
-        # Renamed first: a half-removed directory must not look like a bundle.
-        doomed = root / f"{_STAGING}{os.getpid()}-{directory.name}"
-        directory.rename(doomed)
-        shutil.rmtree(doomed)
-        pruned.removed.append(directory)
+        try:
+            is_removed = _remove_unless_held(directory)
+        except PermissionError as error:
+            raise BundleError(
+                f"{directory} cannot be removed: {error.strerror}; prune as somebody who may write "
+                "to it"
+            ) from error
+        (pruned.removed if is_removed else pruned.in_use).append(directory)
     return pruned
 
 
-def _is_held(directory: Path) -> bool:
+def _remove_unless_held(directory: Path) -> bool:
+    """Remove a version unless it is held; return whether it was removed."""
     with (directory / MANIFEST).open("r+b") as manifest:  # NFS locks only what can be written
         try:
             fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return isinstance(error, BlockingIOError)
-    return False
+        except BlockingIOError:
+            return False
+        except OSError:  # the file system knows no locks
+            pass
+        # Renamed first: a half-removed directory must not look like a bundle.
+        doomed = directory.parent / f"{_STAGING}{os.getpid()}-{directory.name}"
+        directory.rename(doomed)
+    shutil.rmtree(doomed)
+    return True
 
 
 def _list_files(directory: Path) -> list[str]:

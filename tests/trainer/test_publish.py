@@ -159,6 +159,18 @@ def test_prune_keeps_the_newest_and_the_current(tmp_path: Path) -> None:
     assert set(versions(tmp_path)) == kept
 
 
+def test_prune_says_what_it_may_not_remove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    directory = publish(tmp_path)
+    (tmp_path / CURRENT).unlink()
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(BundleError, match=f"{directory} cannot be removed: Permission denied"):
+        prune(tmp_path, 0)
+    assert directory.is_dir()
+
+
 def test_prune_refuses_a_negative_count(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not -1"):
         prune(tmp_path, keep=-1)
