@@ -123,13 +123,18 @@ def test_a_refused_version_leaves_the_old_one_serving(link: Path, oracle: Oracle
 
 
 def memory_bytes(process_id: int, n_workers: int) -> float:
-    """Return the memory of a server, what processes share counted once, when old workers ended."""
+    """Return the memory of a server, what processes share counted once, when old workers ended.
+
+    Without mapped files: how much of those is counted hangs on what else runs on this machine.
+    """
     n_processes = n_workers + 2 if n_workers > 1 else 1
     wait_for(lambda: len(processes(process_id)) == n_processes)
     total = 0.0
     for one in processes(process_id):
         lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
-        total += next(1024 * float(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        total += next(
+            1024 * float(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")
+        )
     return total
 
 
