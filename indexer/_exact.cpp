@@ -31,7 +31,7 @@ constexpr Py_ssize_t kFloatsInALine = 16;      // what one fetch brings
 constexpr Py_ssize_t kRowsInAPart = 512;       // of a mask that are gathered before they are scored
 constexpr Py_ssize_t kDense = 4;               // rows to one eligible, below which all are read
 constexpr int64_t kMaxRows = int64_t{1} << 32;  // that the lower half of a key tells apart
-constexpr Py_ssize_t kLockedFloats = 1 << 17;  // some 50 us; longer work lets other threads run
+constexpr Py_ssize_t kShortWork = 1 << 17;  // some 50 us; longer work lets other threads run
 
 typedef float Lanes16 __attribute__((vector_size(64), aligned(sizeof(float))));
 typedef float Lanes8 __attribute__((vector_size(32)));
@@ -246,14 +246,14 @@ struct Task {
   const Array embeddings, queries, best_rows, best_scores;
 };
 
-PyObject* DoNotFit() {
+PyObject* RefuseArrays() {
   if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the arrays do not fit one another");
   return nullptr;
 }
 
 // Does what may take long or want memory; other threads run while it takes long.
 template <typename Work>
-PyObject* Done(bool is_long, Work work) {
+PyObject* Run(bool is_long, Work work) {
   PyThreadState* const state = is_long ? PyEval_SaveThread() : nullptr;
   bool has_memory = true;
   try {
@@ -277,10 +277,10 @@ PyObject* Rescore(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments)
   const Task task(arguments);
   const Array rows(arguments[4], PyBUF_ND);
   if (!task.Fits() || !rows.Is(2, sizeof(int64_t)) || rows.n() != task.queries.n()) {
-    return DoNotFit();
+    return RefuseArrays();
   }
   const Vectors vectors = task.vectors();
-  return Done(rows.n() * rows.width() * vectors.dim > kLockedFloats, [&] {
+  return Run(rows.n() * rows.width() * vectors.dim > kShortWork, [&] {
     Best best(task.k(), rows.width());
     task.Answer(best, [&](const float* query, Py_ssize_t i, Best& found) {
       AddRows(vectors, query, rows.line<int64_t>(i), rows.width(), found);
@@ -294,10 +294,10 @@ PyObject* Scan(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
   const Array eligible(arguments[4], PyBUF_ND);
   if (!task.Fits() || !eligible.Is(1, sizeof(uint8_t)) ||
       (eligible.n() != 0 && eligible.n() != task.embeddings.n())) {
-    return DoNotFit();
+    return RefuseArrays();
   }
   const Vectors vectors = task.vectors();
-  return Done(task.queries.n() * vectors.n * vectors.dim > kLockedFloats, [&] {
+  return Run(task.queries.n() * vectors.n * vectors.dim > kShortWork, [&] {
     Best best(task.k(), 2 * task.k() + kRowsInAPart);
     task.Answer(best, [&](const float* query, Py_ssize_t, Best& found) {
       if (eligible.n() == 0) {

@@ -21,8 +21,8 @@ try:
     from indexer import _exact
 except ImportError as error:
     raise ImportError(
-        "indexer/_exact.cpp is not compiled; install a C++ compiler, then this package again "
-        f"(in a checkout: make setup): {error}"
+        "indexer/_exact.cpp is not compiled; install a C++ compiler, then this package again (in a "
+        f"checkout: make setup; pip install -v says why it was not compiled): {error}"
     ) from error
 
 _FEW_QUERIES = 8  # up to so many are scanned for one by one: a matrix product is slower; measured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
@@ -28,6 +29,7 @@ class Beside:
 
     def __init__(self, kind: str, n_threads: int, queue_length: int, instead: str = "") -> None:
         self.count = 0
+        self._lock = threading.Lock()
         self._n_threads = n_threads
         self._limit = n_threads + queue_length
         self._refusal = (
@@ -61,11 +63,15 @@ class Beside:
                 raise TimeoutError
             return work()
 
-        self.count += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work_in_time)
-        finally:
-            self.count -= 1
+        self._add(1)
+        future = self._threads.submit(work_in_time)
+        # Whose caller has gone may still keep a thread busy.
+        future.add_done_callback(lambda _: self._add(-1))
+        return await asyncio.wrap_future(future)
+
+    def _add(self, n: int) -> None:
+        with self._lock:
+            self.count += n
 
     def close(self) -> None:
         """End the threads."""

@@ -233,7 +233,7 @@ class CandidateSearchServicer:
     ) -> list[bytes]:
         """Return some of a batch's results; a search that is refused is refused alone."""
         calls = [self._begin_or_error(request, deadline, n_to_do) for request in requests]
-        answers = await self._answers_together(calls)
+        answers = await self._answers_together(calls, deadline)
         results = []
         for call in calls:
             try:
@@ -250,7 +250,9 @@ class CandidateSearchServicer:
         except SearchError as error:
             return error
 
-    async def _answers_together(self, calls: Sequence[_Call | SearchError]) -> _Answers:
+    async def _answers_together(
+        self, calls: Sequence[_Call | SearchError], deadline: float | None
+    ) -> _Answers:
         """Return the answers to a batch's searches but long scans, in order, by what answers."""
         searches: dict[IndexVersion, list[SearchRequest]] = defaultdict(list)
         for call in calls:
@@ -262,7 +264,7 @@ class CandidateSearchServicer:
             search = partial(engine.search_together, some)
             is_remote = engine.is_remote
             answers[version] = iter(
-                await self.beside(engine).run(search) if is_remote else search()
+                await self.beside(engine).run(search, deadline) if is_remote else search()
             )
         return answers
 

@@ -137,8 +137,9 @@ def read_shards(directory: Path, towers: TowerBundle) -> Corpus:
         CorpusError: if they do not hold every candidate once, with a finite embedding.
     """
     n_candidates, dim = towers.manifest.n_candidates, towers.manifest.dim
+    shape = (n_candidates, dim)
     with tempfile.TemporaryFile(dir=directory.parent) as file:
-        shape = (n_candidates, dim)
+        _reserve(file.fileno(), 4 * n_candidates * dim, directory.parent)
         embeddings = np.memmap(file, np.float32, "w+", shape=shape).view(np.ndarray)
     n_read = 0
     for path in sorted((directory / _SHARDS).iterdir()):
@@ -153,6 +154,19 @@ def read_shards(directory: Path, towers: TowerBundle) -> Corpus:
             f"{n_candidates:,}; embed them again"
         )
     return corpus_of(towers, embeddings)
+
+
+def _reserve(file: int, n_bytes: int, directory: Path) -> None:
+    """Take room on the disk: whoever writes to a mapped file for which there is none is killed."""
+    if not hasattr(os, "posix_fallocate"):  # as on macOS
+        return
+    try:
+        os.posix_fallocate(file, 0, n_bytes)
+    except OSError as error:
+        raise CorpusError(
+            f"{directory} has no room for embeddings of {n_bytes / 1e9:.1f} GB ({error.strerror}); "
+            "make some, or build elsewhere"
+        ) from error
 
 
 def _write_candidates(towers: TowerBundle, directory: Path) -> list[dict[str, Any]]:
