@@ -147,6 +147,12 @@ class Settings(BaseSettings):
         ge=1,
         description="How many calls a connection may have open; its client keeps back more.",
     )
+    max_connections: int = Field(
+        default=10_000,
+        ge=1,
+        description="How many connections a worker has open; more are closed as they come. The "
+        "system's limit of open files must be higher.",
+    )
     max_metadata_bytes: int = Field(
         default=8192, ge=1024, description="The most headers of a call that are read."
     )

@@ -74,6 +74,14 @@ def test_others_are_answered_and_the_sockets_closed(
         assert len(client.search(QUERY)) == 10
 
 
+def test_connections_beyond_the_limit_are_closed_as_they_come(index: Path) -> None:
+    with serving(index, "--max-connections", "3") as (_, address):
+        with connected(address, 4) as peers:
+            assert [False, True, True, True] == sorted(map(greets, peers))
+        with SearchClient(address) as client:
+            assert len(client.search(QUERY)) == 10
+
+
 def test_a_byte_a_second_is_too_slow(index: Path, n_sockets: int) -> None:
     flags = ("--handshake-timeout-seconds", "3")
     with (
@@ -190,6 +198,16 @@ def connected(address: str, n_sockets: int) -> Iterator[list[socket.socket]]:
     finally:
         for peer in peers:
             peer.close()
+
+
+def greets(peer: socket.socket) -> bool:
+    """Return whether the server answers the beginning of HTTP/2."""
+    peer.settimeout(10)
+    try:
+        peer.sendall(PREFACE + SETTINGS)
+        return len(peer.recv(1)) == 1
+    except ConnectionError:
+        return False
 
 
 def is_listened_on(address: str) -> bool:
