@@ -24,6 +24,10 @@ from indexer.eligibility import EligibleSearch
 from indexer.exact import ExactScorer, Neighbors, SearchMethod, squared_norms
 from indexer.filters import Restriction
 
+# Deeper results are harder to find, and interpolation no longer knows how much: of effort for each,
+# by the power of the depth beyond the deepest that was measured.
+_GROWTH_BEYOND = 0.3
+
 
 class BackendUnavailableError(Exception):
     """The library of a backend is not installed here; the message says how to mend it."""
@@ -450,4 +454,5 @@ def _look_up_params(by_params: Mapping[S, Series[S]], n: int, params: S, k: int)
         return params.scaled(n / depth)
     i = min(sum(known < n for known, _ in series), len(series) - 1)
     (low, below), (high, above) = series[i - 1 : i + 1]
-    return below.towards(above, math.log(n / low) / math.log(high / low))
+    found = below.towards(above, math.log(n / low) / math.log(high / low))
+    return found.scaled((n / high) ** _GROWTH_BEYOND) if n > high else found
