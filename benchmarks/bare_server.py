@@ -28,8 +28,10 @@ def _handler(version: IndexVersion, settings: Settings) -> grpc.RpcMethodHandler
     async def search_candidates(body: bytes, context: Any) -> bytes:
         del context
         request = pb.SearchCandidatesRequest.FromString(body)
+        request.ClearField("page_token")
+        all_but_token = request.SerializeToString(deterministic=True)
         result = version.engine.search(decoder.decode(request))
-        token = version.page_tokens.sign(body, len(result.rows)) if result.has_more else ""
+        token = version.page_tokens.sign(all_but_token, len(result.rows)) if result.has_more else ""
         found = version.encoder.encode(result.rows, result.scores)
         others = other_fields(result, request.returned_fields, version.engine, token)
         return b"".join([found, version.plan_fields(result.plan), others])

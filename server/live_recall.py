@@ -24,7 +24,7 @@ from server.loading import IndexVersion
 
 _log = structlog.get_logger(__name__)
 _LOWEST_PRIORITY = 19
-_BUSY_SHARE = 0.01  # of one core; exact searches of a large corpus would take all of it
+_BUSY_SHARE = 0.005  # of one core; exact searches of a large corpus would take all of it
 _PAUSE_AFTER_FAILURE_SECONDS = 60.0  # so that the log is not flooded with one cause
 
 
