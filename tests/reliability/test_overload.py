@@ -124,7 +124,8 @@ def test_exact_searches_beyond_what_can_wait_are_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "exact", "factor"), [(1_000_000, True, 5.0), (1_000, False, 1.3)])
+# Fewer candidates would be searched faster than one core can ask for.
+@pytest.mark.parametrize(("n", "exact", "factor"), [(1_000_000, True, 5.0), (30_000, False, 1.3)])
 def test_goodput_holds_under_overload(tmp_path: Path, n: int, exact: bool, factor: float) -> None:
     index, body = make_index(tmp_path, n), request(exact=exact)
     with serving(index) as (_, address), health_answers(address):
