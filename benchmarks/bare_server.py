@@ -15,6 +15,7 @@ import grpc
 import uvloop
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 
+from benchmarks.null_server import serve
 from server.decoding import RequestDecoder
 from server.encoding import other_fields
 from server.loading import IndexVersion, load, with_page_token_key
@@ -42,18 +43,7 @@ def _handler(version: IndexVersion, settings: Settings) -> grpc.RpcMethodHandler
     return handler
 
 
-async def _serve(index: Path) -> None:
-    settings = with_page_token_key(Settings(index=index))
-    version = load(settings)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    handlers = {"SearchCandidates": _handler(version, settings)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    sys.stdout.write(f"serving on 127.0.0.1:{port}\n")
-    sys.stdout.flush()
-    await server.wait_for_termination()
-
-
 if __name__ == "__main__":
-    uvloop.run(_serve(Path(sys.argv[1])))
+    settings = with_page_token_key(Settings(index=Path(sys.argv[1])))
+    handlers = {"SearchCandidates": _handler(load(settings), settings)}
+    uvloop.run(serve(grpc.method_handlers_generic_handler(SERVICE_NAME, handlers)))

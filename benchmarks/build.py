@@ -7,7 +7,7 @@ one by itself, with the same params. Tuning is set against building, opening aga
 from __future__ import annotations
 
 import multiprocessing
-import resource
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from rich import box
 from rich.table import Table
 
+from benchmarks.processes import peak_bytes
 from benchmarks.progress import OnStep
 from indexer.backends import BACKENDS, LocalIndex
 from indexer.backends.annoy import AnnoyBuildParams
@@ -33,6 +34,10 @@ from trainer.publish import verify_files
 
 _OPTIONS = BuildOptions()
 _ROUNDS = 3  # of opening and hashing, of which the fastest counts: the first may read from disk
+
+
+Build = Callable[[np.ndarray, str, dict[str, Any], str], None]
+"""(embeddings, backend, build params, folder) -> nothing; builds an index and saves it."""
 
 
 class Built(BaseModel):
@@ -174,30 +179,19 @@ def _tune(index: LocalIndex[Any, Any], queries: TuningQueries, depths: Sequence[
         tune(index, queries, k, _OPTIONS.targets)
 
 
-def _in_process(
-    build: Callable[[np.ndarray, str, dict[str, Any], str], None],
-    directory: Path,
-    backend: str,
-    params: dict[str, Any],
-) -> Built:
+def _in_process(build: Build, directory: Path, backend: str, params: dict[str, Any]) -> Built:
     """Run a build in a process of its own."""
     context = multiprocessing.get_context("spawn")  # a fork would begin with our memory
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(_measured, build, directory, backend, params).result()
 
 
-def _measured(
-    build: Callable[[np.ndarray, str, dict[str, Any], str], None],
-    directory: Path,
-    backend: str,
-    params: dict[str, Any],
-) -> Built:
+def _measured(build: Build, directory: Path, backend: str, params: dict[str, Any]) -> Built:
     embeddings = np.load(directory / EMBEDDINGS, mmap_mode="r", allow_pickle=False)
     with TemporaryDirectory() as saved:
         seconds, _ = _timed(lambda: build(embeddings, backend, params, saved))
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak_bytes = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Built(seconds=seconds, peak_bytes=peak_bytes)
+    # Not getrusage's peak, which includes that of the process before it, whose program it was.
+    return Built(seconds=seconds, peak_bytes=peak_bytes(os.getpid()))
 
 
 def _build_ours(

@@ -31,9 +31,10 @@ class _AnyMethod(grpc.GenericRpcHandler):
         return self._handler
 
 
-async def _serve(response: bytes) -> None:
+async def serve(handler: grpc.GenericRpcHandler) -> None:
+    """Listen on a free loopback port, print it, and answer until the process ends."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((_AnyMethod(response),))
+    server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     sys.stdout.write(f"serving on 127.0.0.1:{port}\n")
@@ -42,4 +43,4 @@ async def _serve(response: bytes) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(Path(sys.argv[1]).read_bytes()))
+    uvloop.run(serve(_AnyMethod(Path(sys.argv[1]).read_bytes())))
