@@ -112,7 +112,7 @@ def assert_recovers(address: str) -> None:
 
 
 def test_exact_searches_beyond_what_can_wait_are_refused(tmp_path: Path) -> None:
-    index, body = make_index(tmp_path, 100_000), request(exact=True)
+    index, body = make_index(tmp_path, 400_000), request(exact=True)
     flags = ("--long-search-floats", "1", "--long-search-queue", "8")
     with serving(index, *flags) as (_, address), health_answers(address):
         capacity = put_load(address, body, 1.0).ok_per_second
