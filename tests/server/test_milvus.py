@@ -68,7 +68,7 @@ def engine(index: Path) -> Engine:
 
 @pytest.fixture(scope="module")
 def running(start: Callable[..., RunningServer], index: Path) -> RunningServer:
-    return start(index)
+    return start(index, live_recall_share=0)  # whose searches would be counted with the tests'
 
 
 @pytest.fixture(scope="module")
