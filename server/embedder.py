@@ -29,14 +29,17 @@ from server.errors import (
     NotFiniteError,
     UndecodableError,
 )
-from server.litert import LiteModel
+from server.litert import LiteModel, declared_shape
 from server.similarity import Directions
 from trainer.bundle import QueryAssets
-from trainer.features import DESCRIPTION, DescriptionReader, Feature, encode_query
+from trainer.features import DESCRIPTION, HISTORY, DescriptionReader, Feature, encode_query
 
 USER_ID = "user_id"
 DISLIKE_WEIGHT = 0.5
 """Of the mean direction of disliked candidates, against the length of the query's embedding."""
+
+SHORT_HISTORY = 64
+"""Interactions, and fewer, for which the tower is run on so many places: padding costs as much."""
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
 
@@ -65,8 +68,13 @@ class QueryTower:
     """
 
     def __init__(self, assets: QueryAssets) -> None:
-        self._model = LiteModel(assets.tower_path)
         self._features = assets.features
+        length = self._features.max_history_length
+        self._model = LiteModel(assets.tower_path, {HISTORY: (1, length)} if length else None)
+        self._short = None
+        # Towers exported before there were short histories take but one length.
+        if length > SHORT_HISTORY and declared_shape(assets.tower_path, HISTORY)[1] < 0:
+            self._short = LiteModel(assets.tower_path, {HISTORY: (1, SHORT_HISTORY)})
         self._vocabularies = assets.vocabularies
         self.reads_history = self._features.reads_history
         self.reads_context = bool(self._features.context)
@@ -79,7 +87,11 @@ class QueryTower:
             values: raw values of the tower's other features; absent ones are unknown.
         """
         encoded = encode_query(self._features, self._vocabularies, history, values)
-        vector: np.ndarray = self._model.run(encoded)[0]
+        model = self._model
+        if self._short is not None and len(history) <= SHORT_HISTORY:
+            model = self._short
+            encoded[HISTORY] = encoded[HISTORY][:, :SHORT_HISTORY]
+        vector: np.ndarray = model.run(encoded)[0]
         return vector
 
     def reads_any(self, values: dict[str, FeatureValue]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ class LiteModel:
 
     Args:
         path: of the file.
-        n_lines: leading dimension of inputs where it is not 1, by their names.
+        shapes: of inputs by their names, where they are not those in the file. -1 stands for a
+            dimension as in the file.
     """
 
-    def __init__(self, path: Path, n_lines: Mapping[str, int] | None = None) -> None:
+    def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
         self._path = str(path)
-        self._n_lines = n_lines or {}
+        self._shapes = shapes or {}
         # An interpreter that two threads use gives wrong answers without a word.
         self._local = threading.local()
 
@@ -40,14 +41,21 @@ class LiteModel:
             interpreter = Interpreter(model_path=self._path, num_threads=1)
             details, output = _signature(interpreter)
             # Done once: it costs as much as many runs.
-            for name, n_lines in self._n_lines.items():
-                shape = [n_lines, *details[name]["shape"][1:]]
+            for name, wanted in self._shapes.items():
+                shape = np.where(np.less(wanted, 0), details[name]["shape"], wanted)
                 interpreter.resize_tensor_input(details[name]["index"], shape)
             interpreter.allocate_tensors()
             inputs = {name: one["index"] for name, one in details.items()}
             self._local.interpreter = interpreter, inputs, output
         found: tuple[Any, dict[str, int], int] = self._local.interpreter
         return found
+
+
+def declared_shape(path: Path, name: str) -> list[int]:
+    """Return the shape of an input as the file declares it; -1 where it may be of any length."""
+    details, _ = _signature(Interpreter(model_path=str(path), num_threads=1))
+    shape: list[int] = details[name]["shape_signature"].tolist()
+    return shape
 
 
 def _signature(interpreter: Any) -> tuple[dict[str, Any], int]:

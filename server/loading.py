@@ -26,6 +26,7 @@ from server.domain import (
     SearchRequest,
     UserQuery,
 )
+from server.embedder import SHORT_HISTORY
 from server.encoding import FoundEncoder, index_info_message, plan_fields
 from server.engine import Engine
 from server.errors import EngineUnreachableError, SearchError
@@ -235,6 +236,7 @@ def _trial_queries(bundle: IndexBundle) -> Iterator[Query]:
     yield EmbeddingQuery(np.array(corpus.embeddings[0]))
     if assets is not None:
         yield UserQuery(history=some_ids)
+        yield UserQuery(history=some_ids[:1] * (SHORT_HISTORY + 1))
         yield UserQuery()
         if assets.description_tower_path is not None:
             yield UserQuery(features={DESCRIPTION: _trial_description(assets)})

@@ -39,7 +39,7 @@ class CandidateRanker:
             f"candidate_{i}": encoded[one.name] for i, one in enumerate(features.candidate)
         }
         self._model = LiteModel(
-            assets.ranker_path, dict.fromkeys(self._candidate_inputs, _BATCH_SIZE)
+            assets.ranker_path, dict.fromkeys(self._candidate_inputs, (_BATCH_SIZE, -1))
         )
         self._assets = assets
         self._features = features

@@ -113,7 +113,7 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
 
         Args:
             inputs: by feature; the history (n, length) int32 tokens, oldest first, padded on the
-                right with 0.
+                right with 0 to any length.
 
         Returns:
             (n, dim) float32, whose last dimension is 1.
@@ -129,8 +129,8 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
     def _padded_sum(self, name: str, history: Any) -> Any:
         weights = tf.cast(history > 0, tf.float32)
         if recency := self._recency(name):
-            lengths = tf.reduce_sum(weights, axis=1, keepdims=True)
-            ages = lengths - tf.range(history.shape[1], dtype=tf.float32)
+            # Sums, not positions: so that LiteRT can be told of any length.
+            ages = tf.cumsum(weights, axis=1, reverse=True)
             weights *= tf.maximum(ages, 1.0) ** -recency
         vectors = tf.gather(self.items[name], history)
         return tf.reduce_sum(vectors * tf.expand_dims(weights, -1), axis=1)

@@ -44,7 +44,8 @@ class DescriptionModule(TowerModule):
 def _signature(features: Sequence[Feature]) -> list[Any]:
     return [
         tf.TensorSpec(
-            (None, feature.length),
+            # Most histories are short, and padding costs as much as what it pads.
+            (None, None if feature.kind == "history" else feature.length),
             tf.float32 if feature.kind == "number" else tf.int32,
             name=feature.name,
         )

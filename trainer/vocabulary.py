@@ -66,11 +66,13 @@ class Vocabulary:
         if len(self) == 0:
             return np.full(len(tokens), -1, dtype=np.int64)
         hashes = np.fromiter(map(hash, tokens), dtype=np.int64, count=len(tokens))
-        positions = np.searchsorted(self._sorted_hashes, hashes)
-        rows = self._sorted_rows[np.minimum(positions, len(self) - 1)]
-        for i, (found, token) in enumerate(zip(self.tokens(rows), tokens, strict=True)):
-            if found != token:
-                rows[i] = self.row(token)
+        positions = self._sorted_hashes.searchsorted(hashes)
+        rows: np.ndarray = self._sorted_rows.take(positions, mode="clip")
+        found = self.tokens(rows)
+        if found != list(tokens):  # seldom, and cheaper to see than what differs
+            for i, token in enumerate(tokens):
+                if found[i] != token:
+                    rows[i] = self.row(token)
         return rows
 
     def token(self, row: int) -> str:
@@ -80,7 +82,7 @@ class Vocabulary:
     def tokens(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """Return the tokens of ``rows``, each of which must lie in [0, len)."""
         rows = np.asarray(rows, dtype=np.int64)
-        starts, ends = self._offsets[rows].tolist(), self._offsets[rows + 1].tolist()
+        starts, ends = self._offsets.take(rows).tolist(), self._offsets.take(rows + 1).tolist()
         text = self._text
         return [text[start:end] for start, end in zip(starts, ends, strict=True)]
 

@@ -11,7 +11,7 @@ import pytest
 
 from indexer.embed import embed_candidates
 from server.domain import ExamplesQuery, UserQuery
-from server.embedder import Embedder, QueryTower
+from server.embedder import SHORT_HISTORY, Embedder, QueryTower
 from server.errors import FieldUnknownError, UndecodableError
 from server.similarity import Directions
 from trainer.bundle import TowerBundle
@@ -231,6 +231,17 @@ def test_a_refresh_reads_newer_times_and_knows_new_users_by_all_but_their_ids(
     for row, user_id in ((1, "u01"), (N_USERS, "")):
         values = {"user_id": user_id, **query.user_values(row)}
         np.testing.assert_allclose(tower.embed(query.history(row), values), known[row], atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [0, 1, SHORT_HISTORY, SHORT_HISTORY + 1, 512, 600])
+def test_a_history_of_any_length_is_embedded_as_in_training(
+    towers: Towers, bundle: TowerBundle, length: int
+) -> None:
+    history = np.random.default_rng(length).integers(DATA.n_candidates, size=length)
+    values = {"user_id": "u01", **bundle.query.user_values(1)}
+    (expected,) = towers.embed_users(np.array([1]), [history] * 2)
+    actual = QueryTower(bundle.query).embed(history, values)
+    np.testing.assert_allclose(expected, actual, atol=1e-5)
 
 
 def test_users_columns_of_another_type_are_refused_for_a_refresh(
