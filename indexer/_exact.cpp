@@ -185,6 +185,33 @@ void AddEligible(const Vectors& vectors, const float* query, const uint8_t* elig
   }
 }
 
+// A set of numbers, made for a few hundred: half of its places stay empty.
+class FewRows {
+ public:
+  FewRows(const int64_t* rows, size_t n) {
+    size_t size = 16;
+    while (size < 2 * n) size *= 2;
+    places_.assign(size, kEmpty);
+    for (size_t i = 0; i < n; ++i) places_[PlaceOf(rows[i])] = rows[i];
+  }
+
+  bool Has(int64_t row) const { return places_[PlaceOf(row)] == row && row != kEmpty; }
+
+ private:
+  static constexpr int64_t kEmpty = -1;
+
+  // Where a row is, or would be.
+  size_t PlaceOf(int64_t row) const {
+    const size_t last = places_.size() - 1;
+    // The upper half of a product with an odd number spreads rows that lie close together.
+    size_t place = (static_cast<uint64_t>(row) * 0x9E3779B97F4A7C15u >> 32) & last;
+    while (places_[place] != kEmpty && places_[place] != row) place = (place + 1) & last;
+    return place;
+  }
+
+  std::vector<int64_t> places_;
+};
+
 // The memory of a NumPy array, lent for as long as this lives.
 class Array {
  public:
@@ -203,10 +230,13 @@ class Array {
   Py_ssize_t width() const { return view_.shape[1]; }
 
   template <typename T>
-  T* line(Py_ssize_t i) const {
-    return static_cast<T*>(view_.buf) + i * width();
+  T* items() const {
+    return static_cast<T*>(view_.buf);
   }
-  const uint8_t* bytes() const { return static_cast<const uint8_t*>(view_.buf); }
+  template <typename T>
+  T* line(Py_ssize_t i) const {
+    return items<T>() + i * width();
+  }
 
  private:
   Py_buffer view_;
@@ -266,14 +296,14 @@ PyObject* Run(bool is_long, Work work) {
   Py_RETURN_NONE;
 }
 
-bool Expect(Py_ssize_t found, const char* function) {
-  if (found == 5) return true;
-  PyErr_Format(PyExc_TypeError, "%s takes 5 arguments, not %zd", function, found);
+bool Expect(Py_ssize_t expected, Py_ssize_t found, const char* function) {
+  if (found == expected) return true;
+  PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, not %zd", function, expected, found);
   return false;
 }
 
 PyObject* Rescore(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
-  if (!Expect(n_arguments, "rescore")) return nullptr;
+  if (!Expect(5, n_arguments, "rescore")) return nullptr;
   const Task task(arguments);
   const Array rows(arguments[4], PyBUF_ND);
   if (!task.Fits() || !rows.Is(2, sizeof(int64_t)) || rows.n() != task.queries.n()) {
@@ -289,7 +319,7 @@ PyObject* Rescore(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments)
 }
 
 PyObject* Scan(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
-  if (!Expect(n_arguments, "scan")) return nullptr;
+  if (!Expect(5, n_arguments, "scan")) return nullptr;
   const Task task(arguments);
   const Array eligible(arguments[4], PyBUF_ND);
   if (!task.Fits() || !eligible.Is(1, sizeof(uint8_t)) ||
@@ -303,10 +333,35 @@ PyObject* Scan(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
       if (eligible.n() == 0) {
         AddRange(vectors, query, 0, vectors.n, nullptr, found);
       } else {
-        AddEligible(vectors, query, eligible.bytes(), found);
+        AddEligible(vectors, query, eligible.items<uint8_t>(), found);
       }
     });
   });
+}
+
+PyObject* Drop(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
+  if (!Expect(3, n_arguments, "drop")) return nullptr;
+  const Array rows(arguments[0], PyBUF_ND | PyBUF_WRITABLE);
+  const Array scores(arguments[1], PyBUF_ND | PyBUF_WRITABLE);
+  const Array excluded(arguments[2], PyBUF_ND);
+  if (!rows.Is(1, sizeof(int64_t)) || !scores.Is(1, sizeof(float)) ||
+      !excluded.Is(1, sizeof(int64_t)) || rows.n() != scores.n()) {
+    return RefuseArrays();
+  }
+  Py_ssize_t n_kept = 0;
+  PyObject* const done = Run(false, [&] {
+    const FewRows dropped(excluded.items<int64_t>(), excluded.n());
+    int64_t* const row = rows.items<int64_t>();
+    float* const score = scores.items<float>();
+    for (Py_ssize_t i = 0; i < rows.n(); ++i) {
+      row[n_kept] = row[i];
+      score[n_kept] = score[i];
+      n_kept += !dropped.Has(row[i]);
+    }
+  });
+  if (done == nullptr) return nullptr;
+  Py_DECREF(done);
+  return PyLong_FromSsize_t(n_kept);
 }
 
 constexpr char kRescoreDoc[] =
@@ -333,6 +388,17 @@ constexpr char kScanDoc[] =
     "Raises:\n"
     "    ValueError: if the arrays do not fit one another.\n";
 
+constexpr char kDropDoc[] =
+    "Move the results that are not excluded to the front, in their order.\n\n"
+    "Args:\n"
+    "    rows: (n,) int64 in C order, written.\n"
+    "    scores: (n,) float32 in C order, written.\n"
+    "    excluded: (n_excluded,) int64 in C order; they may repeat.\n\n"
+    "Returns:\n"
+    "    How many results are kept; what lies behind them means nothing.\n\n"
+    "Raises:\n"
+    "    ValueError: if the arrays do not fit one another.\n";
+
 template <typename Function>
 PyCFunction AsMethod(Function function) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
@@ -341,6 +407,7 @@ PyCFunction AsMethod(Function function) {
 PyMethodDef methods[] = {
     {"rescore", AsMethod(Rescore), METH_FASTCALL, kRescoreDoc},
     {"scan", AsMethod(Scan), METH_FASTCALL, kScanDoc},
+    {"drop", AsMethod(Drop), METH_FASTCALL, kDropDoc},
     {nullptr, nullptr, 0, nullptr},
 };
 

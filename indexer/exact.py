@@ -181,6 +181,20 @@ class ExactScorer:
         return slack
 
 
+def without(
+    rows: np.ndarray, scores: np.ndarray, excluded: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the results of one query that are not excluded, in their order.
+
+    Args:
+        rows: (n,) int64, which are overwritten.
+        scores: (n,) float32, which are overwritten.
+        excluded: (n_excluded,) integer rows; they may repeat.
+    """
+    n_kept = _exact.drop(rows, scores, np.ascontiguousarray(excluded, np.int64))
+    return rows[:n_kept], scores[:n_kept]
+
+
 def squared_norms(vectors: np.ndarray) -> np.ndarray:
     """Return the squared Euclidean norms (n,) float32 of vectors (n, dim) float32.
 

@@ -35,9 +35,10 @@ class FoundEncoder:
 
     A serialised message is the concatenation of its fields, in any order, so the ids are kept as
     fields, ready to be joined; and packed floats are the bytes of their array. Fields lie in one
-    array of a fixed width, which is far cheaper to pick from than a text and offsets. NumPy pads
-    them with zeros and strips those again, so each ends with the tag of the next one's instead of
-    beginning with its own: a zero at the end of an id stays.
+    array of a fixed width, which is far cheaper to pick from than a text and offsets. Zeros pad
+    them, which are deleted from what was picked; where ids hold zeros themselves, NumPy strips them
+    from the ends, so each field ends with the tag of the next one instead of beginning with its
+    own.
 
     Args:
         candidate_ids: the id of each row, texts.
@@ -54,16 +55,22 @@ class FoundEncoder:
         width = _LONG * int(widths.sum()) // len(fields)
         self._long = {row: fields[row].as_py() for row in np.flatnonzero(widths > width).tolist()}
         self._fields = _of_one_width(pc.binary_slice(fields, 0, width), width)
+        # Sizes hold none: a last byte of 0 would make them longer than they need be.
+        self._may_hold_zeros = bool(pc.any(pc.match_substring(ids, "\0")).as_py())
 
     def encode(self, rows: np.ndarray, scores: np.ndarray) -> bytes:
         """Return the fields of a response that hold the ids of ``rows`` and their scores, (n,)."""
-        fields = self._fields.take(rows).tolist()
-        if self._long:
-            pairs = zip(rows.tolist(), fields, strict=True)
-            fields = [self._long.get(row, field) for row, field in pairs]
-        ids = b"".join([_ID_TAG, *fields])[: -len(_ID_TAG)]
         packed = scores.astype("<f4", copy=False).tobytes()
-        return ids + _field(_SCORES_TAG, packed)
+        return self._ids(rows) + _field(_SCORES_TAG, packed)
+
+    def _ids(self, rows: np.ndarray) -> bytes:
+        picked = self._fields.take(rows)
+        if not self._long and not self._may_hold_zeros:
+            fields = picked.tobytes().translate(None, b"\0")
+        else:
+            pairs = zip(rows.tolist(), picked.tolist(), strict=True)
+            fields = b"".join([self._long.get(row, field) for row, field in pairs])
+        return (_ID_TAG + fields)[: -len(_ID_TAG)]
 
 
 def plan_fields(plan: SearchPlan, index_version: str) -> bytes:

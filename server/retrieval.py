@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 from indexer.backends import IndexUnreachableError, Neighbors
 from indexer.backends import SearchMethod as IndexSearchMethod
 from indexer.corpus import Corpus
+from indexer.exact import without
 from indexer.filters import Filter, Restriction
 from server.domain import SearchMethod
 from server.errors import EngineUnreachableError
@@ -68,7 +68,6 @@ class Retriever:
         self._popularity = corpus.popularity
         self._n_candidates = len(corpus.candidate_ids)
         self._directions = directions
-        self._local = threading.local()
 
     def search(self, wanted: Wanted, choice: IndexChoice) -> Found:
         """Return the best ``choice.k`` candidates, or all that are eligible if those are fewer."""
@@ -133,11 +132,11 @@ class Retriever:
     def _kept(self, found: Found, wanted: Wanted, choice: IndexChoice) -> Found:
         """Drop what is excluded; search once more, with a mask, if an index found too few."""
         if len(wanted.excluded):
-            kept = self._not_excluded(found.rows, wanted.excluded)[: choice.k]
+            rows, scores = without(found.rows, found.scores, wanted.excluded)
             method = found.method
             if method is SearchMethod.INDEX:
                 method = SearchMethod.OVER_FETCH
-            found = Found(found.rows.take(kept), found.scores.take(kept), method)
+            found = Found(rows[: choice.k], scores[: choice.k], method)
         if len(found.rows) < choice.k and self.has_more_than(wanted, len(found.rows)):
             return self._search_eligible(wanted, choice)
         return found
@@ -151,17 +150,6 @@ class Retriever:
         except IndexUnreachableError as error:
             raise EngineUnreachableError(_NO_ANSWER) from error
         return _line(found, 0)
-
-    def _not_excluded(self, rows: np.ndarray, excluded: np.ndarray) -> np.ndarray:
-        """Return where in ``rows`` there is no excluded one, (n,) int64 positions."""
-        if not hasattr(self._local, "is_excluded"):
-            self._local.is_excluded = np.zeros(self._n_candidates, dtype=bool)
-        is_excluded: np.ndarray = self._local.is_excluded
-        # Marked and unmarked again: an array of its own for each search would cost more.
-        is_excluded[excluded] = True
-        kept: np.ndarray = np.logical_not(is_excluded.take(rows)).nonzero()[0]
-        is_excluded[excluded] = False
-        return kept
 
     def _most_popular(self, wanted: Wanted, k: int) -> Found:
         rows = self._rows_by_popularity

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from indexer import _exact
-from indexer.exact import ExactScorer, Kernel, squared_norms
+from indexer.exact import ExactScorer, Kernel, squared_norms, without
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
 
@@ -191,3 +191,27 @@ def test_negative_zero_ties_with_zero() -> None:
 def test_squared_norms_are_finite_only_where_scores_are() -> None:
     vectors = np.array([[3, 4], [np.nan, 0], [np.inf, 0], [2e19, 0]], dtype=np.float32)
     assert np.isfinite(squared_norms(vectors)).tolist() == [True, False, False, False]
+
+
+@given(
+    rows=st.lists(st.integers(0, 60), unique=True),
+    excluded=st.lists(st.integers(0, 60), max_size=200),
+    step=st.sampled_from([1, 2**20, 2**33]),
+)
+def test_results_that_are_excluded_are_dropped_and_the_order_stays(
+    rows: list[int], excluded: list[int], step: int
+) -> None:
+    expected = [row * step for row in rows if row not in excluded]
+    found = np.array(rows, np.int64) * step
+    kept_rows, kept_scores = without(found, found.astype(np.float32), np.array(excluded) * step)
+    assert (expected, expected) == (kept_rows.tolist(), kept_scores.tolist())
+
+
+def test_results_that_do_not_fit_what_is_excluded_are_refused() -> None:
+    rows, scores = np.zeros(3, np.int64), np.zeros(3, np.float32)
+    with pytest.raises(ValueError, match="do not fit"):
+        _exact.drop(rows, scores[:2], rows)
+    with pytest.raises(ValueError, match="do not fit"):
+        _exact.drop(rows, scores, rows.astype(np.int32))
+    with pytest.raises(TypeError, match="3 arguments, not 2"):
+        _exact.drop(rows, scores)  # type: ignore[call-arg]
