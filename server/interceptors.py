@@ -88,7 +88,7 @@ def _handler(
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
     """Return the handler of a method that answers every error as the wire promises."""
     decode = request_type.FromString
-    observe_seconds = metrics.REQUEST_SECONDS.labels(name).observe
+    histogram = metrics.REQUEST_SECONDS.labels(name)
     counters = {code.name: metrics.REQUESTS.labels(name, code.name) for code in grpc.StatusCode}
 
     async def handle(body: bytes, context: Context) -> bytes:
@@ -115,8 +115,8 @@ def _handler(
             await abort(context, error)
         finally:
             seconds = perf_counter() - start
-            counters[status].inc()
-            observe_seconds(seconds)
+            metrics.count(counters[status])
+            metrics.observe(histogram, seconds)
             if seconds > _SLOW_SECONDS:
                 request_id = _request_id(context)
                 _log.warning(

@@ -168,9 +168,11 @@ class CandidateSearchServicer:
         self._long.close()
         self._remote.close()
         self._live_recall.close()
+        metrics.settle()
 
     def observe(self) -> None:
-        """Tell Prometheus what is being done now."""
+        """Tell Prometheus what was done since, and what is being done now."""
+        metrics.settle()
         metrics.observe_process(self.in_flight.count, self._long.count + self._remote.count)
 
     def _begin(
@@ -210,7 +212,7 @@ class CandidateSearchServicer:
         if result.has_more:
             offset = call.search.offset + len(result.rows)
             next_page_token = version.page_tokens.sign(call.all_but_token, offset)
-        version.counter(result.plan).inc()
+        metrics.count(version.counter(result.plan))
         metrics.observe_search(result, self._n_searches)
         self._n_searches += 1
         if self._tracer is not None:
