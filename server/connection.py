@@ -59,19 +59,22 @@ class BlockingConnection(Connection[grpc.Channel]):
         self._channel.close()
 
 
-def retrying(*calls: Mapping[str, str]) -> Sequence[tuple[str, Any]]:
+def retrying(
+    *calls: Mapping[str, str], codes: Sequence[str] = ("UNAVAILABLE", "CANCELLED")
+) -> Sequence[tuple[str, Any]]:
     """Return options of a channel that makes calls again which find the server unavailable.
 
     Args:
         calls: which, by ``service`` and, where not all of it are meant, ``method``.
+        codes: what the server is found to be. A worker that drains, or has too much to do, cancels
+            what it has not begun.
     """
     policy = {
         "maxAttempts": 5,
         "initialBackoff": "0.1s",
         "maxBackoff": "1s",
         "backoffMultiplier": 2,
-        # A worker that drains cancels what reaches it after its last call began.
-        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+        "retryableStatusCodes": list(codes),
     }
     config = {
         "loadBalancingConfig": [{"round_robin": {}}],

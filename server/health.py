@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from server.connection import open_channel, tls_credentials
+from server.connection import open_channel, retrying, tls_credentials
 
 TIMEOUT_SECONDS = 3.0
 
@@ -74,7 +74,10 @@ def is_serving(
         credentials: for TLS; None connects in the clear.
         server_name: what its certificate is for, if that is not the address.
     """
-    options = (("grpc.ssl_target_name_override", server_name),) if server_name else ()
+    # In overload gRPC cancels a share of all calls, this one too; a server that is gone is gone.
+    options = [*retrying({"service": health.SERVICE_NAME}, codes=["CANCELLED"])]
+    if server_name:
+        options.append(("grpc.ssl_target_name_override", server_name))
     with open_channel(address, credentials, options) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:

@@ -142,6 +142,12 @@ class Settings(BaseSettings):
         description="How many calls a worker answers at the same time; more are refused. Health "
         "and AdminService are not counted.",
     )
+    max_waiting_calls: int = Field(
+        default=1000,
+        ge=1,
+        description="How many calls may wait until a worker begins them; of more, gRPC refuses a "
+        "growing share at once, and all beyond twice as many, with CANCELLED.",
+    )
     max_calls_per_connection: int = Field(
         default=100,
         ge=1,

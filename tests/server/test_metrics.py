@@ -18,7 +18,7 @@ from server import metrics
 from server.client import Embedding, SearchClient, SearchFailedError
 from server.domain import SearchRequest
 from server.ports import probe_port
-from tests.server.processes import serving, wait_for
+from tests.server.processes import free_port, scrape, serving, wait_for
 from tests.server.published import current, publish
 
 QUERY = Embedding([1.0] * 8)
@@ -29,23 +29,6 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("published")
     publish(root, 1, ("brute_force", "annoy"))
     return root / "current"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def scrape(port: int) -> dict[str, float]:
-    """Return the samples by name and labels, as they are written."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    return {
-        name: float(value)
-        for name, value in re.findall(r"^(candidate\S*) (\S+)$", text, re.MULTILINE)
-    }
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
