@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from server import admin, metrics
 from server.admin import AdminServicer
 from server.auth import TokenInterceptor, Tokens, check_exposure
-from server.foreign_services import ForeignServices
+from server.foreign_services import ForeignServices, Streams
 from server.loading import IndexVersion
 from server.ports import (
     CHOOSE_ANOTHER_FOR_METRICS,
@@ -101,6 +101,7 @@ class Worker:
             self._interceptors.append(tracing.TraceInterceptor())
         self.servicer = CandidateSearchServicer(served, settings, self._tracer)
         self._health = health.aio.HealthServicer()
+        self._streams = Streams()
         self._certificates = certificates(settings)
         self._tokens = Tokens(settings.token_file) if settings.token_file else None
         if self._tokens is not None:
@@ -131,7 +132,8 @@ class Worker:
         return bound_port
 
     async def stop(self) -> None:
-        """Report NOT_SERVING, let calls in flight end, and close."""
+        """Report NOT_SERVING, end streams, let calls in flight end, and close."""
+        self._streams.end()
         await self._health.enter_graceful_shutdown()
         self._listening.cancel()
         await asyncio.gather(self._server.stop(self._settings.drain_seconds), *self._stopping)
@@ -155,7 +157,7 @@ class Worker:
             interceptors=self._interceptors,
         )
         server.add_generic_rpc_handlers((self.servicer.handler(),))
-        foreign: Any = ForeignServices(server)
+        foreign: Any = ForeignServices(server, self._streams)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, foreign)
         names = [SERVICE_NAME, health.SERVICE_NAME]
         if self._admin is not None:

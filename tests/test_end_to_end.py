@@ -41,7 +41,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("artifacts")
     run_program(
         *("trainer", "fit", "--dataset", DATASET, "--output", root / "towers"),
-        *("--split", "leave-last-out", "--no-refit", "--epochs", EPOCHS),
+        *("--split", "leave-last-out", "--no-refit", "--no-ranker", "--epochs", EPOCHS),
     )
     towers = root / "towers" / "current"
     run_program("indexer", "build", "--towers", towers, "--output", root / "indexes")

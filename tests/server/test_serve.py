@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import grpc
@@ -62,14 +65,29 @@ def test_a_process_from_start_to_end(tower_index: Path) -> None:
         assert process.wait(30) == 0
 
 
-def test_a_call_in_flight_ends_before_the_server_does(vector_index: Path) -> None:
-    with serving(vector_index) as (process, address), grpc.insecure_channel(address) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
-        assert next(watch).status == SERVING
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_waits_for_nobody_who_only_watches(vector_index: Path, workers: str) -> None:
+    flags = ("--workers", workers, "--reflection", "--drain-seconds", "300")
+    with serving(vector_index, *flags) as (process, address), ExitStack() as stack:
+        watches = []
+        for _ in range(8):  # each connection is dealt to one of the workers
+            options = (("grpc.use_local_subchannel_pool", 1),)
+            channel = stack.enter_context(grpc.insecure_channel(address, options=options))
+            health = health_pb2_grpc.HealthStub(channel)
+            watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+            assert next(watch).status == SERVING
+            watches.append(watch)
+        requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        described = stub.ServerReflectionInfo(chain(requests, iter(Event().wait, None)))
+        assert next(described).list_services_response.service
         process.send_signal(signal.SIGTERM)
-        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        watch.cancel()
+        for watch in watches:
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        for stream in (*watches, described):
+            with pytest.raises(grpc.RpcError, match="the server is stopping"):
+                next(stream)
+            assert stream.code() == grpc.StatusCode.UNAVAILABLE
         assert process.wait(30) == 0
 
 
