@@ -8,9 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import chain
 from pathlib import Path
-from threading import Event
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -77,9 +76,11 @@ def test_a_server_waits_for_nobody_who_only_watches(vector_index: Path, workers:
             watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
             assert next(watch).status == SERVING
             watches.append(watch)
-        requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        requests: SimpleQueue[Any] = SimpleQueue()
+        stack.callback(requests.put, None)
+        requests.put(reflection_pb2.ServerReflectionRequest(list_services=""))
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        described = stub.ServerReflectionInfo(chain(requests, iter(Event().wait, None)))
+        described = stub.ServerReflectionInfo(iter(requests.get, None))
         assert next(described).list_services_response.service
         process.send_signal(signal.SIGTERM)
         for watch in watches:
