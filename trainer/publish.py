@@ -255,7 +255,7 @@ def prune(root: Path, keep: int) -> Pruned:
     """Remove all but the newest ``keep`` versions, and never the current one or one that is held.
 
     Raises:
-        BundleError: if one may not be removed.
+        BundleError: if one cannot be removed.
         ValueError: if ``keep`` is negative.
     """
     if keep < 0:
@@ -269,10 +269,10 @@ def prune(root: Path, keep: int) -> Pruned:
             continue
         try:
             is_removed = _remove_unless_held(directory)
-        except PermissionError as error:
+        except OSError as error:
             raise BundleError(
-                f"{directory} cannot be removed: {error.strerror}; prune as somebody who may write "
-                "to it"
+                f"{directory} cannot be removed: {error.strerror}; prune as a user, and on a "
+                "machine, that may write to it"
             ) from error
         (pruned.removed if is_removed else pruned.in_use).append(directory)
     return pruned

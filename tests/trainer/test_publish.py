@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,14 +161,19 @@ def test_prune_keeps_the_newest_and_the_current(tmp_path: Path) -> None:
     assert set(versions(tmp_path)) == kept
 
 
-def test_prune_says_what_it_may_not_remove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_prune_says_what_it_cannot_remove(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    reason = os.strerror(number)
+
     def refuse(*_: object) -> None:
-        raise PermissionError(13, "Permission denied")
+        raise OSError(number, reason)
 
     directory = publish(tmp_path)
     (tmp_path / CURRENT).unlink()
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(BundleError, match=f"{directory} cannot be removed: Permission denied"):
+    with pytest.raises(BundleError, match=f"{directory} cannot be removed: {reason}"):
         prune(tmp_path, 0)
     assert directory.is_dir()
 
