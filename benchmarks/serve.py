@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.load import Load, put_load
 from benchmarks.progress import OnStep
+from benchmarks.timing import hash_files
 from indexer.backends import SearchParams
 from indexer.bundle import IndexBundle
 from server.client import (
@@ -35,7 +36,6 @@ from server.client import (
     User,
     search_request,
 )
-from trainer.publish import verify_files
 
 COUNT = 100
 IN_FLIGHT = 32
@@ -81,7 +81,7 @@ class ServeReport(BaseModel):
     start_seconds: float
     """From the start of the process until it serves."""
     hash_seconds: float
-    """To read and hash the bundle's files, which the server does before it opens them."""
+    """To read and hash the bundle's files, one after the other; the server hashes two at a time."""
     private_bytes: int
     """Memory that belongs to the server's process alone: what each further worker costs at most."""
     stages_us: dict[str, float]
@@ -214,7 +214,7 @@ def benchmark_serve(
     batch = pb.BatchSearchCandidatesRequest(requests=[known] * BATCH_SIZE).SerializeToString()
     scenarios = _Scenarios(seconds, on_step)
     arguments = ("server", "serve", "--index", str(bundle.directory), "--port", "0")
-    hash_seconds = _seconds(lambda: verify_files(bundle.directory, bundle.manifest))
+    hash_seconds = _seconds(lambda: hash_files(bundle.directory, bundle.manifest.files))
     started = perf_counter()
     with server_process(arguments) as server, SearchClient(server.target) as client:
         start_seconds = perf_counter() - started
