@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from indexer.backends import BACKENDS, LocalIndex, SearchParams, Series
 from indexer.corpus import CANDIDATE_ID, Corpus, CorpusError
-from trainer.bundle import QUERY_ASSET_FILES, QueryAssets, TowerBundle
+from trainer.bundle import QUERY_ASSET_FILES, QueryAssets, TowerBundle, load_array
 from trainer.publish import BundleError, Manifest, hold, read_manifest, resolve, verify_files
 from trainer.vocabulary import Vocabulary
 
@@ -158,11 +158,9 @@ class IndexBundle:
             candidates = pq.ParquetFile(self.directory / CANDIDATES).read()
             corpus = Corpus(
                 candidate_ids=Vocabulary(candidates.column(CANDIDATE_ID)),
-                embeddings=np.load(
-                    self.directory / EMBEDDINGS, mmap_mode="r", allow_pickle=False
-                ).view(np.ndarray),
+                embeddings=load_array(self.directory / EMBEDDINGS).view(np.ndarray),
                 candidates=candidates,
-                popularity=np.load(self.directory / POPULARITY, allow_pickle=False),
+                popularity=np.array(load_array(self.directory / POPULARITY)),
                 has_bias_dimension=self.manifest.has_bias_dimension,
             )
         except (CorpusError, ValueError, KeyError, OSError) as error:
@@ -183,9 +181,12 @@ class IndexBundle:
 
     @cached_property
     def tuning_queries(self) -> np.ndarray:
-        """(n_queries, dim) float32: what the operating points were measured on."""
-        queries: np.ndarray = np.load(self.directory / TUNING_QUERIES, allow_pickle=False)
-        return queries
+        """(n_queries, dim) float32: what the operating points were measured on.
+
+        Raises:
+            BundleError: if the file holds no array.
+        """
+        return np.array(load_array(self.directory / TUNING_QUERIES))
 
     def index(self, name: str) -> LocalIndex[Any, Any]:
         """Return a backend's index, opened on first use.

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from indexer.backends.base import check_embeddings
+from trainer.bundle import load_array
+from trainer.publish import BundleError
 from trainer.vocabulary import Vocabulary
 
 CANDIDATE_ID = "candidate_id"
@@ -120,12 +122,9 @@ def read_vectors(path: Path) -> np.ndarray:
 
 def _read_array(path: Path) -> np.ndarray:
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CorpusError(f"{path} is not a readable .npy file: {error}") from error
-    if not isinstance(loaded, np.ndarray):
-        raise CorpusError(f"{path} must be a single .npy array, not an archive of several")
-    return loaded
+        return load_array(path)
+    except BundleError as error:
+        raise CorpusError(str(error)) from error
 
 
 def _read_vector_column(path: Path) -> np.ndarray:

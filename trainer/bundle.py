@@ -30,6 +30,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -204,7 +205,7 @@ class QueryAssets:
     def query_embeddings(self) -> np.ndarray | None:
         """(n_users, dim) float32, memory-mapped: the known users' embeddings."""
         path = self.directory / QUERY_EMBEDDINGS
-        return _load_array(path) if path.exists() else None
+        return load_array(path) if path.exists() else None
 
     @cached_property
     def _histories(self) -> pa.Table | None:
@@ -281,7 +282,7 @@ class TowerBundle:
     @cached_property
     def popularity(self) -> np.ndarray:
         """(n_candidates,) float32: how many interactions of each the weights have seen."""
-        return _load_array(self.directory / POPULARITY)
+        return load_array(self.directory / POPULARITY)
 
     @cached_property
     def user_quality(self) -> pa.Table | None:
@@ -292,11 +293,21 @@ class TowerBundle:
     @cached_property
     def tuning_queries(self) -> np.ndarray:
         """(n_queries, dim) float32: embeddings of users whose last interaction was held out."""
-        return _load_array(self.directory / TUNING_QUERIES)
+        return load_array(self.directory / TUNING_QUERIES)
 
 
-def _load_array(path: Path) -> np.ndarray:
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+def load_array(path: Path) -> np.ndarray:
+    """Memory-map the array of a ``.npy`` file.
+
+    Raises:
+        BundleError: if the file holds none.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (BadZipFile, EOFError, OSError, ValueError) as error:
+        raise BundleError(f"{path} is not a readable .npy file: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise BundleError(f"{path} must be a single .npy array, not an archive of several")
     return array
 
 

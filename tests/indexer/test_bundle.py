@@ -46,6 +46,14 @@ def test_it_holds_every_backend(built: IndexBundle) -> None:
     assert built.manifest.default_backend == built.backend_names[0]
 
 
+@pytest.mark.parametrize("name", ["embeddings.npy", "popularity.npy", "tuning_queries.npy"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18)])
+def test_what_is_no_array_is_named(copy: Path, name: str, content: bytes) -> None:
+    (copy / name).write_bytes(content)
+    with pytest.raises(BundleError, match=rf"{copy / name} (is not a readable|must be a single)"):
+        IndexBundle.open(copy, verify=False).check()
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 def test_its_indexes_are_exact_when_asked(
     built: IndexBundle, queries: np.ndarray, name: str
