@@ -212,19 +212,33 @@ class FewRows {
   std::vector<int64_t> places_;
 };
 
+// The format codes of arrays whose items are read as T. NumPy's for int64 depends on the platform.
+template <typename T>
+constexpr const char* kCodes = "";
+template <>
+constexpr const char* kCodes<float> = "f";
+template <>
+constexpr const char* kCodes<int64_t> = "lq";
+template <>
+constexpr const char* kCodes<uint8_t> = "?B";
+
 // The memory of a NumPy array, lent for as long as this lives.
 class Array {
  public:
-  Array(PyObject* array, int flags) : is_lent_(PyObject_GetBuffer(array, &view_, flags) == 0) {}
+  // In C order; `flags` ask for more.
+  explicit Array(PyObject* array, int flags = 0)
+      : is_lent_(PyObject_GetBuffer(array, &view_, PyBUF_ND | PyBUF_FORMAT | flags) == 0) {}
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;
   ~Array() {
     if (is_lent_) PyBuffer_Release(&view_);
   }
 
-  // Whether it has so many dimensions, and items of so many bytes.
-  bool Is(int ndim, size_t itemsize) const {
-    return is_lent_ && view_.ndim == ndim && static_cast<size_t>(view_.itemsize) == itemsize;
+  // Whether it has so many dimensions, and items that are T.
+  template <typename T>
+  bool Is(int ndim) const {
+    return is_lent_ && view_.ndim == ndim && view_.itemsize == Py_ssize_t{sizeof(T)} &&
+           IsOneOf(kCodes<T>);
   }
   Py_ssize_t n() const { return view_.shape[0]; }
   Py_ssize_t width() const { return view_.shape[1]; }
@@ -239,6 +253,13 @@ class Array {
   }
 
  private:
+  // Whether the format is one of these codes and no more: more tells of another order of bytes.
+  bool IsOneOf(const char* codes) const {
+    const char* const code = view_.format;
+    return code != nullptr && code[0] != '\0' && code[1] == '\0' &&
+           std::strchr(codes, code[0]) != nullptr;
+  }
+
   Py_buffer view_;
   const bool is_lent_;
 };
@@ -246,17 +267,17 @@ class Array {
 // Embeddings, queries, and where the answers go.
 struct Task {
   explicit Task(PyObject* const* arguments)
-      : embeddings(arguments[0], PyBUF_ND),
-        queries(arguments[1], PyBUF_ND),
-        best_rows(arguments[2], PyBUF_ND | PyBUF_WRITABLE),
-        best_scores(arguments[3], PyBUF_ND | PyBUF_WRITABLE) {}
+      : embeddings(arguments[0]),
+        queries(arguments[1]),
+        best_rows(arguments[2], PyBUF_WRITABLE),
+        best_scores(arguments[3], PyBUF_WRITABLE) {}
 
   bool Fits() const {
-    return embeddings.Is(2, sizeof(float)) && queries.Is(2, sizeof(float)) &&
-           best_rows.Is(2, sizeof(int64_t)) && best_scores.Is(2, sizeof(float)) &&
-           queries.width() == embeddings.width() && best_rows.n() == queries.n() &&
-           best_scores.n() == queries.n() && best_rows.width() == best_scores.width() &&
-           best_rows.width() > 0 && embeddings.n() <= kMaxRows;
+    return embeddings.Is<float>(2) && queries.Is<float>(2) && best_rows.Is<int64_t>(2) &&
+           best_scores.Is<float>(2) && queries.width() == embeddings.width() &&
+           best_rows.n() == queries.n() && best_scores.n() == queries.n() &&
+           best_rows.width() == best_scores.width() && best_rows.width() > 0 &&
+           embeddings.n() <= kMaxRows;
   }
   Vectors vectors() const {
     return {embeddings.line<float>(0), embeddings.n(), embeddings.width()};
@@ -305,8 +326,8 @@ bool Expect(Py_ssize_t expected, Py_ssize_t found, const char* function) {
 PyObject* Rescore(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
   if (!Expect(5, n_arguments, "rescore")) return nullptr;
   const Task task(arguments);
-  const Array rows(arguments[4], PyBUF_ND);
-  if (!task.Fits() || !rows.Is(2, sizeof(int64_t)) || rows.n() != task.queries.n()) {
+  const Array rows(arguments[4]);
+  if (!task.Fits() || !rows.Is<int64_t>(2) || rows.n() != task.queries.n()) {
     return RefuseArrays();
   }
   const Vectors vectors = task.vectors();
@@ -321,8 +342,8 @@ PyObject* Rescore(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments)
 PyObject* Scan(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
   if (!Expect(5, n_arguments, "scan")) return nullptr;
   const Task task(arguments);
-  const Array eligible(arguments[4], PyBUF_ND);
-  if (!task.Fits() || !eligible.Is(1, sizeof(uint8_t)) ||
+  const Array eligible(arguments[4]);
+  if (!task.Fits() || !eligible.Is<uint8_t>(1) ||
       (eligible.n() != 0 && eligible.n() != task.embeddings.n())) {
     return RefuseArrays();
   }
@@ -341,11 +362,11 @@ PyObject* Scan(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
 
 PyObject* Drop(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
   if (!Expect(3, n_arguments, "drop")) return nullptr;
-  const Array rows(arguments[0], PyBUF_ND | PyBUF_WRITABLE);
-  const Array scores(arguments[1], PyBUF_ND | PyBUF_WRITABLE);
-  const Array excluded(arguments[2], PyBUF_ND);
-  if (!rows.Is(1, sizeof(int64_t)) || !scores.Is(1, sizeof(float)) ||
-      !excluded.Is(1, sizeof(int64_t)) || rows.n() != scores.n()) {
+  const Array rows(arguments[0], PyBUF_WRITABLE);
+  const Array scores(arguments[1], PyBUF_WRITABLE);
+  const Array excluded(arguments[2]);
+  if (!rows.Is<int64_t>(1) || !scores.Is<float>(1) || !excluded.Is<int64_t>(1) ||
+      rows.n() != scores.n()) {
     return RefuseArrays();
   }
   Py_ssize_t n_kept = 0;

@@ -105,12 +105,19 @@ ROWS, ELIGIBLE = np.zeros((1, 5), np.int64), np.ones(2, np.bool_)
     [
         (0, np.zeros((2, 3), np.float32)),
         (0, np.zeros(4, np.float32)),
+        (0, np.zeros((2, 4), np.int32)),
+        (0, np.zeros((2, 4), ">f4")),
         (1, np.zeros((1, 4), np.float64)),
+        (1, np.zeros((1, 4), np.uint32)),
         (2, np.zeros((2, 2), np.int64)),
         (2, np.zeros((1, 2), np.int32)),
+        (2, np.zeros((1, 2), np.uint64)),
         (3, np.zeros((1, 3), np.float32)),
+        (3, np.zeros((1, 2), np.int32)),
         (4, np.zeros((2, 5), np.int64)),
         (4, np.zeros((1, 5), np.int32)),
+        (4, np.zeros((1, 5), np.float64)),
+        (4, np.ones(2, np.int8)),
         (4, np.ones(3, np.bool_)),
     ],
 )
@@ -122,6 +129,13 @@ def test_arrays_that_do_not_fit_are_refused(
     arrays[place] = array
     with pytest.raises(ValueError, match="do not fit"):
         kernel(*arrays)
+
+
+def test_whole_numbers_of_either_name_and_a_mask_of_bytes_are_taken() -> None:
+    for kind in ("l", "q"):  # where both have 8 bytes, NumPy has two types
+        if np.dtype(kind).itemsize == 8:
+            _exact.rescore(*TASK, ROWS.astype(kind))
+    _exact.scan(*TASK, ELIGIBLE.astype(np.uint8))
 
 
 def test_more_rows_than_results_can_tell_apart_are_refused() -> None:
@@ -213,5 +227,7 @@ def test_results_that_do_not_fit_what_is_excluded_are_refused() -> None:
         _exact.drop(rows, scores[:2], rows)
     with pytest.raises(ValueError, match="do not fit"):
         _exact.drop(rows, scores, rows.astype(np.int32))
+    with pytest.raises(ValueError, match="do not fit"):
+        _exact.drop(rows, rows[:3].astype(np.int32), rows)
     with pytest.raises(TypeError, match="3 arguments, not 2"):
         _exact.drop(rows, scores)  # type: ignore[call-arg]
