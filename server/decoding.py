@@ -122,8 +122,15 @@ class RequestDecoder:
                 _not_empty("query.user.history.candidate_id", one.candidate_id) for one in history
             ],
             history_replaces=user.history_replaces,
-            features={name: _feature_value(name, user.features[name]) for name in names},
+            features={name: self._feature_value(name, user.features[name]) for name in names},
         )
+
+    def _feature_value(self, name: str, message: pb.FeatureValue) -> FeatureValue:
+        value, limit = _feature_value(name, message), self._settings.max_feature_characters
+        n_characters = 0 if isinstance(value, int | float) else len("".join(value))
+        if n_characters > limit:
+            raise _exceeds(f"characters of query.user.features[{name}]", limit, n_characters)
+        return value
 
     def _examples(self, examples: pb.Examples) -> ExamplesQuery:
         limit = self._settings.max_history_count

@@ -52,6 +52,12 @@ class Diversifier:
             case PerGroup():
                 return _POOL_PER_RESULT * n
 
+    def reach(self, diversity: Diversity | None, count: int, depth: int) -> int:
+        """Return how many candidates pages of ``count`` hold in all, where ``depth`` may be."""
+        if isinstance(diversity, Mmr):
+            return min(depth, self.depth(diversity, count, depth))
+        return depth
+
     def widens(self, diversity: Diversity | None) -> bool:
         """Whether more must be searched while too few are chosen."""
         return isinstance(diversity, PerGroup)

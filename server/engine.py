@@ -186,7 +186,8 @@ class Engine:
         request = prepared.request
         found = self._best(prepared, request.count)
         plan = prepared.choice.plans[found.method, prepared.wanted.by_cosine]
-        end = min(request.offset + request.count, self._max_page_depth)
+        reach = self._reach(request)
+        end = min(request.offset + request.count, reach)
         if request.offset:
             found = _continued(found, self._best(prepared, self._max_page_depth))
         page = slice(request.offset, end)
@@ -201,8 +202,10 @@ class Engine:
             scores=scores,
             ranking_scores=ratings,
             plan=plan,
-            notices=self._notices(prepared, len(rows)),
-            has_more=is_full and self._reaches_beyond(prepared.wanted, end),
+            notices=self._notices(prepared, end, request.offset + len(rows)),
+            has_more=is_full
+            and end < reach
+            and self._retriever.has_more_than(prepared.wanted, end),
             stage_nanos=prepared.stage_nanos,
         )
 
@@ -264,8 +267,8 @@ class Engine:
         n_kept = int(np.count_nonzero(found.scores >= request.min_score))
         return Found(found.rows[:n_kept], found.scores[:n_kept], found.method)
 
-    def _notices(self, prepared: _Prepared, n_found: int) -> list[Notice]:
-        request = prepared.request
+    def _notices(self, prepared: _Prepared, n_wanted: int, n_found: int) -> list[Notice]:
+        """Return what the caller should know; the numbers are of this and all earlier pages."""
         notices = []
         if prepared.wanted.vector is None:
             message = "nothing is known of the user: these are the most popular candidates"
@@ -275,14 +278,15 @@ class Engine:
             notices.append(
                 Notice(NoticeCode.UNKNOWN_IDS, message, unknown_ids[:_MAX_IDS], len(unknown_ids))
             )
-        if n_found < request.count:
-            message = f"{n_found} candidates were eligible, {request.count} were asked for"
+        if n_found < n_wanted:
+            message = f"{n_found} candidates were eligible, {n_wanted} were asked for"
             notices.append(Notice(NoticeCode.FEWER_ELIGIBLE, message, count=n_found))
         return notices
 
-    def _reaches_beyond(self, wanted: Wanted, end: int) -> bool:
-        """Whether pages go on after the first ``end`` candidates."""
-        return end < self._max_page_depth and self._retriever.has_more_than(wanted, end)
+    def _reach(self, request: SearchRequest) -> int:
+        """Return how many candidates all pages of a search hold together, at most."""
+        depth = self._diversifier.reach(request.diversity, request.count, self._max_page_depth)
+        return max(depth, request.count)
 
 
 def _ranker(bundle: IndexBundle) -> CandidateRanker | None:

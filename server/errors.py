@@ -44,7 +44,7 @@ class DimensionMismatchError(SearchError):
 
 
 class NotFiniteError(SearchError):
-    """A number is not finite, or an embedding is all zero."""
+    """A number is not finite, or an embedding so long that its scores would not be."""
 
     reason = "NOT_FINITE"
 

@@ -6,6 +6,7 @@ filters come with most requests.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 
@@ -30,6 +31,7 @@ from server.errors import FilterInvalidError
 from server.metadata import Metadata
 
 _WITHOUT_ORDER = (MetadataType.BOOL, MetadataType.STRING_LIST)
+_ENTRY_BYTES = 512  # of a kept mask, beside its values: the objects around it and its key
 _WITHOUT_PARTS = (MetadataType.BOOL, MetadataType.INTEGER, MetadataType.DOUBLE)
 
 
@@ -44,8 +46,8 @@ class FilterMasks:
 
     def __init__(self, metadata: Metadata, n_candidates: int, max_bytes: int) -> None:
         self._metadata = metadata
-        self._capacity = max(1, max_bytes // n_candidates)
-        self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._capacity = max_bytes // (n_candidates + _ENTRY_BYTES)
+        self._masks: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
     def mask(self, condition: Filter) -> np.ndarray:
@@ -56,7 +58,7 @@ class FilterMasks:
             FilterInvalidError: if it tests a column for what its type cannot be.
         """
         # Values of different types may be equal in Python (1 and True), their representations not.
-        key = repr(condition)
+        key = hashlib.blake2b(repr(condition).encode(), digest_size=32).digest()
         with self._lock:
             if key in self._masks:
                 self._masks.move_to_end(key)
@@ -141,6 +143,8 @@ def _comparable(values: tuple[Value, ...], kind: MetadataType, field: str) -> pa
                 field=field,
                 column_type=kind.name,
             )
+    if kind is MetadataType.DOUBLE:
+        values = tuple(map(float, values))  # which Arrow refuses to round
     return pa.array(values, type=kind.value)
 
 

@@ -12,7 +12,7 @@ import resource
 import socket
 import sys
 import threading
-from functools import cache
+from functools import lru_cache
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -58,7 +58,7 @@ SEARCHES = Counter(
 STAGE_SECONDS = Histogram(
     "stage_seconds",
     f"The stages of one search in {STAGES_EVERY}.",
-    ["stage"],
+    ["stage", "index_version"],
     namespace=_PREFIX,
     registry=REGISTRY,
     buckets=_STAGE_SECONDS,
@@ -180,23 +180,24 @@ def forget_process(process_id: int) -> None:
         multiprocess.mark_process_dead(process_id)  # type: ignore[no-untyped-call]
 
 
-def observe_search(result: SearchResult, number: int) -> None:
+def observe_search(result: SearchResult, index_version: str, number: int) -> None:
     """Count what a search was told and, now and then, how long its stages took.
 
     Args:
         result: the answer.
+        index_version: what gave it.
         number: how many searches were answered before it.
     """
     for notice in result.notices:
         NOTICES.labels(notice.code.name).inc()
     if number % STAGES_EVERY == 0:
         for stage, nanos in result.stage_nanos.items():
-            _stage(stage).observe(nanos / 1e9)
+            _stage(stage, index_version).observe(nanos / 1e9)
 
 
-@cache
-def _stage(name: str) -> Histogram:
-    return STAGE_SECONDS.labels(name)
+@lru_cache(maxsize=64)  # versions come and go
+def _stage(name: str, index_version: str) -> Histogram:
+    return STAGE_SECONDS.labels(name, index_version)
 
 
 def observe_process(n_in_flight: int, n_long: int) -> None:

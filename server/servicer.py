@@ -1,4 +1,4 @@
-"""The service: from the wire to the domain and back, and the refusal of what is out of bounds."""
+"""The service: what a call is answered with, and on which thread, from the wire and back."""
 
 from __future__ import annotations
 
@@ -51,14 +51,13 @@ class _Call:
     degraded: Notice | None
     begun_nanos: int
     """Since the epoch."""
+    deadline: float | None
+    """When the caller gives up, by ``time.monotonic``, if it does."""
 
     @property
     def is_made_with_others(self) -> bool:
         """Whether a batch's searches are made in one go: a scan for each would hold up the rest."""
         return not self.is_long or self.version.engine.is_remote
-
-    deadline: float | None
-    """When the caller gives up, by ``time.monotonic``, if it does."""
 
 
 _Answers = Mapping[IndexVersion, Iterator[SearchResult | SearchError]]
@@ -140,7 +139,6 @@ class CandidateSearchServicer:
         self, message: pb.ExplainSearchRequest, seconds_left: float | None
     ) -> bytes:
         """Make one search in every way there is, and compare."""
-        del seconds_left  # the comparison is what is asked for: nothing of it can be left out
         if message.request.page_token:
             raise LimitExceededError(
                 "only a first page can be explained; leave page_token empty", field="page_token"
@@ -149,7 +147,9 @@ class CandidateSearchServicer:
             message.request.SerializeToString(deterministic=True)
         ).engine
         request = self._decoder.decode(message.request)
-        explanation = await self.beside(engine).run(lambda: explain(engine, request))
+        # The comparison is what is asked for: nothing of it is left out to be in time.
+        compare = partial(explain, engine, request)
+        explanation = await self.beside(engine).run(compare, _deadline(seconds_left))
         return explanation_message(explanation, engine).SerializeToString()
 
     async def get_index_info(
@@ -195,7 +195,7 @@ class CandidateSearchServicer:
         offset = version.page_tokens.offset(page_token, all_but_token) if page_token else 0
         search, engine = self._decoder.decode(request, offset), version.engine
         is_long, degraded = engine.is_long(search), None
-        if deadline is not None:
+        if deadline is not None and not offset:  # a later page goes on as the first was made
             seconds_left = max(0.0, deadline - monotonic()) / n_to_do
             n_ahead = self.beside(engine).n_ahead if is_long else 0.0
             search, degraded = fitted(search, engine.planner, seconds_left, n_ahead)
@@ -209,11 +209,11 @@ class CandidateSearchServicer:
         version, next_page_token = call.version, ""
         if call.degraded is not None:
             result.notices.append(call.degraded)
-        if result.has_more:
+        elif result.has_more:  # what would go on is the search as asked for, not this one
             offset = call.search.offset + len(result.rows)
             next_page_token = version.page_tokens.sign(call.all_but_token, offset)
         metrics.count(version.counter(result.plan))
-        metrics.observe_search(result, self._n_searches)
+        metrics.observe_search(result, version.name, self._n_searches)
         self._n_searches += 1
         if self._tracer is not None:
             self._tracer.record(result, call.begun_nanos, version.name)

@@ -176,6 +176,12 @@ class Settings(BaseSettings):
         default=1000, ge=1, description="The longest history, and the most examples of each kind."
     )
     max_feature_count: int = Field(default=100, ge=0, description="The most features of a user.")
+    max_feature_characters: int = Field(
+        default=4000,
+        ge=0,
+        description="The most characters of a feature of a user, a description say: reading them "
+        "takes time that is not bounded otherwise.",
+    )
     max_filter_conditions: int = Field(
         default=100, ge=1, description="The most conditions in a filter."
     )

@@ -244,6 +244,30 @@ def test_pages_end_at_the_configured_depth(vector_index: Path) -> None:
     assert (len(first.rows), len(second.rows)) == (4, 2)
 
 
+def test_a_page_may_be_larger_than_pages_reach(vector_index: Path) -> None:
+    shallow = Engine(IndexBundle.open(vector_index), max_page_depth=6)
+    found = shallow.search(SearchRequest(EmbeddingQuery(np.ones(8, np.float32)), count=9))
+    assert (9, [], False) == (len(found.rows), found.notices, found.has_more)
+
+
+def test_the_last_page_counts_what_was_eligible_with_the_pages_before(engine: Engine) -> None:
+    n_candidates = engine.bundle.corpus.n_candidates
+    excluded = engine.bundle.corpus.candidate_ids.tokens(range(10, n_candidates))
+    request = SearchRequest(EmbeddingQuery(np.ones(8, np.float32)), count=4, exclusions=excluded)
+    pages = [engine.search(replace(request, offset=offset)) for offset in (0, 4, 8)]
+    assert [4, 4, 2] == [len(page.rows) for page in pages]
+    assert [True, True, False] == [page.has_more for page in pages]
+    assert [[], [], [10]] == [[notice.count for notice in page.notices] for page in pages]
+
+
+def test_pages_that_vary_end_with_the_pool_they_are_chosen_from(engine: Engine) -> None:
+    vector = EmbeddingQuery(np.ones(8, np.float32))
+    request = SearchRequest(vector, count=4, diversity=Mmr(0.7, pool=10))
+    pages = [engine.search(replace(request, offset=offset)) for offset in (0, 4, 8)]
+    assert [(4, True), (4, True), (2, False)] == [(len(one.rows), one.has_more) for one in pages]
+    assert not any(page.notices for page in pages)
+
+
 def test_a_known_user_is_a_look_up_without_their_history(tower_engine: Engine) -> None:
     assets = tower_engine.bundle.query
     assert assets is not None

@@ -74,6 +74,10 @@ ROWS = [
         "LIMIT_EXCEEDED",
         Request(query=pb.Query(examples=pb.Examples(liked_candidate_ids=["x"] * 1001))),
     ),
+    (
+        "LIMIT_EXCEEDED",
+        Request(query=user(features={"description": pb.FeatureValue(text="x" * 4001)})),
+    ),
     ("LIMIT_EXCEEDED", Request(query=USER, recall_target=0)),
     ("LIMIT_EXCEEDED", Request(query=USER, recall_target=1.1)),
     ("LIMIT_EXCEEDED", Request(query=USER, recall_target=NAN)),
@@ -264,6 +268,25 @@ def test_a_slow_call_is_logged_with_its_request_id(
         slow["code"],
     )
     assert "user" not in str(logs)
+
+
+def test_of_many_slow_calls_few_are_logged_and_the_rest_counted(
+    start: Callable[..., Any], vector_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.interceptors._SLOW_SECONDS", -1.0)
+    address = start(vector_index).address
+    with grpc.insecure_channel(address) as channel, capture_logs() as logs:
+        stub = CandidateSearchServiceStub(channel)
+
+        def call(n_times: int, seconds_a_line: float) -> None:
+            monkeypatch.setattr("server.interceptors._SECONDS_A_LINE", seconds_a_line)
+            for _ in range(n_times):
+                stub.GetIndexInfo(pb.GetIndexInfoRequest())
+
+        call(4, seconds_a_line=1000.0)
+        assert [0] == [one["left_out"] for one in logs]
+        call(2, seconds_a_line=0.0)
+    assert [0, 3, 0] == [one["left_out"] for one in logs]
 
 
 def test_the_table_has_every_reason_once() -> None:

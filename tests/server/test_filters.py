@@ -85,12 +85,25 @@ def test_refuses_an_unknown_column_and_names_the_known() -> None:
 
 
 def test_keeps_masks_and_forgets_the_oldest() -> None:
-    kept = masks(max_bytes=8)  # two masks of four candidates
+    kept = masks(max_bytes=1100)  # two masks of four candidates, and what is kept with them
     first = kept.mask(OneOf("year", (1990,)))
     assert first is kept.mask(OneOf("year", (1990,)))
     kept.mask(OneOf("year", (1995,)))
     kept.mask(OneOf("year", (2001,)))
     assert first is not kept.mask(OneOf("year", (1990,)))
+
+
+def test_keeps_nothing_where_there_is_no_memory_for_it() -> None:
+    kept = masks(max_bytes=0)
+    assert kept.mask(OneOf("year", (1990,))) is not kept.mask(OneOf("year", (1990,)))
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, -(2**63)])
+def test_numbers_are_compared_with_integers_of_any_size(value: int) -> None:
+    expected = [0, 1, 2] if value < 0 else []
+    found = masks().mask(InRange("price", minimum=value, maximum=None))
+    assert expected == np.flatnonzero(found).tolist()
+    assert not masks().mask(OneOf("price", (value,))).any()
 
 
 def test_values_that_python_calls_equal_are_other_filters() -> None:

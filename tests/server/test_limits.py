@@ -189,3 +189,4 @@ def test_a_search_that_would_come_too_late_is_degraded(
         assert "DEGRADED" == notice.code
         assert "the search as asked for takes longer" in notice.message
         assert len(degraded) == 10
+        assert not degraded.next_page_token  # which would go on in the search as it was asked for
