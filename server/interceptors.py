@@ -7,6 +7,7 @@ knows which status a domain error becomes.
 
 from __future__ import annotations
 
+import math
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -58,7 +59,8 @@ _log = structlog.get_logger(__name__)
 _MAX_MESSAGE_BYTES = 1000
 _MAX_METADATA_BYTES = 400
 _OK, _CANCELLED = grpc.StatusCode.OK.name, grpc.StatusCode.CANCELLED.name  # slow to read
-_SLOW_SECONDS = 1.0  # calls that take longer are logged
+_SLOW_SECONDS = 1.0  # calls that take longer are logged...
+_SECONDS_A_LINE = 1.0  # ... of a method at most one in so long: in overload all are slow
 _USABLE_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)  # as all text in metadata
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -90,6 +92,7 @@ def _handler(
     decode = request_type.FromString
     histogram = metrics.REQUEST_SECONDS.labels(name)
     counters = {code.name: metrics.REQUESTS.labels(name, code.name) for code in grpc.StatusCode}
+    slow_calls = _SlowCalls(name)
 
     async def handle(body: bytes, context: Context) -> bytes:
         start = perf_counter()
@@ -118,15 +121,41 @@ def _handler(
             metrics.count(counters[status])
             metrics.observe(histogram, seconds)
             if seconds > _SLOW_SECONDS:
-                request_id = _request_id(context)
-                _log.warning(
-                    "slow call", method=name, code=status, seconds=seconds, request_id=request_id
-                )
+                slow_calls.log(status, seconds, context)
         return response
 
     # The body is decoded in here: gRPC would answer a bad one with INTERNAL.
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(handle)
     return handler
+
+
+class _SlowCalls:
+    """Logs the slow calls of a method, or few of them and how many it left out before each.
+
+    Args:
+        method: its name.
+    """
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+        self._logged_at = -math.inf
+        self._n_left_out = 0
+
+    def log(self, code: str, seconds: float, context: Context) -> None:
+        """Log a call, or count it as left out."""
+        now = perf_counter()
+        if now - self._logged_at < _SECONDS_A_LINE:
+            self._n_left_out += 1
+            return
+        _log.warning(
+            "slow call",
+            method=self._method,
+            code=code,
+            seconds=seconds,
+            request_id=_request_id(context),
+            left_out=self._n_left_out,
+        )
+        self._logged_at, self._n_left_out = now, 0
 
 
 def _check_time(seconds_left: float | None) -> None:
