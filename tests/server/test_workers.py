@@ -144,19 +144,49 @@ def few_descriptors(process_id: int, n_free: int) -> Iterator[None]:
         resource.prlimit(process_id, resource.RLIMIT_NOFILE, before)
 
 
+def test_a_worker_that_does_not_come_to_serve_is_told_of(vector_index: Path) -> None:
+    impatient = "from server import commands, workers; workers._START_SECONDS = 0; commands.app()"
+    flags = ["--index", str(vector_index), "--port", "0", "--workers", "2"]
+    refused = subprocess.run(
+        [sys.executable, "-c", impatient, "serve", *flags],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (1, "") == (refused.returncode, refused.stdout)
+    assert "error: a worker does not serve after 0 seconds\n" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_worker_that_does_not_stop_is_killed(link: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.workers._KILL_AFTER_SECONDS", 0.0)
+    with Signals() as signals:
+        crew = crew_of_one(link, signals, on_stop="")
+        (process_id,) = crew.process_ids()
+        crew.stop()
+        assert [] == crew.process_ids()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process_id, 0)
+
+
 def test_a_stop_that_comes_while_others_are_ended_is_not_lost(link: Path) -> None:
     """As when a version fails to take over while the server is asked to stop."""
-    on_stop = f"kill -TERM {os.getpid()}; exit"
+    with Signals() as signals:
+        crew_of_one(link, signals, on_stop=f"kill -TERM {os.getpid()}; exit").stop()
+        if not signals.stop_asked:  # it may have come after the last look
+            signals.wait(1.0)
+        assert signals.stop_asked
+
+
+def crew_of_one(link: Path, signals: Signals, on_stop: str) -> Workers:
+    """Return a crew whose only worker is a shell, which does something when it is to stop."""
     script = f"trap '{on_stop}' TERM; echo ready; while :; do sleep 0.02; done"
     child = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
     ready, commands = Pipe()
-    with Signals() as signals:
-        settings = with_page_token_key(Settings(index=link))
-        crew = Workers(settings, load(settings), 0, signals, Lifeline(*Pipe()))
-        crew._processes.append(_Process(child.pid, time.monotonic(), ready, commands))
-        crew.stop()
-        if not signals.stop_asked:  # it may have come after the last look
-            signals.wait(1.0)
-        assert signals.stop_asked
+    settings = with_page_token_key(Settings(index=link, drain_seconds=0))
+    crew = Workers(settings, load(settings), 0, signals, Lifeline(*Pipe()))
+    crew._processes.append(_Process(child.pid, time.monotonic(), ready, commands))
+    return crew
