@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import structlog
 import typer
@@ -122,6 +122,7 @@ def _serve(settings: Settings) -> None:
         else:
             # Not kept here: the first version leaves memory when others have taken over.
             run_event_loop(serve_alone(settings, load_and_settle(settings), _announce))
+            _leave()
     except (
         BackendUnavailableError,
         BundleError,
@@ -131,6 +132,13 @@ def _serve(settings: Settings) -> None:
         WorkerError,
     ) as error:
         raise _fail(error) from error
+
+
+def _leave() -> NoReturn:
+    """End now: Python waits for threads, and one may still be loading a version."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _count_together() -> None:

@@ -219,9 +219,12 @@ class Worker:
 
     async def _observe(self) -> None:
         while True:
-            self.servicer.observe()
-            if self._tokens is not None:
-                self._tokens.refresh()
+            try:
+                self.servicer.observe()
+                if self._tokens is not None:
+                    self._tokens.refresh()
+            except Exception:  # noqa: BLE001 - a full disk, say, that may be mended
+                _log.exception("cannot tell Prometheus, or read the tokens")
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

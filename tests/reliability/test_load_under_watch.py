@@ -55,6 +55,35 @@ def large(link: Path) -> str:
     return max(path.name for path in link.parent.glob("2*") if path.name != link.readlink().name)
 
 
+# A server whose disk does not answer when another version is loaded.
+HANGS = """
+import time
+import server.loading
+import server.versions
+server.versions.load = lambda *_: time.sleep(60)
+from server.__main__ import main
+main()
+"""
+
+
+def test_a_single_process_can_be_stopped_meanwhile(tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    command = [sys.executable, "-c", HANGS, "serve", "--port", "0"]
+    index = ["--index", str(tmp_path / "current")]
+    with subprocess.Popen([*command, *index], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("serving on ")
+        point_at(tmp_path / "current", publish(tmp_path, 2))
+        time.sleep(1.5)  # it looks at the link every second
+        process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        try:
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+        assert time.monotonic() - start < SOON_SECONDS
+
+
 @contextmanager
 def loading(
     link: Path, large: str
