@@ -50,7 +50,7 @@ class Contender(ABC):
     Attributes:
         name: the library, and which of its indexes.
         build_seconds: how long building took, tuning apart.
-        size_bytes: what it takes beside the embeddings.
+        size_bytes: what it saves, in which a peer has the vectors as well.
     """
 
     name: str

@@ -12,7 +12,6 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,10 +33,10 @@ class _Peer(Contender):
     """A peer over one corpus; a subclass builds and searches."""
 
     def __init__(self, embeddings: np.ndarray) -> None:
-        before, start = _resident_bytes(), time.perf_counter()
+        start = time.perf_counter()
         self._build(embeddings)
         self.build_seconds = time.perf_counter() - start
-        self.size_bytes = max(0, _resident_bytes() - before)
+        self.size_bytes = self._saved_bytes()
 
     def ladders(self, k: int) -> Iterator[Iterable[Setting]]:
         """Yield one ladder of rising efforts."""
@@ -46,6 +45,10 @@ class _Peer(Contender):
     @abstractmethod
     def _build(self, embeddings: np.ndarray) -> None:
         """Build the index on one thread."""
+
+    @abstractmethod
+    def _saved_bytes(self) -> int:
+        """Return how large a file the library saves, in which the vectors are as well."""
 
     @abstractmethod
     def _settings(self, k: int) -> Iterator[Setting]:
@@ -69,6 +72,9 @@ class _Faiss(_Peer):
         self._index.train(embeddings[:: max(1, len(embeddings) // (64 * n_lists))])
         self._index.add(embeddings)
         self._space = faiss.ParameterSpace()
+
+    def _saved_bytes(self) -> int:
+        return int(importlib.import_module("faiss").serialize_index(self._index).nbytes)
 
     def _settings(self, k: int) -> Iterator[Setting]:
         for effort in self.efforts:
@@ -124,6 +130,9 @@ class Hnswlib(_Peer):
         self._index.set_num_threads(1)
         self._index.add_items(embeddings)
 
+    def _saved_bytes(self) -> int:
+        return int(self._index.index_file_size())
+
     def _settings(self, k: int) -> Iterator[Setting]:
         for effort in (one for one in _EFFORTS if one >= k):
             self._index.set_ef(effort)
@@ -148,6 +157,9 @@ class Usearch(_Peer):
             expansion_add=_BUILD_EFFORT,
         )
         self._index.add(np.arange(len(embeddings)), embeddings, threads=1)
+
+    def _saved_bytes(self) -> int:
+        return int(self._index.serialized_length)
 
     def _settings(self, k: int) -> Iterator[Setting]:
         for effort in (one for one in _EFFORTS if one >= k):
@@ -175,6 +187,9 @@ class Voyager(_Peer):
             ef_construction=_BUILD_EFFORT,
         )
         self._index.add_items(embeddings, num_threads=1)
+
+    def _saved_bytes(self) -> int:
+        return len(self._index.as_bytes())
 
     def _settings(self, k: int) -> Iterator[Setting]:
         for effort in (one for one in _EFFORTS if one >= k):
@@ -229,8 +244,3 @@ def build_peers(
                 f"{error.name} is not installed; the peers come with: "
                 "pip install 'candidate-search[peers]'"
             ) from error
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096

@@ -25,6 +25,7 @@ def test_every_peer_finds_most_of_the_exact_answer() -> None:
     for peer in build_peers(corpus.embeddings, lambda _: None):
         names.append(peer.name)
         assert peer.build_seconds > 0
+        assert peer.size_bytes > corpus.embeddings.nbytes / 2  # vectors, whole or in halves
         recalls = [
             recall_at_k(scorer.rescore(queries, setting.search(queries), 10), exact).mean()
             for ladder in peer.ladders(10)
