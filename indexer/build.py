@@ -30,6 +30,7 @@ from indexer.bundle import (
     write_query_assets,
 )
 from indexer.corpus import Corpus, CorpusError
+from indexer.metadata import typed_columns
 from indexer.tuning import TARGETS, TuningQueries, tune
 from trainer.bundle import TowerBundle
 from trainer.publish import commit, staging
@@ -92,10 +93,15 @@ def build_bundle(
     Raises:
         BackendUnavailableError: if a backend that was asked for is not installed.
         BundleError: if ``root`` cannot be written to.
-        CorpusError: if the queries do not fit the corpus.
+        CorpusError: if the queries do not fit the corpus, or a column of its table is of a type
+            that cannot be served.
         IndexUnreachableError: if a backend outside of this process does not answer.
     """
     names = _backend_names(options)
+    try:
+        typed_columns(corpus.candidates)
+    except ValueError as error:
+        raise CorpusError(str(error)) from error
     queries, tuned_on = _queries_to_tune_on(corpus, queries, options)
     with staging(root) as staged:
         write_corpus(staged, corpus, queries)

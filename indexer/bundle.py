@@ -224,6 +224,8 @@ class IndexBundle:
                 f"{self.directory / TUNING_QUERIES} has shape {self.tuning_queries.shape}, "
                 f"the dimension is {self.manifest.dim}"
             )
+        if self.query is not None:
+            self.query.check(self.manifest.dim, self.manifest.n_candidates)
 
     def choose(
         self, k: int, *, recall_target: float | None = None, backend: str | None = None

@@ -37,11 +37,24 @@ def typed_columns(candidates: pa.Table) -> dict[str, pa.Array]:
     """Return the columns of a corpus's table by name, each of one of the types.
 
     Integers and numbers are widened, dates and the like become texts, and lists lists of texts.
+
+    Raises:
+        ValueError: if a column can become none of them.
     """
     return {
-        str(name): _one_array(pc.cast(column, _type_of(column.type).value))
+        str(name): _typed(str(name), column)
         for name, column in zip(candidates.column_names, candidates.columns, strict=True)
     }
+
+
+def _typed(name: str, column: pa.ChunkedArray) -> pa.Array:
+    try:
+        return _one_array(pc.cast(column, _type_of(column.type).value))
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"column {name!r} is of type {column.type}; candidates have texts, numbers, flags and "
+            f"lists of texts ({error})"
+        ) from error
 
 
 def _type_of(kind: pa.DataType) -> MetadataType:

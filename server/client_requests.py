@@ -185,8 +185,7 @@ def search_request(query: Query, **options: Unpack[SearchOptions]) -> pb.SearchC
         request.filter.CopyFrom(options["where"].message)
     if "diversity" in options:
         request.diversity.CopyFrom(_diversity(options["diversity"]))
-    if options.get("unknown_user") == "error":
-        request.unknown_user_policy = pb.UNKNOWN_USER_POLICY_ERROR
+    request.unknown_user_policy = _unknown_user_policy(options.get("unknown_user", "fallback"))
     _set_mode(request, options)
     return request
 
@@ -244,8 +243,18 @@ def _diversity(diversity: Mmr | PerGroup) -> pb.Diversity:
     return pb.Diversity(mmr=mmr)
 
 
+def _unknown_user_policy(name: str) -> pb.UnknownUserPolicy.ValueType:
+    match name:
+        case "fallback":
+            return pb.UNKNOWN_USER_POLICY_UNSPECIFIED
+        case "error":
+            return pb.UNKNOWN_USER_POLICY_ERROR
+    raise ValueError(f"unknown_user must be 'fallback' or 'error', not {name!r}")
+
+
 def _set_mode(request: pb.SearchCandidatesRequest, options: SearchOptions) -> None:
-    modes = [mode for mode in ("backend", "exact", "recall_target") if options.get(mode)]
+    chosen = {mode: options.get(mode) for mode in ("backend", "exact", "recall_target")}
+    modes = [mode for mode, value in chosen.items() if value is not None and value is not False]
     if len(modes) > 1:
         raise TypeError(f"only one of {', '.join(modes)} can say how to search")
     for mode in modes:

@@ -151,7 +151,37 @@ class QueryAssets:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.tower_path = directory / QUERY_TOWER
-        self.features = Features.model_validate_json((directory / FEATURES).read_text())
+        try:
+            self.features = Features.model_validate_json((directory / FEATURES).read_text())
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{directory / FEATURES}: {error}") from error
+
+    def check(self, dim: int, n_candidates: int) -> None:
+        """Open everything but the models, so that what does not fit together is found now.
+
+        Args:
+            dim: of the embeddings.
+            n_candidates: how many there are.
+
+        Raises:
+            BundleError: if a part cannot be read, or belongs to other towers.
+        """
+        try:
+            known, users, _ = self.query_embeddings, self.user_ids, self.vocabularies
+            rows = np.empty(0) if users is None else self._history_arrays[1]
+        except (KeyError, ValueError, OSError, pa.ArrowException) as error:
+            raise BundleError(f"{self.directory}: {error}") from error
+        expected = (0 if users is None else len(users), dim)
+        if known is not None and known.shape != expected:
+            raise BundleError(
+                f"{self.directory / QUERY_EMBEDDINGS} has shape {known.shape}, not {expected}: it "
+                "is of other towers"
+            )
+        if len(rows) and not (rows.min() >= 0 and rows.max() < n_candidates):
+            raise BundleError(
+                f"{self.directory / HISTORIES} has candidates that are not among the "
+                f"{n_candidates} there are: it is of other towers"
+            )
 
     @cached_property
     def vocabularies(self) -> dict[str, Vocabulary]:

@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +90,7 @@ def staging(root: Path) -> Iterator[Path]:
             f"{root} must be a folder that can be written to: {error.strerror}"
         ) from error
     _remove_abandoned(root)
-    staged = root / f"{_STAGING}{os.getpid()}-{secrets.token_hex(4)}"
+    staged = root / _staging_name(secrets.token_hex(4))
     staged.mkdir()
     try:
         yield staged
@@ -141,7 +142,7 @@ def commit(staged: Path, root: Path, manifest: M) -> Path:
 
 def activate(directory: Path) -> None:
     """Point ``current``, beside ``directory``, at it in one step."""
-    link = directory.parent / f"{_STAGING}{os.getpid()}-{secrets.token_hex(4)}"
+    link = directory.parent / _staging_name(secrets.token_hex(4))
     link.symlink_to(directory.name)
     link.replace(directory.parent / CURRENT)
     _flush(directory.parent)
@@ -296,7 +297,7 @@ def _remove_unless_held(directory: Path) -> bool:
         except OSError:  # the file system knows no locks
             pass
         # Renamed first: a half-removed directory must not look like a bundle.
-        doomed = directory.parent / f"{_STAGING}{os.getpid()}-{directory.name}"
+        doomed = directory.parent / _staging_name(directory.name)
         directory.rename(doomed)
     shutil.rmtree(doomed)
     return True
@@ -343,10 +344,23 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _staging_name(suffix: str) -> str:
+    """Return the name of a folder or link that this process makes and soon removes or renames.
+
+    It tells whose it is: process ids mean nothing where several machines share a folder.
+    """
+    return f"{_our_prefix()}{os.getpid()}-{suffix}"
+
+
+def _our_prefix() -> str:
+    return f"{_STAGING}{socket.gethostname()}_"  # no host's name holds an underscore
+
+
 def _remove_abandoned(root: Path) -> None:
-    """Remove what killed processes left under ``root``; the name of each holds its process id."""
-    for path in root.glob(f"{_STAGING}*-*"):
-        process_id = path.name.removeprefix(_STAGING).partition("-")[0]
+    """Remove what killed processes of this machine left under ``root``."""
+    prefix = _our_prefix()
+    for path in root.glob(f"{prefix}*-*"):
+        process_id = path.name.removeprefix(prefix).partition("-")[0]
         if not process_id.isdigit() or _is_alive(int(process_id)):
             continue
         if path.is_symlink():

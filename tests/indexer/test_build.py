@@ -1,6 +1,9 @@
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from indexer.backends import BACKENDS, BackendUnavailableError
@@ -32,6 +35,22 @@ def test_the_manifest_says_what_was_measured(built: IndexBundle) -> None:
             assert 0 <= point.recall_low <= point.recall <= point.recall_high <= 1
             assert 0 < point.p50_microseconds <= point.p99_microseconds
     assert manifest.default_reason.startswith(f"{manifest.default_backend} is ")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([{"a": 1}] * 300, "struct"), (pa.array([2**64 - 1] * 300, pa.uint64()), "uint64")],
+)
+def test_columns_that_cannot_be_served_are_refused_by_name(
+    tmp_path: Path, values: Any, kind: str
+) -> None:
+    corpus = make_corpus()
+    extra = dataclasses.replace(
+        corpus, candidates=corpus.candidates.append_column("extra", pa.array(values))
+    )
+    with pytest.raises(CorpusError, match=f"column 'extra' is of type {kind}.*; candidates have"):
+        build_bundle(extra, None, tmp_path, ONLY_BRUTE_FORCE)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("queries", [None, np.empty((0, 8), dtype=np.float32)])

@@ -1,7 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from indexer import embed
@@ -13,6 +15,7 @@ from trainer.bundle import QUERY_ASSET_FILES, TowerBundle, TowerManifest
 from trainer.datasets import Dataset
 from trainer.export import export
 from trainer.model_config import TowersConfig
+from trainer.publish import BundleError
 from trainer.trained_towers import Towers
 from trainer.training import fit
 
@@ -77,6 +80,36 @@ def test_an_index_bundle_carries_what_the_server_needs(bundle: TowerBundle, tmp_
     for name in set(QUERY_ASSET_FILES) - without_ratings_and_content:
         assert (bundle.directory / name).read_bytes() == (directory / "query" / name).read_bytes()
     np.testing.assert_array_equal(bundle.query.history(3), index.query.history(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("query_embeddings.npy", np.zeros((1, DIM + 1), np.float32), "it is of other towers"),
+        ("histories.parquet", pa.table({"user_id": ["a"]}), "candidate_rows"),
+        (
+            "histories.parquet",
+            pa.table({"user_id": [f"u{row}" for row in range(9)], "candidate_rows": [[99]] * 9}),
+            f"not among the {N_CANDIDATES} there are: it is of other towers",
+        ),
+        ("features.json", "{}", "features.json: "),
+    ],
+)
+def test_an_index_with_parts_of_other_towers_is_found(
+    bundle: TowerBundle, tmp_path: Path, name: str, content: Any, message: str
+) -> None:
+    only_exact = BuildOptions(backends=("brute_force",))
+    directory = build_bundle(embed_candidates(bundle), None, tmp_path, only_exact, towers=bundle)
+    path = directory / "query" / name
+    path.unlink()  # it is a link to the towers' own
+    if isinstance(content, np.ndarray):
+        np.save(path, content)
+    elif isinstance(content, pa.Table):
+        pq.write_table(content, path)
+    else:
+        path.write_text(content)
+    with pytest.raises(BundleError, match=message):
+        IndexBundle.open(directory, verify=False).check()
 
 
 def test_a_tower_of_another_dimension_is_refused(bundle: TowerBundle) -> None:

@@ -255,3 +255,7 @@ def test_what_cannot_be_asked_is_a_type_error(client: SearchClient) -> None:
         client.search(User("1"), colour="red")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="only one of backend, exact"):
         client.search(User("1"), backend="annoy", exact=True)
+    with pytest.raises(ValueError, match="unknown_user must be 'fallback' or 'error', not 'eror'"):
+        client.search(User("1"), unknown_user="eror")  # type: ignore[arg-type]
+    with pytest.raises(SearchFailedError, match="recall_target must lie above 0"):
+        client.search(User("1"), recall_target=0.0)

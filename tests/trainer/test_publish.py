@@ -84,6 +84,13 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([CURRENT, directory.name])
 
 
+def test_what_a_process_of_another_machine_is_at_stays(tmp_path: Path) -> None:
+    theirs = tmp_path / f".staging-another-host_{2**22 + 1}-00000000"
+    theirs.mkdir()
+    publish(tmp_path)
+    assert theirs.is_dir()
+
+
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     directory = publish(tmp_path)
     for path in [p for p in directory.rglob("*") if p.is_file()]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,6 +89,8 @@ def evaluate(
         )
         if chosen.split is SplitKind.NONE:
             raise typer.BadParameter("a split that holds nothing out cannot be evaluated")
+        if compare:
+            _make_folder(plot.parent)
         data = load(chosen.data)
         parts = split_dataset(data, chosen.split, train_fraction=chosen.train_fraction)
         trainings = Trainings(data, chosen, tensorboard=tensorboard)
@@ -95,16 +98,26 @@ def evaluate(
         towers = trainings.fit_towers(parts)
         measure = _compare if compare else _evaluate
         result = measure(data, parts, towers, trainings.fit_ranker(parts))
-        if isinstance(result, Comparison):
-            plot.parent.mkdir(parents=True, exist_ok=True)
-            draw_comparison(result, plot)
         if as_json:
             print_json(result.model_dump(mode="json"))
         elif isinstance(result, Comparison):
             print_comparison(result)
-            Console().print(f"Drew {plot}", soft_wrap=True)
         else:
             print_evaluation(result)
+        if isinstance(result, Comparison):
+            draw_comparison(result, plot)
+            if not as_json:
+                Console().print(f"Drew {plot}", soft_wrap=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of a picture that is drawn after the training, or refuse before it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"--plot: {folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise typer.BadParameter(f"--plot: {folder} cannot be written to")
 
 
 def _evaluate(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None) -> Evaluation:
