@@ -2,6 +2,7 @@
 
 python protos/generate.py           write the stubs
 python protos/generate.py --check   exit 1 if the committed ones differ from what would be written
+python protos/generate.py --release promise what the files say now: a test refuses to take it back
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from grpc_tools import protoc  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parent
+RELEASED = "released.binpb"
 STUB_SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 
@@ -22,7 +24,12 @@ def main() -> int:
     """Write the stubs, or compare them with the committed ones; return the exit status."""
     parser = argparse.ArgumentParser(description="Generate the Python stubs of the public API.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail on drift")
-    if not parser.parse_args().check:
+    parser.add_argument("--release", action="store_true", help="write what is promised from now on")
+    asked = parser.parse_args()
+    if asked.release:
+        _run_protoc(f"--descriptor_set_out={ROOT / RELEASED}")
+        return 0
+    if not asked.check:
         _generate(ROOT)
         return 0
     with tempfile.TemporaryDirectory() as fresh:
@@ -35,21 +42,28 @@ def main() -> int:
 
 def _generate(target: Path) -> None:
     """Write the stubs of every ``.proto`` file below ``target``."""
-    protos = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.proto"))
     scripts = Path(sys.executable).parent
+    _run_protoc(
+        # Named by path: the environment may be in use without being activated.
+        f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}",
+        f"--plugin=protoc-gen-mypy_grpc={scripts / 'protoc-gen-mypy_grpc'}",
+        f"--python_out={target}",
+        f"--mypy_out=quiet:{target}",
+        f"--mypy_grpc_out=quiet:{target}",
+        f"--grpc_python_out={target}",
+    )
+
+
+def _run_protoc(*outputs: str) -> None:
+    """Have every ``.proto`` file compiled."""
+    protos = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.proto"))
     status = protoc.main(
         [
             "protoc",
             f"--proto_path={ROOT}",
             f"--proto_path={_site_directory('google.rpc')}",
             f"--proto_path={_site_directory('grpc_tools') / 'grpc_tools' / '_proto'}",
-            # Named by path: the environment may be in use without being activated.
-            f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}",
-            f"--plugin=protoc-gen-mypy_grpc={scripts / 'protoc-gen-mypy_grpc'}",
-            f"--python_out={target}",
-            f"--mypy_out=quiet:{target}",
-            f"--mypy_grpc_out=quiet:{target}",
-            f"--grpc_python_out={target}",
+            *outputs,
             *protos,
         ]
     )

@@ -199,11 +199,7 @@ def index_info_message(engine: Engine, settings: Settings) -> pb.GetIndexInfoRes
             for name, kind in engine.metadata.types.items()
         ],
         limits=pb.RequestLimits(
-            max_candidate_count=settings.max_candidate_count,
-            max_batch_size=settings.max_batch_size,
-            max_exclusion_count=settings.max_exclusion_count,
-            max_history_count=settings.max_history_count,
-            max_page_depth=settings.max_page_depth,
+            **{name: getattr(settings, name) for name in pb.RequestLimits.DESCRIPTOR.fields_by_name}
         ),
     )
 

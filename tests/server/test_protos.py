@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from candidate_search.v1 import admin_service_pb2, candidate_search_service_pb2
 from google.protobuf import descriptor_pb2
 from google.rpc import status_pb2
 
 PROTOS = Path(__file__).parents[2] / "protos"
 PROTO_FILES = ("candidate_search_service.proto", "admin_service.proto")
+CURRENT = {one.DESCRIPTOR.name: one for one in (candidate_search_service_pb2, admin_service_pb2)}
 
 
 @pytest.fixture(scope="module", params=PROTO_FILES)
@@ -72,6 +74,34 @@ def test_no_field_is_unsigned(description: descriptor_pb2.FileDescriptorProto) -
     unsigned = {field_type.TYPE_UINT32, field_type.TYPE_UINT64, field_type.TYPE_FIXED32}
     fields = [field for message in description.message_type for field in message.field]
     assert [field.name for field in fields if field.type in unsigned] == []
+
+
+def test_what_was_released_still_holds() -> None:
+    """Clients were built with it. After a release: ``python protos/generate.py --release``."""
+    released = descriptor_pb2.FileDescriptorSet.FromString((PROTOS / "released.binpb").read_bytes())
+    assert len(PROTO_FILES) == len(released.file)
+    for before in released.file:
+        now = descriptor_pb2.FileDescriptorProto()
+        CURRENT[before.name].DESCRIPTOR.CopyToProto(now)
+        assert set() == set(_promises(before)) - set(_promises(now))
+
+
+def _promises(description: descriptor_pb2.FileDescriptorProto) -> Iterator[str]:
+    """Yield what must never change of a file: additions are allowed, all else breaks clients."""
+    for message in description.message_type:
+        for one in (message, *message.nested_type):
+            for field in one.field:
+                oneof = (
+                    one.oneof_decl[field.oneof_index].name if field.HasField("oneof_index") else ""
+                )
+                kind = f"{field.type} {field.type_name} {field.label} {oneof}"
+                yield f"{message.name}.{one.name} {field.number} {field.name} {kind}"
+    for enum in description.enum_type:
+        for value in enum.value:
+            yield f"{enum.name} {value.number} {value.name}"
+    for service in description.service:
+        for method in service.method:
+            yield f"{service.name}.{method.name} {method.input_type} {method.output_type}"
 
 
 def _elements(

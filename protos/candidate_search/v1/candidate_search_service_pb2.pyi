@@ -1520,7 +1520,9 @@ class BackendInfo(_message.Message):
     """The size of its files in bytes, embeddings apart."""
     @_builtins.property
     def operating_points(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperatingPoint]:
-        """Its measured settings, by rising recall; at most one for each promised recall."""
+        """Its measured settings: by the number of candidates they were measured for, and for each number
+        by rising recall.
+        """
 
     def __init__(
         self,
@@ -1632,6 +1634,12 @@ class RequestLimits(_message.Message):
     MAX_EXCLUSION_COUNT_FIELD_NUMBER: _builtins.int
     MAX_HISTORY_COUNT_FIELD_NUMBER: _builtins.int
     MAX_PAGE_DEPTH_FIELD_NUMBER: _builtins.int
+    MAX_RETURNED_FIELDS_FIELD_NUMBER: _builtins.int
+    MAX_FEATURE_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_FEATURE_CHARACTERS_FIELD_NUMBER: _builtins.int
+    MAX_FILTER_CONDITIONS_FIELD_NUMBER: _builtins.int
+    MAX_FILTER_DEPTH_FIELD_NUMBER: _builtins.int
+    MAX_FILTER_VALUES_FIELD_NUMBER: _builtins.int
     max_candidate_count: _builtins.int
     """The largest candidate_count."""
     max_batch_size: _builtins.int
@@ -1642,6 +1650,18 @@ class RequestLimits(_message.Message):
     """The longest history, and the most liked and the most disliked examples."""
     max_page_depth: _builtins.int
     """The depth at which pages end."""
+    max_returned_fields: _builtins.int
+    """The most returned_fields."""
+    max_feature_count: _builtins.int
+    """The most features of a user."""
+    max_feature_characters: _builtins.int
+    """The most characters of a feature's texts."""
+    max_filter_conditions: _builtins.int
+    """The most conditions in a filter."""
+    max_filter_depth: _builtins.int
+    """How deep filters may be nested."""
+    max_filter_values: _builtins.int
+    """The most values of a one_of."""
     def __init__(
         self,
         *,
@@ -1650,10 +1670,16 @@ class RequestLimits(_message.Message):
         max_exclusion_count: _builtins.int = ...,
         max_history_count: _builtins.int = ...,
         max_page_depth: _builtins.int = ...,
+        max_returned_fields: _builtins.int = ...,
+        max_feature_count: _builtins.int = ...,
+        max_feature_characters: _builtins.int = ...,
+        max_filter_conditions: _builtins.int = ...,
+        max_filter_depth: _builtins.int = ...,
+        max_filter_values: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch_size", b"max_batch_size", "max_candidate_count", b"max_candidate_count", "max_exclusion_count", b"max_exclusion_count", "max_history_count", b"max_history_count", "max_page_depth", b"max_page_depth"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch_size", b"max_batch_size", "max_candidate_count", b"max_candidate_count", "max_exclusion_count", b"max_exclusion_count", "max_feature_characters", b"max_feature_characters", "max_feature_count", b"max_feature_count", "max_filter_conditions", b"max_filter_conditions", "max_filter_depth", b"max_filter_depth", "max_filter_values", b"max_filter_values", "max_history_count", b"max_history_count", "max_page_depth", b"max_page_depth", "max_returned_fields", b"max_returned_fields"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
