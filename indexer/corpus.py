@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 
 from indexer.backends.base import check_embeddings
 from trainer.bundle import load_array
+from trainer.features import CANDIDATE_ID
 from trainer.publish import BundleError
 from trainer.vocabulary import Vocabulary
 
-CANDIDATE_ID = "candidate_id"
 EMBEDDING = "embedding"
 
 

@@ -32,9 +32,15 @@ from server.errors import (
 from server.litert import LiteModel, declared_shape
 from server.similarity import Directions
 from trainer.bundle import QueryAssets
-from trainer.features import DESCRIPTION, HISTORY, DescriptionReader, Feature, encode_query
+from trainer.features import (
+    DESCRIPTION,
+    HISTORY,
+    USER_ID,
+    DescriptionReader,
+    Feature,
+    encode_query,
+)
 
-USER_ID = "user_id"
 DISLIKE_WEIGHT = 0.5
 """Of the mean direction of disliked candidates, against the length of the query's embedding."""
 
