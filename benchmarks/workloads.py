@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from benchmarks.progress import OnStep
 from indexer.build import BuildOptions, build_bundle
 from indexer.bundle import IndexBundle
-from indexer.corpus import CANDIDATE_ID, Corpus
+from indexer.corpus import Corpus
 from indexer.embed import embed_candidates
 from trainer.bundle import CANDIDATES, POPULARITY, TowerBundle
 from trainer.datasets import Dataset
+from trainer.features import CANDIDATE_ID
 from trainer.publish import CURRENT, MANIFEST, MANIFEST_HASH, commit, staging
 from trainer.vocabulary import Vocabulary
 

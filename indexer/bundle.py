@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from indexer.backends import BACKENDS, LocalIndex, SearchParams, Series
-from indexer.corpus import CANDIDATE_ID, Corpus, CorpusError
+from indexer.corpus import Corpus, CorpusError
 from trainer.bundle import QUERY_ASSET_FILES, QueryAssets, TowerBundle, load_array
+from trainer.features import CANDIDATE_ID
 from trainer.publish import BundleError, Manifest, hold, read_manifest, resolve, verify_files
 from trainer.vocabulary import Vocabulary
 

@@ -25,9 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from indexer.backends.base import BackendUnavailableError
-from indexer.corpus import CANDIDATE_ID, Corpus, CorpusError
+from indexer.corpus import Corpus, CorpusError
 from indexer.embed import CandidateEmbedder, corpus_of
 from trainer.bundle import TowerBundle
+from trainer.features import CANDIDATE_ID
 from trainer.publish import Manifest, commit, staging
 
 _ROWS_PER_SHARD = 50_000
