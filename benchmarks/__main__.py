@@ -270,6 +270,9 @@ def serve(
         int, typer.Option(min=1000, help="Size of the generated catalogue.")
     ] = 100_000,
     seconds: Annotated[int, typer.Option(min=1, help="How long each scenario lasts.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="How often scenarios are measured, in turn with one another.")
+    ] = 5,
     output: Annotated[
         Path, typer.Option(help="Folder for serve.json and serve.png.")
     ] = DEFAULT_OUTPUT,
@@ -292,7 +295,9 @@ def serve(
             if index is None
             else IndexBundle.open(index)
         )
-        report = benchmark_serve(bundle, seconds=seconds, on_step=status.update)
+        report = benchmark_serve(
+            bundle, seconds=seconds, rounds=rounds, on_step=status.update
+        )
     draw_serve(report, output / "serve.png")
     _tell(
         report.model_dump_json(indent=2),

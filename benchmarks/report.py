@@ -218,7 +218,7 @@ def serve_summary(report: ServeReport) -> str:
 Floor (null server plus the library's search, {report.raw_search_us:.0f} us) / server: \
 {report.floor_ratio:.2f} in CPU a request.
 With all that protects and observes the server / without: {report.protection_ratio:.3f} in CPU a \
-request, the medians of rounds in turn.
+request.
 One in flight: {report.added_latency_us:.0f} us above null server plus search, in the median.
 Against a known user's request, in requests per CPU second: history \
 {report.throughput_ratio("history"):.2f}, filter and exclusions \

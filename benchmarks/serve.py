@@ -7,18 +7,18 @@ raw search run in the same minute, on the same index.
 
 from __future__ import annotations
 
-import itertools
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 from time import perf_counter, process_time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from candidate_search.v1 import candidate_search_service_pb2 as pb
@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.load import Load, put_load
 from benchmarks.progress import OnStep
 from benchmarks.timing import hash_files
-from indexer.backends import SearchParams
+from indexer.backends import LocalIndex, SearchParams
 from indexer.bundle import IndexBundle
 from server.client import (
     Field,
@@ -51,7 +51,6 @@ _EXACT_IN_FLIGHT = 4
 _SERVICE = "/candidate_search.v1.CandidateSearchService"
 SEARCH_METHOD, _BATCH_METHOD = f"{_SERVICE}/SearchCandidates", f"{_SERVICE}/BatchSearchCandidates"
 _RAW_SEARCHES = 2_000
-_ROUNDS = 5  # of two servers in turn, where a difference of a few percent is to be seen
 
 
 class Scenario(BaseModel):
@@ -138,49 +137,63 @@ class ServerProcess(NamedTuple):
     target: str
 
 
+class _Turn(NamedTuple):
+    """A scenario that is measured in turn with others."""
+
+    name: str
+    server: ServerProcess
+    request: bytes
+    in_flight: int = IN_FLIGHT
+    searches: int = 1
+    """A batch has several."""
+    connections: int = 1
+
+
 class _Scenarios:
     """Measures one scenario after another."""
 
-    def __init__(self, seconds: int, on_step: OnStep) -> None:
+    def __init__(self, seconds: int, rounds: int, on_step: OnStep) -> None:
         self.measured: list[Scenario] = []
         self._seconds = seconds
+        self._rounds = rounds
         self._on_step = on_step
 
-    def measure(
-        self,
-        name: str,
-        server: ServerProcess,
-        request: bytes,
-        *,
-        in_flight: int = IN_FLIGHT,
-        rate: float | None = None,
-        searches: int = 1,
-        connections: int = 1,
-    ) -> Load:
-        """Load a server with one request, over and over; a batch has several searches."""
-        self._on_step(name)
+    def measure(self, turn: _Turn, rate: float | None = None) -> Load:
+        """Load a server with one request, over and over: closed loop, or at a rate."""
+        self._on_step(turn.name)
         load = put_load(
-            server.target,
-            SEARCH_METHOD if searches == 1 else _BATCH_METHOD,
-            request,
-            server.pid,
+            turn.server.target,
+            SEARCH_METHOD if turn.searches == 1 else _BATCH_METHOD,
+            turn.request,
+            turn.server.pid,
             seconds=self._seconds,
-            in_flight=in_flight,
+            in_flight=turn.in_flight,
             rate=rate,
-            connections=connections,
+            connections=turn.connections,
         )
-        self.measured.append(Scenario(name=name, searches_per_request=searches, load=load))
+        scenario = Scenario(name=turn.name, searches_per_request=turn.searches, load=load)
+        self.measured.append(scenario)
         return load
 
-    def measure_in_turn(self, servers: Mapping[str, ServerProcess], request: bytes) -> None:
-        """Measure servers by turns; of each, the round that took the median of CPU time counts."""
-        rounds = _Scenarios(self._seconds, self._on_step)
-        for _, (name, server) in itertools.product(range(_ROUNDS), servers.items()):
-            rounds.measure(name, server, request)
-        for name in servers:
-            of_one = [scenario for scenario in rounds.measured if scenario.name == name]
+    def measure_in_turn(
+        self, turns: Sequence[_Turn], in_between: Callable[[], None]
+    ) -> dict[str, Load]:
+        """Measure scenarios by turns; of each, the round of the median CPU time counts.
+
+        Args:
+            turns: the scenarios.
+            in_between: called before each round, with what is measured in turn with them.
+        """
+        rounds = _Scenarios(self._seconds, 1, self._on_step)
+        for _ in range(self._rounds):
+            in_between()
+            for turn in turns:
+                rounds.measure(turn)
+        for turn in turns:
+            of_one = [scenario for scenario in rounds.measured if scenario.name == turn.name]
             of_one.sort(key=lambda scenario: scenario.load.cpu_us_per_request)
-            self.measured.append(of_one[_ROUNDS // 2])
+            self.measured.append(of_one[self._rounds // 2])
+        return {scenario.name: scenario.load for scenario in self.measured}
 
     @contextmanager
     def beside(self, server: ServerProcess, request: bytes) -> Iterator[None]:
@@ -196,13 +209,15 @@ class _Scenarios:
 
 
 def benchmark_serve(
-    bundle: IndexBundle, *, seconds: int = 5, on_step: OnStep = lambda _: None
+    bundle: IndexBundle, *, seconds: int = 5, rounds: int = 5, on_step: OnStep = lambda _: None
 ) -> ServeReport:
     """Load a server over a bundle, and a null server, and measure both.
 
     Args:
         bundle: an index bundle with a query tower and known users.
         seconds: how long each scenario lasts.
+        rounds: how often what is set against one another is measured, in turn: a machine's speed
+            changes within a minute.
         on_step: called with a line of progress.
 
     Raises:
@@ -212,49 +227,53 @@ def benchmark_serve(
     """
     known, history, selective, exact = _requests(bundle)
     batch = pb.BatchSearchCandidatesRequest(requests=[known] * BATCH_SIZE).SerializeToString()
-    scenarios = _Scenarios(seconds, on_step)
+    scenarios = _Scenarios(seconds, rounds, on_step)
     arguments = ("server", "serve", "--index", str(bundle.directory), "--port", "0")
     hash_seconds = _seconds(lambda: hash_files(bundle.directory, bundle.manifest.files))
     started = perf_counter()
     with server_process(arguments) as server, SearchClient(server.target) as client:
         start_seconds = perf_counter() - started
         # The load generators count answers, not what is in them: see first that all is well.
-        answer, *others = client.search_batch([known, history, selective, exact])
-        for one in (answer, *others):
+        for one in client.search_batch([known, history, selective, exact]):
             if isinstance(one, SearchFailedError):
                 raise one
         explained = client.explain(_known_user(bundle), count=COUNT, recall_target=RECALL_TARGET)
         body = known.SerializeToString()
-        with _null_server(bundle) as null:
-            scenarios.measure("null", null, body)
-            scenarios.measure("null, alone", null, body, in_flight=1)
-        with server_process(("benchmarks.bare_server", str(bundle.directory))) as bare:
-            with SearchClient(bare.target) as caller:
-                caller.search(_known_user(bundle), count=COUNT)
-            scenarios.measure_in_turn({KNOWN: server, BARE: bare}, body)
-        alone = scenarios.measure("known user, alone", server, body, in_flight=1)
-        scenarios.measure("history", server, history.SerializeToString())
-        scenarios.measure("filter and exclusions", server, selective.SerializeToString())
-        scenarios.measure("batch", server, batch, in_flight=4, searches=BATCH_SIZE)
-        half = alone.requests_per_second / 2
-        scenarios.measure("known user, open loop", server, body, rate=half)
-        scenarios.measure(STEADY, server, body, rate=_STEADY_RATE)
+        raw = _RawSearches.of(bundle, explained.plan.backend)
+        with (
+            _null_server(bundle) as null,
+            server_process(("benchmarks.bare_server", str(bundle.directory))) as bare,
+            server_process((*arguments, "--workers", "2")) as two,
+            SearchClient(bare.target) as caller,
+        ):
+            caller.search(_known_user(bundle), count=COUNT)
+            turns = [
+                _Turn("null", null, body),
+                _Turn(KNOWN, server, body),
+                _Turn(BARE, bare, body),
+                _Turn("history", server, history.SerializeToString()),
+                _Turn("filter and exclusions", server, selective.SerializeToString()),
+                _Turn("batch", server, batch, in_flight=4, searches=BATCH_SIZE),
+                _Turn("known user, 2 workers", two, body, connections=16),
+                _Turn("null, alone", null, body, in_flight=1),
+                _Turn("known user, alone", server, body, in_flight=1),
+            ]
+            loads = scenarios.measure_in_turn(turns, raw.measure)
+        half = loads["known user, alone"].requests_per_second / 2
+        scenarios.measure(_Turn("known user, open loop", server, body), half)
+        steady = _Turn(STEADY, server, body)
+        scenarios.measure(steady, _STEADY_RATE)
         with scenarios.beside(server, exact.SerializeToString()):
-            scenarios.measure(BESIDE_EXACT, server, body, rate=_STEADY_RATE)
+            scenarios.measure(steady._replace(name=BESIDE_EXACT), _STEADY_RATE)
         private_bytes = _private_bytes(server.pid)
-    with server_process((*arguments, "--workers", "2")) as two:
-        scenarios.measure("known user, 2 workers", two, body, connections=16)
-    plan = explained.plan
-    params = bundle.choose(COUNT, recall_target=RECALL_TARGET, backend=plan.backend).params
-    raw = partial(_raw_search_us, bundle, plan.backend, params)
     return ServeReport(
         index_version=bundle.manifest.version,
         n_candidates=bundle.manifest.n_candidates,
         dim=bundle.manifest.dim,
-        backend=plan.backend,
-        expected_recall=plan.expected_recall,
-        raw_search_us=raw(1),
-        raw_batched_search_us=raw(BATCH_SIZE),
+        backend=explained.plan.backend,
+        expected_recall=explained.plan.expected_recall,
+        raw_search_us=median(raw.one_us),
+        raw_batched_search_us=median(raw.batched_us),
         start_seconds=start_seconds,
         hash_seconds=hash_seconds,
         private_bytes=private_bytes,
@@ -286,23 +305,42 @@ def _requests(bundle: IndexBundle) -> list[pb.SearchCandidatesRequest]:
     ]
 
 
-def _raw_search_us(
-    bundle: IndexBundle, backend: str, params: SearchParams, batch_size: int
-) -> float:
-    """Return the CPU time a query of the library's own search, without checks and rescoring."""
-    index = bundle.index(backend)
-    queries = np.ascontiguousarray(bundle.tuning_queries[:_RAW_SEARCHES])
-    starts = range(0, max(1, len(queries) - batch_size + 1), batch_size)
-    batches = [queries[start : start + batch_size] for start in starts]
+class _RawSearches:
+    """The library's own searches, without checks and rescoring.
 
-    def search_all() -> None:
+    Attributes:
+        one_us: CPU microseconds of a search of one query, of each time they were measured.
+        batched_us: the same for each query of a batch.
+    """
+
+    def __init__(
+        self, index: LocalIndex[Any, Any], params: SearchParams, queries: np.ndarray
+    ) -> None:
+        self.one_us: list[float] = []
+        self.batched_us: list[float] = []
+        self._search = partial(index._search, k=COUNT, params=params)  # noqa: SLF001 - beneath ours
+        self._queries = queries
+
+    @classmethod
+    def of(cls, bundle: IndexBundle, backend: str) -> _RawSearches:
+        """Return those of a backend, at the params of the benchmark's recall."""
+        params = bundle.choose(COUNT, recall_target=RECALL_TARGET, backend=backend).params
+        queries = np.ascontiguousarray(bundle.tuning_queries[:_RAW_SEARCHES])
+        return cls(bundle.index(backend), params, queries)
+
+    def measure(self) -> None:
+        """Make all searches, one by one and in batches."""
+        self.one_us.append(self._cpu_us(1))
+        self.batched_us.append(self._cpu_us(BATCH_SIZE))
+
+    def _cpu_us(self, batch_size: int) -> float:
+        starts = range(0, max(1, len(self._queries) - batch_size + 1), batch_size)
+        batches = [self._queries[start : start + batch_size] for start in starts]
+        self._search(batches[0])
+        start = process_time()
         for batch in batches:
-            index._search(batch, COUNT, params)  # noqa: SLF001 - what is beneath our own search
-
-    search_all()
-    start = process_time()
-    search_all()
-    return (process_time() - start) / sum(map(len, batches)) * 1e6
+            self._search(batch)
+        return (process_time() - start) / sum(map(len, batches)) * 1e6
 
 
 def _seconds(work: Callable[[], object]) -> float:
