@@ -295,9 +295,7 @@ def serve(
             if index is None
             else IndexBundle.open(index)
         )
-        report = benchmark_serve(
-            bundle, seconds=seconds, rounds=rounds, on_step=status.update
-        )
+        report = benchmark_serve(bundle, seconds=seconds, rounds=rounds, on_step=status.update)
     draw_serve(report, output / "serve.png")
     _tell(
         report.model_dump_json(indent=2),
