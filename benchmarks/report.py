@@ -215,7 +215,7 @@ def serve_summary(report: ServeReport) -> str:
     stages = ", ".join(f"{stage} {micros:.0f}" for stage, micros in report.stages_us.items())
     batched = report.load_of("batch").cpu_us_per_request / BATCH_SIZE
     return f"""\
-Floor (null server plus the library's search, {report.raw_search_us:.0f} us) / server: \
+Floor (null server plus the library's search: {report.floor_us:.0f} us) / server: \
 {report.floor_ratio:.2f} in CPU a request.
 With all that protects and observes the server / without: {report.protection_ratio:.3f} in CPU a \
 request.

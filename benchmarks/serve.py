@@ -63,6 +63,28 @@ class Scenario(BaseModel):
     load: Load
 
 
+class Round(BaseModel):
+    """What was measured in turn, within a minute: only that is set against one another."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    raw_search_us: float
+    """CPU microseconds of the backend library's own search of one query, same params."""
+    raw_batched_search_us: float
+    """The same for each query of a batch."""
+    loads: dict[str, Load]
+    """By scenario."""
+
+    def cpu_us(self, name: str) -> float:
+        """Return the CPU microseconds of a scenario's request."""
+        return self.loads[name].cpu_us_per_request
+
+    @property
+    def floor_us(self) -> float:
+        """CPU microseconds a request of the stack without us."""
+        return self.cpu_us("null") + self.raw_search_us
+
+
 class ServeReport(BaseModel):
     """The server beside its floor."""
 
@@ -73,10 +95,6 @@ class ServeReport(BaseModel):
     dim: int
     backend: str
     expected_recall: float
-    raw_search_us: float
-    """CPU microseconds of the backend library's own search of one query, same params."""
-    raw_batched_search_us: float
-    """The same for each query of a batch."""
     start_seconds: float
     """From the start of the process until it serves."""
     hash_seconds: float
@@ -86,6 +104,8 @@ class ServeReport(BaseModel):
     stages_us: dict[str, float]
     """Microseconds of the stages of one request, as ExplainSearch tells them."""
     scenarios: tuple[Scenario, ...]
+    """Of what was measured in turn, the round of the median CPU time."""
+    rounds: tuple[Round, ...]
 
     def load_of(self, name: str) -> Load:
         """Return what a scenario measured."""
@@ -94,29 +114,28 @@ class ServeReport(BaseModel):
     @property
     def floor_us(self) -> float:
         """CPU microseconds a request of the stack without us."""
-        return self.load_of("null").cpu_us_per_request + self.raw_search_us
+        return self._median(lambda one: one.floor_us)
 
     @property
     def floor_ratio(self) -> float:
         """The floor's CPU per request, divided by the server's: 1 would be no cost of ours."""
-        return self.floor_us / self.load_of(KNOWN).cpu_us_per_request
+        return self._median(lambda one: one.floor_us / one.cpu_us(KNOWN))
 
     @property
     def protection_ratio(self) -> float:
         """CPU a request, divided by that of a server that nothing protects or observes."""
-        bare = self.load_of(BARE).cpu_us_per_request
-        return self.load_of(KNOWN).cpu_us_per_request / bare
+        return self._median(lambda one: one.cpu_us(KNOWN) / one.cpu_us(BARE))
 
     def throughput_ratio(self, name: str) -> float:
         """Return how many requests of a scenario cost as much CPU as one of a known user."""
-        known = self.load_of(KNOWN).cpu_us_per_request
-        return known / self.load_of(name).cpu_us_per_request
+        return self._median(lambda one: one.cpu_us(KNOWN) / one.cpu_us(name))
 
     @property
     def batch_ratio(self) -> float:
         """The library's own batched search, divided by a search in one of our batches, in CPU."""
-        ours = self.load_of("batch").cpu_us_per_request / BATCH_SIZE
-        return self.raw_batched_search_us / ours
+        return self._median(
+            lambda one: one.raw_batched_search_us / (one.cpu_us("batch") / BATCH_SIZE)
+        )
 
     @property
     def stall_us(self) -> float:
@@ -126,8 +145,16 @@ class ServeReport(BaseModel):
     @property
     def added_latency_us(self) -> float:
         """Median latency with one request in flight, above that of null server plus search."""
-        alone = self.load_of("known user, alone").p50_us
-        return alone - self.load_of("null, alone").p50_us - self.raw_search_us
+        return self._median(
+            lambda one: (
+                one.loads["known user, alone"].p50_us
+                - one.loads["null, alone"].p50_us
+                - one.raw_search_us
+            )
+        )
+
+    def _median(self, figure: Callable[[Round], float]) -> float:
+        return median(map(figure, self.rounds))
 
 
 class ServerProcess(NamedTuple):
@@ -175,25 +202,21 @@ class _Scenarios:
         self.measured.append(scenario)
         return load
 
-    def measure_in_turn(
-        self, turns: Sequence[_Turn], in_between: Callable[[], None]
-    ) -> dict[str, Load]:
-        """Measure scenarios by turns; of each, the round of the median CPU time counts.
-
-        Args:
-            turns: the scenarios.
-            in_between: called before each round, with what is measured in turn with them.
-        """
-        rounds = _Scenarios(self._seconds, 1, self._on_step)
+    def measure_in_turn(self, turns: Sequence[_Turn], raw: _RawSearches) -> list[Round]:
+        """Measure scenarios, and the library's own searches, in turn, several times."""
+        measured = _Scenarios(self._seconds, 1, self._on_step)
+        rounds = []
         for _ in range(self._rounds):
-            in_between()
-            for turn in turns:
-                rounds.measure(turn)
+            raw_us, raw_batched_us = raw.cpu_us(1), raw.cpu_us(BATCH_SIZE)
+            loads = {turn.name: measured.measure(turn) for turn in turns}
+            rounds.append(
+                Round(raw_search_us=raw_us, raw_batched_search_us=raw_batched_us, loads=loads)
+            )
         for turn in turns:
-            of_one = [scenario for scenario in rounds.measured if scenario.name == turn.name]
+            of_one = [scenario for scenario in measured.measured if scenario.name == turn.name]
             of_one.sort(key=lambda scenario: scenario.load.cpu_us_per_request)
             self.measured.append(of_one[self._rounds // 2])
-        return {scenario.name: scenario.load for scenario in self.measured}
+        return rounds
 
     @contextmanager
     def beside(self, server: ServerProcess, request: bytes) -> Iterator[None]:
@@ -258,8 +281,8 @@ def benchmark_serve(
                 _Turn("null, alone", null, body, in_flight=1),
                 _Turn("known user, alone", server, body, in_flight=1),
             ]
-            loads = scenarios.measure_in_turn(turns, raw.measure)
-        half = loads["known user, alone"].requests_per_second / 2
+            in_turn = scenarios.measure_in_turn(turns, raw)
+        half = in_turn[0].loads["known user, alone"].requests_per_second / 2
         scenarios.measure(_Turn("known user, open loop", server, body), half)
         steady = _Turn(STEADY, server, body)
         scenarios.measure(steady, _STEADY_RATE)
@@ -272,13 +295,12 @@ def benchmark_serve(
         dim=bundle.manifest.dim,
         backend=explained.plan.backend,
         expected_recall=explained.plan.expected_recall,
-        raw_search_us=median(raw.one_us),
-        raw_batched_search_us=median(raw.batched_us),
         start_seconds=start_seconds,
         hash_seconds=hash_seconds,
         private_bytes=private_bytes,
         stages_us={stage.stage: stage.duration_micros for stage in explained.stages},
         scenarios=tuple(scenarios.measured),
+        rounds=tuple(in_turn),
     )
 
 
@@ -306,18 +328,11 @@ def _requests(bundle: IndexBundle) -> list[pb.SearchCandidatesRequest]:
 
 
 class _RawSearches:
-    """The library's own searches, without checks and rescoring.
-
-    Attributes:
-        one_us: CPU microseconds of a search of one query, of each time they were measured.
-        batched_us: the same for each query of a batch.
-    """
+    """The library's own searches, without checks and rescoring."""
 
     def __init__(
         self, index: LocalIndex[Any, Any], params: SearchParams, queries: np.ndarray
     ) -> None:
-        self.one_us: list[float] = []
-        self.batched_us: list[float] = []
         self._search = partial(index._search, k=COUNT, params=params)  # noqa: SLF001 - beneath ours
         self._queries = queries
 
@@ -328,12 +343,8 @@ class _RawSearches:
         queries = np.ascontiguousarray(bundle.tuning_queries[:_RAW_SEARCHES])
         return cls(bundle.index(backend), params, queries)
 
-    def measure(self) -> None:
-        """Make all searches, one by one and in batches."""
-        self.one_us.append(self._cpu_us(1))
-        self.batched_us.append(self._cpu_us(BATCH_SIZE))
-
-    def _cpu_us(self, batch_size: int) -> float:
+    def cpu_us(self, batch_size: int) -> float:
+        """Return the CPU microseconds of a query's search, in batches of so many."""
         starts = range(0, max(1, len(self._queries) - batch_size + 1), batch_size)
         batches = [self._queries[start : start + batch_size] for start in starts]
         self._search(batches[0])
