@@ -143,3 +143,16 @@ class TestDamage:
         (copy / "manifest.sha256").write_text(hashlib.sha256(text).hexdigest())
         with pytest.raises(BundleError, match="expected kind 'index', found 'towers'"):
             IndexBundle.open(copy)
+
+
+def test_a_bundle_that_was_built_long_ago_still_answers() -> None:
+    """Users keep theirs: whoever changes what is on disk reads this one as well, or says so."""
+    (directory,) = (Path(__file__).parent / "frozen").iterdir()
+    bundle = IndexBundle.open(directory)
+    bundle.check()
+    assert ("brute_force", "annoy") == bundle.backend_names
+    assert [1990, 1994] == bundle.corpus.candidates["year"].to_pylist()[:5:4]
+    query = np.eye(4, dtype=np.float32)[:1]
+    for name in bundle.backend_names:
+        found = bundle.index(name).search(query, 3)
+        assert ([[8, 4, 0]], [[9.0, 5.0, 1.0]]) == (found.rows.tolist(), found.scores.tolist())
