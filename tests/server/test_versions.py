@@ -395,7 +395,7 @@ def test_only_what_is_new_is_warmed_up(
 def test_parts_that_do_not_belong_together_are_found(
     tower_index: Path, bundle: IndexBundle, tmp_path: Path
 ) -> None:
-    """A query tower's histories that reach beyond the corpus, correctly hashed."""
+    """Users' embeddings of another dimension, correctly hashed."""
     link = copied(tower_index.parent, tmp_path / "indexes")
     assert bundle.query is not None
     known = bundle.query.query_embeddings
@@ -403,7 +403,7 @@ def test_parts_that_do_not_belong_together_are_found(
     path = tmp_path / "embeddings.npy"
     np.save(path, known[:, :-1])
     publish_changed(link, "query/query_embeddings.npy", path.read_bytes())
-    with pytest.raises(BundleError, match="its parts do not fit"):
+    with pytest.raises(BundleError, match="it is of other towers"):
         load(with_page_token_key(Settings(index=link)))
 
 
