@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-if TYPE_CHECKING:
-    from indexer.bundle import IndexBundle
 
 app = typer.Typer(
     help="Measure recall, latency and throughput; run the demo.",
@@ -29,14 +26,17 @@ app = typer.Typer(
 )
 stderr = Console(stderr=True)
 
-DEFAULT_INDEX, DEFAULT_OUTPUT = Path("artifacts/indexes/current"), Path("artifacts/benchmarks")
+DEFAULT_CORPUS, DEFAULT_OUTPUT = "artifacts/indexes/current", Path("artifacts/benchmarks")
+_BACKENDS = ("brute_force", "scann")  # of a synthetic corpus where others would only take time
 _MIN_WIDTH = 100
-DEFAULT_SIZES = ("10000x64", "30000x64", "100000x64", "300000x64", "1000000x64")
+DEFAULT_SIZES = [f"{rows}x{dim}" for rows in (10_000, 100_000, 1_000_000) for dim in (32, 64, 128)]
 
-Index = Annotated[Path, typer.Option(help="An index bundle.")]
-Synthetic = Annotated[
-    str | None,
-    typer.Option(metavar="ROWSxDIM", help="Generated embeddings instead of --index: 1000000x64."),
+Corpus = Annotated[
+    str,
+    typer.Option(
+        metavar="CORPUS",
+        help="movielens, synthetic:ROWSxDIM, generated:ROWSxDIM, or the folder of an index.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -44,8 +44,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 @app.command()
 def search(
     *,
-    index: Index = DEFAULT_INDEX,
-    synthetic: Synthetic = None,
+    corpus: Corpus = DEFAULT_CORPUS,
     peers: Annotated[
         bool,
         typer.Option("--peers", help="Measure FAISS, hnswlib, USearch and Voyager beside ours."),
@@ -56,7 +55,9 @@ def search(
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Build this backend alone for --synthetic; repeatable."),
+        typer.Option(
+            metavar="NAME", help="Build this backend alone for a synthetic corpus; repeatable."
+        ),
     ] = None,
     scann_alone: Annotated[
         bool,
@@ -74,11 +75,12 @@ def search(
 ) -> None:
     """Compare the backends of an index: recall, latency, queries a second, build time, size.
 
-    Example: python -m benchmarks search --index artifacts/indexes/current
-    Example: python -m benchmarks search --synthetic 1000000x64 --peers
+    Example: python -m benchmarks search --corpus movielens
+    Example: python -m benchmarks search --corpus synthetic:1000000x64 --peers
     """
     _use_one_thread()
     from benchmarks.contenders import build_scann_alone
+    from benchmarks.corpora import open_corpus
     from benchmarks.page import write_page
     from benchmarks.peers import build_peers, peers_named
     from benchmarks.report import asking_sentence, build_table, draw_search, search_table
@@ -88,7 +90,9 @@ def search(
         output.mkdir(parents=True, exist_ok=True)
         chosen = peers_named(peer or ()) if peers or peer else ()
         with stderr.status("opening the index") as status:
-            bundle = _bundle(index, synthetic, output, status.update, tuple(backend or ()))
+            bundle = open_corpus(
+                corpus, output, backends=tuple(backend or ()), on_step=status.update
+            )
             report = benchmark_search(
                 bundle,
                 peers=chain(
@@ -114,21 +118,21 @@ def search(
 @app.command()
 def build(
     *,
-    index: Index = DEFAULT_INDEX,
-    synthetic: Synthetic = None,
+    corpus: Corpus = DEFAULT_CORPUS,
     output: Annotated[Path, typer.Option(help="Folder for build.json.")] = DEFAULT_OUTPUT,
     as_json: AsJson = False,
 ) -> None:
     """Measure what building, tuning and opening cost, beside the libraries alone and hashing.
 
-    Example: python -m benchmarks build --synthetic 1000000x64
+    Example: python -m benchmarks build --corpus synthetic:1000000x64
     """
     _use_one_thread()
     from benchmarks.build import benchmark_build, build_costs_summary, build_costs_table
+    from benchmarks.corpora import open_corpus
 
     with _sentences_for_errors(), stderr.status("generating") as status:
         output.mkdir(parents=True, exist_ok=True)
-        bundle = _bundle(index, synthetic, output, status.update, ("brute_force", "scann"))
+        bundle = open_corpus(corpus, output, backends=_BACKENDS, on_step=status.update)
         report = benchmark_build(bundle, on_step=status.update)
     _tell(
         report.model_dump_json(indent=2),
@@ -142,8 +146,7 @@ def build(
 @app.command()
 def eligibility(
     *,
-    index: Index = DEFAULT_INDEX,
-    synthetic: Synthetic = None,
+    corpus: Corpus = DEFAULT_CORPUS,
     backend: Annotated[
         str | None, typer.Option(help="Which backend; by default, the index's own choice.")
     ] = None,
@@ -152,15 +155,16 @@ def eligibility(
 ) -> None:
     """Search among eligible candidates only: recall, and cost against no mask and against a scan.
 
-    Example: python -m benchmarks eligibility --synthetic 1000000x64
+    Example: python -m benchmarks eligibility --corpus synthetic:1000000x64
     """
     _use_one_thread()
+    from benchmarks.corpora import open_corpus
     from benchmarks.eligibility import benchmark_eligibility
     from benchmarks.report import eligibility_table
 
     with _sentences_for_errors(), stderr.status("opening the index") as status:
         output.mkdir(parents=True, exist_ok=True)
-        bundle = _bundle(index, synthetic, output, status.update, ("brute_force", "scann"))
+        bundle = open_corpus(corpus, output, backends=_BACKENDS, on_step=status.update)
         report = benchmark_eligibility(bundle, backend=backend, on_step=status.update)
     text = report.model_dump_json(indent=2)
     _tell(text, output / "eligibility.json", eligibility_table(report), as_json=as_json)
@@ -173,10 +177,13 @@ def scaling(
         list[str] | None,
         typer.Option(
             metavar="ROWSxDIM",
-            help="A generated corpus; may be repeated. By default 10,000 to 1,000,000 x 64.",
+            help="A synthetic corpus; may be repeated. By default 10,000, 100,000 and 1,000,000 "
+            "candidates, of 32, 64 and 128 dimensions each.",
         ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for scaling.json.")] = DEFAULT_OUTPUT,
+    output: Annotated[
+        Path, typer.Option(help="Folder for scaling.json and scaling.png.")
+    ] = DEFAULT_OUTPUT,
     as_json: AsJson = False,
 ) -> None:
     """Measure how cost, memory and build time grow with the corpus.
@@ -186,23 +193,30 @@ def scaling(
     _use_one_thread()
     from pydantic_core import to_json
 
-    from benchmarks.report import scaling_table
     from benchmarks.scaling import benchmark_scaling
+    from benchmarks.scaling_report import capacity_table, draw_scaling, scaling_table
     from benchmarks.workloads import parse_size
 
     with _sentences_for_errors(), stderr.status("generating") as status:
         output.mkdir(parents=True, exist_ok=True)
         sizes = [parse_size(one) for one in size or DEFAULT_SIZES]
         points = benchmark_scaling(output, sizes, on_step=status.update)
-    text = to_json(points, indent=2).decode()
-    _tell(text, output / "scaling.json", scaling_table(points), as_json=as_json)
+    draw_scaling(points, output / "scaling.png")
+    _tell(
+        to_json(points, indent=2).decode(),
+        output / "scaling.json",
+        scaling_table(points),
+        capacity_table(points),
+        f"Wrote {output}/scaling.json and scaling.png",
+        as_json=as_json,
+    )
 
 
 @app.command()
 def milvus(
     *,
-    synthetic: Annotated[
-        str, typer.Option(metavar="ROWSxDIM", help="Size of the generated embeddings.")
+    size: Annotated[
+        str, typer.Option(metavar="ROWSxDIM", help="Size of the synthetic corpus.")
     ] = "100000x64",
     seconds: Annotated[int, typer.Option(min=1, help="How long each way is timed.")] = 15,
     output: Annotated[Path, typer.Option(help="Folder for milvus.json.")] = DEFAULT_OUTPUT,
@@ -210,7 +224,7 @@ def milvus(
 ) -> None:
     """Compare our index and our server, over milvus-lite, with pymilvus called directly.
 
-    Example: python -m benchmarks milvus --synthetic 100000x64
+    Example: python -m benchmarks milvus --size 100000x64
     """
     _use_one_thread()
     from benchmarks.workloads import parse_size, synthetic_bundle
@@ -225,7 +239,7 @@ def milvus(
         output.mkdir(parents=True, exist_ok=True)
         bundle = synthetic_bundle(
             output,
-            *parse_size(synthetic),
+            *parse_size(size),
             backends=("milvus",),
             milvus_uri=str(output / "milvus.db"),
             on_step=status.update,
@@ -262,13 +276,13 @@ def ray(
 @app.command()
 def serve(
     *,
-    index: Annotated[
-        Path | None,
-        typer.Option(help="An index bundle with known users; by default a generated one."),
-    ] = None,
-    candidates: Annotated[
-        int, typer.Option(min=1000, help="Size of the generated catalogue.")
-    ] = 100_000,
+    corpus: Annotated[
+        str,
+        typer.Option(
+            metavar="CORPUS",
+            help="movielens, generated:ROWSxDIM, or the folder of an index with known users.",
+        ),
+    ] = "generated:100000x64",
     seconds: Annotated[int, typer.Option(min=1, help="How long each scenario lasts.")] = 5,
     rounds: Annotated[
         int, typer.Option(min=1, help="How often scenarios are measured, in turn with one another.")
@@ -281,20 +295,16 @@ def serve(
     """Load the server and a null server: CPU a request, latency, and the cost of each stage.
 
     Example: python -m benchmarks serve --seconds 5
+    Example: python -m benchmarks serve --corpus generated:1000000x64
     """
     _use_one_thread()
+    from benchmarks.corpora import open_corpus
     from benchmarks.report import draw_serve, serve_summary, serve_table
     from benchmarks.serve import benchmark_serve
-    from benchmarks.workloads import serving_bundle
-    from indexer.bundle import IndexBundle
 
     with _sentences_for_errors(), stderr.status("opening the index") as status:
         output.mkdir(parents=True, exist_ok=True)
-        bundle = (
-            serving_bundle(output, n_candidates=candidates, on_step=status.update)
-            if index is None
-            else IndexBundle.open(index)
-        )
+        bundle = open_corpus(corpus, output, on_step=status.update)
         report = benchmark_serve(bundle, seconds=seconds, rounds=rounds, on_step=status.update)
     draw_serve(report, output / "serve.png")
     _tell(
@@ -354,30 +364,6 @@ def demo() -> None:
     from benchmarks.demo import run
 
     raise typer.Exit(run())
-
-
-def _bundle(
-    index: Path,
-    synthetic: str | None,
-    output: Path,
-    on_step: Callable[[str], None],
-    backends: tuple[str, ...] = (),
-) -> IndexBundle:
-    """Return the index bundle that is to be measured: the user's, or one over a generated corpus.
-
-    Args:
-        index: the user's.
-        synthetic: rows and dimension of the generated corpus; None for the user's.
-        output: folder in which an index of the generated corpus is kept.
-        on_step: called with a line of progress.
-        backends: which to build for a generated corpus; empty for all.
-    """
-    from benchmarks.workloads import parse_size, synthetic_bundle
-    from indexer.bundle import IndexBundle
-
-    if synthetic is None:
-        return IndexBundle.open(index)
-    return synthetic_bundle(output, *parse_size(synthetic), backends=backends, on_step=on_step)
 
 
 def _tell(report: str, file: Path, *lines: Table | str, as_json: bool) -> None:

@@ -100,7 +100,7 @@ def benchmark_build(bundle: IndexBundle, *, on_step: OnStep = lambda _: None) ->
     if not _LIBRARIES.keys() & bundle.manifest.backends.keys():
         raise ValueError(
             f"{bundle.directory} holds neither Annoy nor ScaNN, whose builds are measured; build "
-            "an index with one of them, or give --synthetic 1000000x64"
+            "an index with one of them, or give --corpus synthetic:1000000x64"
         )
     directory, manifest = bundle.directory, bundle.manifest
     depths = measured_depths(manifest.n_candidates, _OPTIONS.k)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.rule import Rule
+
+from benchmarks.server_process import server_process
 
 ARTIFACTS = Path("artifacts")
 TOWERS = ARTIFACTS / "towers"
 INDEXES = ARTIFACTS / "indexes"
 
 _KNOWN_USER = "42"
-_LISTENING = re.compile(r"(\S+:\d+)$")
-_STOP_SECONDS = 20
 
 console = Console(highlight=False)
 
@@ -45,8 +45,8 @@ def run() -> int:
         with _server() as target:
             _query(target)
         _heading("Compare the backends")
-        _command("benchmarks", "search", "--index", str(INDEXES / "current"))
-    except _DemoError as error:
+        _command("benchmarks", "search", "--corpus", str(INDEXES / "current"))
+    except (_DemoError, RuntimeError) as error:
         console.print(f"[bold red]The demo stopped:[/] {error}")
         return 1
     console.print(f"\nDone in {time.monotonic() - started:.0f} seconds. The server is stopped.")
@@ -73,32 +73,11 @@ def _first_candidates(count: int) -> list[str]:
 
 @contextmanager
 def _server() -> Iterator[str]:
-    """Run the server on a free port; yields its address and leaves no process behind."""
+    """Run the server on a free port; yields its address."""
     arguments = ("server", "serve", "--index", str(INDEXES / "current"), "--port", "0")
     _show(arguments)
-    process = subprocess.Popen(
-        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield _address_of(process)
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _address_of(process: subprocess.Popen[str]) -> str:
-    """Read the server's first lines until it says where it listens."""
-    if process.stdout is None:
-        raise AssertionError("the process was started with a pipe")
-    for line in process.stdout:
-        console.print(line.rstrip(), markup=False)
-        if match := _LISTENING.search(line.rstrip()):
-            return match[1]
-    raise _DemoError(f"the server ended with exit code {process.wait()}")
+    with server_process(arguments, on_line=partial(console.print, markup=False)) as started:
+        yield started.target
 
 
 def _command(*arguments: str) -> None:

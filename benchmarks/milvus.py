@@ -19,7 +19,8 @@ from rich.table import Table
 
 from benchmarks.load import put_load
 from benchmarks.progress import OnStep
-from benchmarks.serve import SEARCH_METHOD, server_process
+from benchmarks.serve import SEARCH_METHOD
+from benchmarks.server_process import server_process
 from benchmarks.timing import time_calls
 from indexer.backends import SearchParams
 from indexer.backends.equal_norms import with_added_zero

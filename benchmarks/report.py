@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,7 +13,6 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.eligibility import EligibilityReport
-from benchmarks.scaling import ScalingPoint
 from benchmarks.search import BATCH_SIZE, SearchPoint, SearchReport
 from benchmarks.serve import ServeReport
 
@@ -149,39 +147,6 @@ def eligibility_table(report: EligibilityReport) -> Table:
             f"{point.to_scan:.2f}",
             f"{point.to_numpy_scan:.2f}",
             ", ".join(f"{method} {count}" for method, count in point.methods.items()),
-        )
-    return table
-
-
-def scaling_table(points: Sequence[ScalingPoint]) -> Table:
-    """Tabulate how cost and memory grow."""
-    table = Table(
-        caption=f"CPU us: a query, one a call and in batches of {BATCH_SIZE}; speed: the CPU time "
-        "of exact search of the same minute, divided by this",
-        box=box.SIMPLE,
-        padding=0,
-    )
-    for heading in ("candidates", "dim"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("index", no_wrap=True)
-    for heading in (
-        *("recall", "p50 us", "CPU us", f"in {BATCH_SIZE}s", "speed"),
-        *("vectors MB", "index MB", "build s"),
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for point in points:
-        table.add_row(
-            f"{point.n_candidates:,}",
-            f"{point.dim}",
-            point.backend,
-            f"{point.recall:.3f}",
-            f"{point.latency.p50_us:,.0f}",
-            f"{point.latency.cpu_us:,.0f}",
-            f"{point.batch_cpu_us:,.0f}",
-            f"{point.speedup:.1f}x",
-            f"{point.vectors_bytes / 1e6:,.1f}",
-            f"{point.index_bytes / 1e6:,.1f}",
-            f"{point.build_seconds:.1f}",
         )
     return table
 

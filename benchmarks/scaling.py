@@ -42,6 +42,11 @@ class ScalingPoint(BaseModel):
     """What the backend takes beside the vectors."""
     build_seconds: float
 
+    @property
+    def exact_cpu_us(self) -> float:
+        """Exact search's CPU microseconds a query, of the same minute."""
+        return self.speedup * self.latency.cpu_us
+
 
 def benchmark_scaling(
     root: Path, sizes: Iterable[tuple[int, int]], *, on_step: OnStep = lambda _: None

@@ -7,9 +7,6 @@ raw search run in the same minute, on the same index.
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,15 +18,19 @@ from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.load import Load, put_load
 from benchmarks.progress import OnStep
+from benchmarks.server_process import ServerProcess, server_process
 from benchmarks.timing import hash_files
 from indexer.backends import LocalIndex, SearchParams
 from indexer.bundle import IndexBundle
 from server.client import (
+    Condition,
     Field,
     SearchClient,
     SearchFailedError,
@@ -42,6 +43,7 @@ IN_FLIGHT = 32
 BATCH_SIZE = 64
 HISTORY_LENGTH = 50
 N_EXCLUDED = 100
+_SELECTIVITY = 0.1
 RECALL_TARGET = 0.95
 KNOWN, BARE = "known user", "known user, bare server"
 STEADY, BESIDE_EXACT = "known user, 100/s", "known user, 100/s, beside exact searches"
@@ -155,13 +157,6 @@ class ServeReport(BaseModel):
 
     def _median(self, figure: Callable[[Round], float]) -> float:
         return median(map(figure, self.rounds))
-
-
-class ServerProcess(NamedTuple):
-    """A server's process and where it listens."""
-
-    pid: int
-    target: str
 
 
 class _Turn(NamedTuple):
@@ -316,15 +311,27 @@ def _requests(bundle: IndexBundle) -> list[pb.SearchCandidatesRequest]:
     history = ids.tokens(np.arange(HISTORY_LENGTH) * (len(ids) // HISTORY_LENGTH))
     excluded = ids.tokens(np.arange(N_EXCLUDED) * (len(ids) // N_EXCLUDED) + 1)
     known = _known_user(bundle)
-    tenth = Field("year").between(1930, 1939)
     return [
         search_request(known, count=COUNT, recall_target=RECALL_TARGET),
         search_request(User(history=history), count=COUNT, recall_target=RECALL_TARGET),
         search_request(
-            known, count=COUNT, recall_target=RECALL_TARGET, exclude=excluded, where=tenth
+            known,
+            count=COUNT,
+            recall_target=RECALL_TARGET,
+            exclude=excluded,
+            where=_tenth(bundle.corpus.candidates),
         ),
         search_request(known, count=COUNT, exact=True),
     ]
+
+
+def _tenth(candidates: pa.Table) -> Condition:
+    """Return a condition on a number that about a tenth of the candidates meet."""
+    for name, column in zip(candidates.column_names, candidates.columns, strict=True):
+        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+            bounds = pc.quantile(column, [0, _SELECTIVITY], interpolation="lower").to_pylist()
+            return Field(name).between(*bounds)
+    raise RuntimeError("the candidates have no number in their metadata to filter by")
 
 
 class _RawSearches:
@@ -376,21 +383,3 @@ def _null_server(bundle: IndexBundle) -> Iterator[ServerProcess]:
         file.write_bytes(response.SerializeToString())
         with server_process(("benchmarks.null_server", str(file))) as started:
             yield started
-
-
-@contextmanager
-def server_process(arguments: Sequence[str]) -> Iterator[ServerProcess]:
-    """Run one of our servers; yields its process id and address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        lines = process.stdout or ()
-        found = (re.search(r"serving on (\S+:\d+)", line) for line in lines)
-        match = next((one for one in found if one), None)
-        if match is None:
-            raise RuntimeError(f"python -m {' '.join(arguments)} did not start")
-        yield ServerProcess(process.pid, match[1])
-    finally:
-        process.terminate()
-        process.wait(30)

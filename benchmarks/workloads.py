@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from indexer.embed import embed_candidates
 from trainer.bundle import CANDIDATES, POPULARITY, TowerBundle
 from trainer.datasets import Dataset
 from trainer.features import CANDIDATE_ID
+from trainer.model_config import TowersConfig
 from trainer.publish import CURRENT, MANIFEST, MANIFEST_HASH, commit, staging
 from trainer.vocabulary import Vocabulary
 
@@ -163,8 +165,8 @@ def synthetic_bundle(
     return IndexBundle.open(indexes / CURRENT)
 
 
-def serving_bundle(
-    root: Path, *, n_candidates: int = 100_000, dim: int = 64, on_step: OnStep = lambda _: None
+def generated_bundle(
+    root: Path, n_candidates: int, dim: int, *, on_step: OnStep = lambda _: None
 ) -> IndexBundle:
     """Return an index bundle with a query tower over a generated catalogue, made on first use.
 
@@ -174,20 +176,32 @@ def serving_bundle(
         dim: dimension of the embeddings.
         on_step: called with a line of progress.
     """
-    folder = root / f"generated-{n_candidates}x{dim}"
+    return bundle_of_towers(
+        root / f"generated-{n_candidates}x{dim}",
+        lambda towers: train_towers(towers, n_candidates, dim, on_step),
+        BuildOptions(recall_target=0.95, k=100, backends=("brute_force", "scann")),
+        on_step,
+    )
+
+
+def bundle_of_towers(
+    folder: Path, train: Callable[[Path], None], options: BuildOptions, on_step: OnStep
+) -> IndexBundle:
+    """Return an index bundle over what trained towers embed, both made on first use.
+
+    Args:
+        folder: where both are kept.
+        train: publishes the towers under the folder it is given.
+        options: how to build the index.
+        on_step: called with a line of progress.
+    """
     trained, indexes = folder / "towers", folder / "indexes"
     if not (trained / CURRENT).exists():
-        train_towers(trained, n_candidates, dim, on_step)
+        train(trained)
     if not (indexes / CURRENT).exists():
         towers = TowerBundle.open(trained / CURRENT)
-        build_bundle(
-            embed_candidates(towers),
-            towers.tuning_queries,
-            indexes,
-            BuildOptions(recall_target=0.95, k=100, backends=("brute_force", "scann")),
-            towers=towers,
-            announce=on_step,
-        )
+        candidates, queries = embed_candidates(towers), towers.tuning_queries
+        build_bundle(candidates, queries, indexes, options, towers=towers, announce=on_step)
     return IndexBundle.open(indexes / CURRENT)
 
 
@@ -240,12 +254,14 @@ def train_towers(root: Path, n_candidates: int, dim: int, on_step: OnStep = lamb
         on_step: called with a line of progress.
     """
     on_step(f"training towers for {n_candidates:,} generated candidates")
+    dataset = generate_dataset(n_users=2_000, n_candidates=n_candidates, interactions_per_user=60)
+    publish_towers(root, dataset, TowersConfig(dim=dim, epochs=4, learning_rate=0.02))
+
+
+def publish_towers(root: Path, dataset: Dataset, config: TowersConfig) -> None:
+    """Train towers on all of a dataset, and publish them under ``root``."""
     from trainer.export import export  # noqa: PLC0415 - TensorFlow, for whoever has no bundle yet
-    from trainer.model_config import TowersConfig  # noqa: PLC0415
     from trainer.training import fit  # noqa: PLC0415
 
-    dataset = generate_dataset(n_users=2_000, n_candidates=n_candidates, interactions_per_user=60)
     rows = np.arange(len(dataset), dtype=np.int64)
-    config = TowersConfig(dim=dim, epochs=4, learning_rate=0.02)
-    towers = fit(dataset, rows, config, seed=42)
-    export(towers, dataset, rows, root, seed=42)
+    export(fit(dataset, rows, config, seed=42), dataset, rows, root, seed=42)

@@ -8,7 +8,7 @@ from indexer.bundle import IndexBundle
 
 
 def test_builds_are_measured_beside_the_libraries_alone(tower_index: Path, tmp_path: Path) -> None:
-    folders = ["--index", str(tower_index), "--output", str(tmp_path)]
+    folders = ["--corpus", str(tower_index), "--output", str(tmp_path)]
     done = CliRunner().invoke(app, ["build", *folders])
     assert done.exit_code == 0, done.stderr
     report = BuildReport.model_validate_json((tmp_path / "build.json").read_text())
@@ -25,7 +25,7 @@ def test_builds_are_measured_beside_the_libraries_alone(tower_index: Path, tmp_p
 def test_an_index_of_no_library_has_nothing_to_build(
     vector_bundle: IndexBundle, tmp_path: Path
 ) -> None:
-    folders = ["--index", str(vector_bundle.directory), "--output", str(tmp_path)]
+    folders = ["--corpus", str(vector_bundle.directory), "--output", str(tmp_path)]
     done = CliRunner().invoke(app, ["build", *folders])
     assert (done.exit_code, done.stdout) == (1, "")
     assert "neither Annoy nor ScaNN" in done.stderr

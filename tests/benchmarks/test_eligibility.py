@@ -7,7 +7,7 @@ from benchmarks.eligibility import EligibilityReport
 
 
 def test_it_measures_masks_of_every_kind(tower_index: Path, tmp_path: Path) -> None:
-    folders = ["--index", str(tower_index), "--output", str(tmp_path)]
+    folders = ["--corpus", str(tower_index), "--output", str(tmp_path)]
     done = CliRunner().invoke(app, ["eligibility", *folders, "--backend", "scann"])
     assert done.exit_code == 0, done.stderr
     report = EligibilityReport.model_validate_json((tmp_path / "eligibility.json").read_text())
@@ -22,7 +22,7 @@ def test_it_measures_masks_of_every_kind(tower_index: Path, tmp_path: Path) -> N
 
 
 def test_a_backend_that_is_not_there_is_a_sentence(tower_index: Path, tmp_path: Path) -> None:
-    folders = ["--index", str(tower_index), "--output", str(tmp_path)]
+    folders = ["--corpus", str(tower_index), "--output", str(tmp_path)]
     done = CliRunner().invoke(app, ["eligibility", *folders, "--backend", "faiss"])
     assert (done.exit_code, done.stdout) == (1, "")
     assert "unknown backend 'faiss'; this index has" in done.stderr

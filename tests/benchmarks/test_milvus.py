@@ -13,7 +13,7 @@ def test_our_index_and_server_stand_beside_pymilvus(
 ) -> None:
     monkeypatch.setattr("indexer.build.MEASURED_K", (100,))
     monkeypatch.setattr("indexer.tuning._MAX_TIMED", 3)
-    arguments = ["milvus", "--synthetic", "300x8", "--seconds", "1", "--output", str(tmp_path)]
+    arguments = ["milvus", "--size", "300x8", "--seconds", "1", "--output", str(tmp_path)]
     done = CliRunner().invoke(app, [*arguments, "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)

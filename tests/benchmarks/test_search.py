@@ -10,7 +10,7 @@ from benchmarks.search import SearchReport
 
 
 def search_arguments(index: Path, output: Path) -> list[str]:
-    folders = ["--index", str(index), "--output", str(output)]
+    folders = ["--corpus", str(index), "--output", str(output)]
     return ["search", *folders, "--seconds-per-point", "0.01"]
 
 
@@ -97,7 +97,7 @@ def test_scann_alone_finds_what_our_index_finds(tower_index: Path, tmp_path: Pat
 
 
 def test_no_bundle_is_a_sentence(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["search", "--index", str(tmp_path)])
+    done = CliRunner().invoke(app, ["search", "--corpus", str(tmp_path)])
     assert done.exit_code == 1
     assert "is not a bundle" in done.stderr
     assert "Traceback" not in done.output

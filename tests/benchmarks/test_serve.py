@@ -53,7 +53,7 @@ def test_h2load_loads_a_server(tower_index: Path) -> None:
 def test_the_server_is_measured_beside_its_floor(tower_index: Path, tmp_path: Path) -> None:
     quickly = ["--seconds", "1", "--rounds", "1"]
     done = CliRunner().invoke(
-        app, ["serve", "--index", str(tower_index), "--output", str(tmp_path), *quickly]
+        app, ["serve", "--corpus", str(tower_index), "--output", str(tmp_path), *quickly]
     )
     assert done.exit_code == 0, done.output
     report = ServeReport.model_validate_json((tmp_path / "serve.json").read_text())

@@ -1,0 +1,56 @@
+"""Servers that run in processes of their own, as their users run them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+_LISTENING = re.compile(r"serving on (\S+:\d+)")
+_STOP_SECONDS = 30
+
+
+class ServerProcess(NamedTuple):
+    """A server's process and where it listens."""
+
+    pid: int
+    target: str
+
+
+@contextmanager
+def server_process(
+    arguments: Sequence[str], *, on_line: Callable[[str], None] = lambda _: None
+) -> Iterator[ServerProcess]:
+    """Run one of our servers for as long as the block lasts; no process is left behind.
+
+    Args:
+        arguments: what follows ``python -m``.
+        on_line: told what the server prints until it listens.
+
+    Raises:
+        RuntimeError: if it ends before it listens.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield ServerProcess(process.pid, _target(process, on_line))
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _target(process: subprocess.Popen[str], on_line: Callable[[str], None]) -> str:
+    """Read what a server prints until it says where it listens."""
+    for line in process.stdout or ():
+        on_line(line.rstrip())
+        if match := _LISTENING.search(line):
+            return match[1]
+    raise RuntimeError(f"the server ended with exit code {process.wait()} before it listened")
