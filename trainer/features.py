@@ -37,6 +37,7 @@ DESCRIPTION = "description"
 
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_LARGEST_NUMBER = float(np.finfo(np.float32).max)
 _NEAR = 3.0
 """Standard deviations from a number's mean within which a number in a text stands for it."""
 
@@ -296,19 +297,31 @@ def describe_column(
         The feature, and its vocabulary if it has one.
 
     Raises:
-        ValueError: if the column's type is none that a tower can read.
+        ValueError: if no tower can read the column's type, or numbers as large as its.
     """
     kind = _kind_of(column)
     if kind == "number":
-        numbers = pc.drop_null(pc.cast(column, pa.float64())).to_numpy()
-        mean = float(numbers.mean()) if len(numbers) else 0.0
-        deviation = float(numbers.std()) if len(numbers) else 0.0
-        return Feature(name=name, kind=kind, mean=mean, deviation=deviation or 1.0), None
+        mean, deviation = _scale(column)
+        return Feature(name=name, kind=kind, mean=mean, deviation=deviation), None
     tokens = [_tokens(kind, value) for value in column.to_pylist()]
     counts = Counter(token for line in tokens for token in set(line))
     vocabulary = Vocabulary(sorted(t for t, count in counts.items() if count >= min_count))
     length = min(max(map(len, tokens), default=1) or 1, max_length)
     return Feature(name=name, kind=kind, length=length, n_tokens=len(vocabulary)), vocabulary
+
+
+def _scale(column: pa.ChunkedArray) -> tuple[float, float]:
+    """Return the mean of a column's numbers and what they are divided by, never 0."""
+    # Whole numbers beyond 2^53 are rounded: the tower reads 32 bits of them anyway.
+    numbers = pc.drop_null(pc.cast(column, pa.float64(), safe=False)).to_numpy()
+    if len(numbers) == 0:
+        return 0.0, 1.0
+    largest = float(np.abs(numbers).max())
+    if largest > _LARGEST_NUMBER:
+        raise ValueError(f"{largest:g} is too large a number for a tower; scale the column down")
+    # Of equal numbers the deviation is not 0 but what rounding makes of it.
+    deviation = 1.0 if np.ptp(numbers) == 0 else float(numbers.std())
+    return float(numbers.mean()), deviation
 
 
 def _kind_of(column: pa.ChunkedArray) -> Kind:

@@ -167,10 +167,17 @@ def training_batches(
 
 
 def _describe(table: pa.Table) -> tuple[tuple[Feature, ...], dict[str, Vocabulary]]:
-    """Describe the columns, but the id, that say something of many lines: no texts, no names."""
+    """Describe the columns, but the id, that say something of many lines: no texts, no names.
+
+    Raises:
+        TrainingError: if a model cannot read one of them.
+    """
     features, vocabularies = [], {}
     for name in table.column_names[1:]:
-        feature, vocabulary = describe_column(name, table.column(name))
+        try:
+            feature, vocabulary = describe_column(name, table.column(name))
+        except ValueError as error:
+            raise TrainingError(f"column {name!r}, read by the ranking model: {error}") from error
         if feature.kind == "text" or feature.n_tokens > _MAX_TOKENS_PER_LINE * len(table):
             continue
         features.append(feature)

@@ -54,9 +54,23 @@ def test_numbers_are_standardised_and_a_missing_one_is_the_mean() -> None:
     assert encoded["year"].dtype == np.float32
 
 
-def test_a_constant_number_does_not_divide_by_zero() -> None:
-    feature, _ = describe_column("n", pa.chunked_array([[3, 3]]))
+@pytest.mark.parametrize("number", [3, 0.1])
+def test_a_constant_number_is_divided_neither_by_zero_nor_by_what_rounding_leaves(
+    number: float,
+) -> None:
+    feature, _ = describe_column("n", pa.chunked_array([[number] * 6]))
     assert feature.deviation == 1.0
+
+
+def test_whole_numbers_that_a_double_rounds_are_numbers_as_others_are() -> None:
+    feature, _ = describe_column("n", pa.chunked_array([[2**60 + 1, 2**60 + 2**20 + 1]]))
+    assert (feature.kind, feature.deviation) == ("number", 2**19)
+
+
+@pytest.mark.parametrize("numbers", [[1e300, 1.0], [1e308, -1e308]])
+def test_numbers_that_no_tower_can_hold_are_refused(numbers: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"1e\+30\d is too large a number for a tower; scale"):
+        describe_column("n", pa.chunked_array([numbers]))
 
 
 def test_a_column_no_tower_can_read_is_refused() -> None:

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from trainer.datasets import Dataset, load_dataset
+from trainer.errors import TrainingError
 from trainer.features import Feature, Features
 from trainer.keras import tf
 from trainer.metrics import rmse
@@ -107,6 +108,12 @@ def test_what_it_reads_leaves_out_texts_and_what_names_a_line(tiny: Dataset) -> 
     assert [one.name for one in description.features.candidate] == ["candidate_id", "genres"]
     assert description.candidate_tokens == {"genres": ("a", "b")}
     assert description.query_tokens == {}
+
+
+def test_a_column_that_it_cannot_read_is_refused(tiny: Dataset) -> None:
+    users = pa.table({"user_id": ["u0", "u1", "u2"], "wealth": [1.0, 2.0, 1e300]})
+    with pytest.raises(TrainingError, match="column 'wealth', read by the ranking model: 1e"):
+        encode(dataclasses.replace(tiny, users=users), np.arange(5), SMALL.max_history_length)
 
 
 def test_unknown_users_are_average_ones(ranker: Ranker) -> None:

@@ -32,7 +32,7 @@ def infer(texts: pa.StringArray) -> pa.Array:
         (_BOOLEAN, pa.bool_()),
     ):
         if pc.all(pc.match_substring_regex(values, pattern), min_count=1).as_py():
-            return pc.utf8_lower(values).cast(kind)
+            return normalise(pc.utf8_lower(values).cast(kind))
     return values
 
 
@@ -89,6 +89,7 @@ def _as_number(column: pa.Array) -> pa.DoubleArray:
 
 _CONVERSIONS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], pa.Array]], ...] = (
     (is_text, lambda column: column.cast(pa.string())),
+    (pa.types.is_null, lambda column: column.cast(pa.string())),
     (pa.types.is_boolean, lambda column: column),
     (pa.types.is_integer, lambda column: column.cast(pa.int64())),
     (pa.types.is_floating, _as_number),
