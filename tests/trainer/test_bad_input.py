@@ -85,7 +85,7 @@ def test_few_data_train(
         ),
         (f"{HEADER},rating\nu,a,5\nu,b,nan\n", "line 3, column rating: expected a number, found"),
         (f"{HEADER},rating\nu,a,5\nu,b,\n", "line 3, column rating: expected a number, found ''"),
-        (f"{HEADER},timestamp\nu,a,5\nu,b,\n", "line 3, column timestamp: expected a number"),
+        (f"{HEADER},timestamp\nu,a,5\nu,b,\n", "line 3, column timestamp: expected seconds"),
     ],
 )
 def test_too_few_and_bad_data_are_refused_and_nothing_is_published(

@@ -73,19 +73,20 @@ def load(
         user_rows=rows_of(user_ids, known_users["user_id"].combine_chunks()),
         candidate_rows=candidate_rows,
         timestamps=_timestamps(table) if "timestamp" in table else None,
-        ratings=table.numbers("rating").astype(np.float32) if "rating" in table else None,
+        ratings=_ratings(table) if "rating" in table else None,
     )
     return dataset if min_rating is None else dataset.with_min_rating(min_rating)
 
 
 def _timestamps(table: FileTable) -> npt.NDArray[np.int64]:
-    seconds = table.numbers("timestamp")
-    row = int(np.argmax(np.abs(seconds)))
-    if abs(seconds[row]) > _MAX_TIMESTAMP_SECONDS:
-        raise table.error(
-            row, "timestamp", f"expected seconds since 1970, found {seconds[row]:.0f}"
-        )
+    seconds = table.numbers(
+        "timestamp", expected="seconds since 1970", largest=_MAX_TIMESTAMP_SECONDS
+    )
     return np.floor(seconds).astype(np.int64)
+
+
+def _ratings(table: FileTable) -> npt.NDArray[np.float32]:
+    return table.numbers("rating", largest=float(np.finfo(np.float32).max)).astype(np.float32)
 
 
 def _only_ids(id_column: str, ids: pa.ChunkedArray) -> pa.Table:

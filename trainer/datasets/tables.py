@@ -65,8 +65,19 @@ class FileTable:
         self._refuse(pc.equal(pc.utf8_trim_whitespace(ids), ""), column, "the id is empty")
         return ids
 
-    def numbers(self, column: str) -> npt.NDArray[np.float64]:
-        """Return a column as finite numbers (n_rows,); times of Parquet are seconds since 1970."""
+    def numbers(
+        self, column: str, *, expected: str = "a number", largest: float = np.inf
+    ) -> npt.NDArray[np.float64]:
+        """Return a column as finite numbers (n_rows,); times of Parquet are seconds since 1970.
+
+        Args:
+            column: its name.
+            expected: what its values are, for the refusal of one that is none.
+            largest: what a number, of either sign, must not exceed.
+
+        Raises:
+            DatasetError: if a value is missing, no number, or too large.
+        """
         values = self.table[column]
         if is_text(values.type):
             text = pc.utf8_trim_whitespace(values.cast(pa.string()))
@@ -78,7 +89,8 @@ class FileTable:
             numbers = pc.fill_null(values.cast(pa.float64()), np.nan)
         except pa.ArrowNotImplementedError as error:
             raise self.error(None, column, f"expected numbers, found {values.type}") from error
-        self._refuse(pc.invert(pc.is_finite(numbers)), column, "expected a number, found {value!r}")
+        fits = pc.and_(pc.is_finite(numbers), pc.less_equal(pc.abs(numbers), largest))
+        self._refuse(pc.invert(fits), column, f"expected {expected}, found {{value!r}}")
         return np.asarray(numbers, dtype=np.float64)
 
     def error(self, row: int | None, column: str, problem: str) -> DatasetError:
@@ -105,7 +117,8 @@ def is_text(kind: pa.DataType) -> bool:
     """Return whether values of an Arrow type are texts."""
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
 
 
 def _column_names(path: Path) -> list[str]:

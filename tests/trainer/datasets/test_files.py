@@ -17,7 +17,7 @@ bo,z,1,1100.7,web
 """
 CANDIDATES = """\
 candidate_id,title,tags,year,price,in_print,code,notes
-z,1984,,1949,,TRUE,007,
+z,1984,,1949,1e999,TRUE,007,
 x," A ""quoted"", title",new|  old |,2001,7.5,false,12,text
 "y,1",,old,,1e2,,,2
 w,Nobody's,|,-3,0,True,5,
@@ -105,7 +105,9 @@ def test_parquet_brings_its_own_types(write):
         "price": pa.array([float("nan"), 2.5], pa.float32()),
         "text": ["a|b", "007"],
         "kind": pa.array(["k", "l"]).dictionary_encode(),
+        "view": pa.array(["m", "n"], pa.string_view()),
         "is_new": [True, None],
+        "note": pa.nulls(2),
     }
 
     dataset = load_files(write("i.parquet", interactions), write("c.parquet", candidates))
@@ -123,7 +125,9 @@ def test_parquet_brings_its_own_types(write):
         "price": [2.5, None],
         "text": ["007", "a|b"],
         "kind": ["l", "k"],
+        "view": ["n", "m"],
         "is_new": [None, True],
+        "note": [None, None],
     }
 
 
@@ -149,14 +153,15 @@ GOOD = "candidate_id,title\nx,One\ny,Two\n"
         ),
         ("user_id,candidate_id,rating\na,x,NaN\n", "line 2, column rating: .* found 'NaN'"),
         ("user_id,candidate_id,rating\na,x,1e999\n", "line 2, column rating: .* found '1e999'"),
+        ("user_id,candidate_id,rating\na,x,-1e39\n", "line 2, column rating: .* found '-1e39'"),
         ("user_id,candidate_id,rating\na,x,\n", "line 2, column rating: .* found ''"),
         (
             'user_id,candidate_id,timestamp\n"a\nb",x,1\na,x,noon\n',
-            "line 4, column timestamp: expected a number, found 'noon'",
+            "line 4, column timestamp: expected seconds since 1970, found 'noon'",
         ),
         (
             "user_id,candidate_id,timestamp\na,x,1600000000000\n",
-            "line 2, column timestamp: expected seconds since 1970, found 1600000000000",
+            "line 2, column timestamp: expected seconds since 1970, found '1600000000000'",
         ),
         ("user_id,candidate_id\na,x\na\n", "line 3: expected 2 values, .* found 1"),
         ("user_id,candidate_id\na,x\na,x,1\n", "line 3: expected 2 values, .* found 3"),
@@ -219,6 +224,7 @@ def test_users_listed_twice_are_refused(write):
         ("rating", [None, 1.0], "row 1, column rating: expected a number, found None"),
         ("rating", ["1", "x"], "row 2, column rating: expected a number, found 'x'"),
         ("rating", [[1], [2]], "column rating: expected numbers, found list"),
+        ("timestamp", [1, 10**15], "row 2, column timestamp: expected seconds .* found 10{15}$"),
     ],
 )
 def test_bad_parquet_is_refused_by_row(write, column, values, expected):
