@@ -52,7 +52,12 @@ def load(
     user_ids, candidate_ids = table.ids("user_id"), table.ids("candidate_id")
     known_users = _only_ids("user_id", user_ids)
     if users is not None:
-        known_users = _with_others(_load_described(users, "user_id"), user_ids)
+        described = _load_described(users, "user_id")
+        if rows_of(known_users["user_id"], described["user_id"].combine_chunks()).max() < 0:
+            raise DatasetError(
+                f"{users}: none of these users is in {interactions}: are the ids written alike?"
+            )
+        known_users = _with_others(described, user_ids)
     catalogue = (
         _only_ids("candidate_id", candidate_ids)
         if candidates is None

@@ -208,6 +208,13 @@ def test_users_are_those_of_both_files_and_typed_as_candidates_are(write):
     assert dataset.user_rows.tolist() == [1, 0, 1]
 
 
+def test_users_of_other_interactions_are_refused(write):
+    users = write("users.csv", "user_id,age\nAl,30\nBo,41\n")
+
+    with pytest.raises(DatasetError, match=r"users\.csv: none of these users is in .*shop\.csv: "):
+        load_files(write("shop.csv", INTERACTIONS), None, users)
+
+
 def test_users_listed_twice_are_refused(write):
     users = write("users.csv", "user_id\nbo\nbo\n")
 
