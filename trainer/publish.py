@@ -82,16 +82,19 @@ def staging(root: Path) -> Iterator[Path]:
     """Yield a fresh directory in which to write a bundle of ``root``; gone if the block fails.
 
     Directories that a killed process left behind are removed on the way.
+
+    Raises:
+        BundleError: if nothing can be written under ``root``, or not as much as the block writes.
     """
+    staged = root / _staging_name(secrets.token_hex(4))
     try:
         root.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        _remove_abandoned(root)
+        staged.mkdir()
+    except OSError as error:
         raise BundleError(
             f"{root} must be a folder that can be written to: {error.strerror}"
         ) from error
-    _remove_abandoned(root)
-    staged = root / _staging_name(secrets.token_hex(4))
-    staged.mkdir()
     try:
         yield staged
     except OSError as error:

@@ -159,6 +159,11 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_that_no_file_system_makes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"(?i)name too long"), staging(tmp_path / ("x" * 300)):
+        pass
+
+
 def test_prune_keeps_the_newest_and_the_current(tmp_path: Path) -> None:
     published = sorted(publish(tmp_path, str(i)) for i in range(4))
     current = resolve(tmp_path / CURRENT)
