@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from indexer.backends.base import check_embeddings
+from indexer.metadata import typed_columns
 from trainer.bundle import load_array
 from trainer.features import CANDIDATE_ID
 from trainer.publish import BundleError
@@ -128,20 +130,28 @@ def _read_array(path: Path) -> np.ndarray:
 
 
 def _read_vector_column(path: Path) -> np.ndarray:
-    table = _read_table(path, EMBEDDING)
-    lists = table.column(EMBEDDING).to_pylist()
-    dim = len(lists[0] or ()) if lists else 0
-    for row, values in enumerate(lists):
-        if values is None or len(values) != dim:
-            found = "no embedding" if values is None else f"dimension {len(values)}"
-            raise CorpusError(f"{path}: row {row} has {found}, row 0 has dimension {dim}")
+    column = _read_table(path, EMBEDDING).column(EMBEDDING)
+    try:
+        dims = pc.list_value_length(column)
+        values = pc.list_flatten(column).cast(pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise CorpusError(
+            f"{path}: column {EMBEDDING!r} must hold lists of numbers, not {column.type}"
+        ) from error
+    dims = np.asarray(pc.fill_null(dims, -1))
+    if len(missing := np.flatnonzero(dims < 0)):
+        raise CorpusError(f"{path}: row {missing[0]} has no embedding")
+    if len(odd := np.flatnonzero(dims != dims[:1])):
+        raise CorpusError(
+            f"{path}: row {odd[0]} has dimension {dims[odd[0]]}, row 0 has dimension {dims[0]}"
+        )
     # A missing number becomes NaN, and is refused by its row as such.
-    return np.array(lists, dtype=np.float64).reshape(len(lists), dim)
+    return np.asarray(values).reshape(len(column), -1 if len(values) else 0)
 
 
 def _read_ids(path: Path) -> Vocabulary:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path} is not a readable text file: {error}") from error
     if lines[-1] == "":
@@ -156,8 +166,9 @@ def _read_metadata(path: Path, ids: Vocabulary) -> pa.Table:
     """Read metadata and put its lines into the order of ``ids``."""
     table = _read_table(path, CANDIDATE_ID)
     try:
+        table = pa.table(typed_columns(table))
         described = Vocabulary(table.column(CANDIDATE_ID))
-    except (ValueError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (ValueError, pa.ArrowNotImplementedError) as error:
         raise CorpusError(f"{path}: {error}") from error
     if len(unknown := np.flatnonzero(ids.rows(described.tokens(range(len(described)))) < 0)):
         row = int(unknown[0])

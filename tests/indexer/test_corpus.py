@@ -38,9 +38,13 @@ def test_vectors_in_fortran_order(tmp_path: Path) -> None:
     assert read_vectors(tmp_path / "v.npy").flags.c_contiguous
 
 
-def test_vectors_in_a_parquet_column(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"embedding": [[1.0, 2.0], [3.0, 4.0]]}), tmp_path / "v.parquet")
-    np.testing.assert_array_equal([[1, 2], [3, 4]], read_vectors(tmp_path / "v.parquet"))
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.float32()), pa.list_(pa.float64(), 2), pa.large_list(pa.int64())]
+)
+def test_vectors_in_a_parquet_column(tmp_path: Path, kind: pa.DataType) -> None:
+    table = pa.table({"embedding": pa.array([[1, 2], [3, 4], [5, 6]], kind)})
+    pq.write_table(table, tmp_path / "v.parquet", row_group_size=2)
+    np.testing.assert_array_equal([[1, 2], [3, 4], [5, 6]], read_vectors(tmp_path / "v.parquet"))
 
 
 @pytest.mark.parametrize(
@@ -67,8 +71,12 @@ def test_vectors_that_are_refused(tmp_path: Path, vectors: Any, message: str) ->
     ("column", "message"),
     [
         ([[1.0, 2.0], [3.0]], "row 1 has dimension 1, row 0 has dimension 2"),
-        ([[1.0], None], "row 1 has no embedding, row 0 has dimension 1"),
+        ([[1.0], None], "row 1 has no embedding"),
         ([[1.0], [None]], "row 1 of the embeddings holds a NaN"),
+        ([None, [1.0]], "row 0 has no embedding"),
+        ([[], []], "must not be empty"),
+        ([["a"], ["b"]], "column 'embedding' must hold lists of numbers, not list<"),
+        ([1.0, 2.0], "column 'embedding' must hold lists of numbers, not double"),
     ],
 )
 def test_vector_columns_that_are_refused(tmp_path: Path, column: Any, message: str) -> None:
@@ -103,9 +111,24 @@ def test_ids_that_are_refused(own_files: dict[str, Path], ids: str, message: str
         read_corpus(own_files["vectors.npy"], own_files["ids.txt"])
 
 
-def test_ids_with_windows_line_ends(own_files: dict[str, Path]) -> None:
-    own_files["ids.txt"].write_bytes(b"a\r\nb\r\nc")
-    assert read_corpus(own_files["vectors.npy"], own_files["ids.txt"]).candidate_ids.row("b") == 1
+def test_ids_with_windows_line_ends_and_a_byte_order_mark(own_files: dict[str, Path]) -> None:
+    own_files["ids.txt"].write_bytes(b"\xef\xbb\xbfa\r\nb\r\nc")
+    ids = read_corpus(own_files["vectors.npy"], own_files["ids.txt"]).candidate_ids
+    assert ids.tokens([0, 1, 2]) == ["a", "b", "c"]
+
+
+def test_metadata_is_kept_in_our_types(own_files: dict[str, Path]) -> None:
+    own = {
+        "candidate_id": pa.array(["c", "a", "b"], pa.string_view()),
+        "made": pa.array([0, 1, 2], pa.date32()),
+        "size": pa.array([3, 1, 2], pa.int8()),
+    }
+    pq.write_table(pa.table(own), own_files["metadata.parquet"])
+    assert read_corpus(*own_files.values()).candidates.to_pydict() == {
+        "candidate_id": ["a", "b", "c"],
+        "made": ["1970-01-02", "1970-01-03", "1970-01-01"],
+        "size": [1, 2, 3],
+    }
 
 
 @pytest.mark.parametrize(
@@ -115,6 +138,7 @@ def test_ids_with_windows_line_ends(own_files: dict[str, Path]) -> None:
         ({"candidate_id": ["a", "b"]}, "no line for candidate 'c'"),
         ({"candidate_id": ["a", "b", "c", "d"]}, "row 3 is about 'd', not a candidate"),
         ({"candidate_id": ["a", "b", "c", "a"]}, "'a' stands in row 0 and in row 3"),
+        ({"candidate_id": ["a", "b", "c"], "x": [{"y": 1}] * 3}, "metadata.parquet: column 'x' is"),
     ],
 )
 def test_metadata_that_is_refused(own_files: dict[str, Path], table: Any, message: str) -> None:
