@@ -43,7 +43,7 @@ QueriesFile = Annotated[
 ]
 Recall = Annotated[float, typer.Option(help="The recall@k that the default backend delivers.")]
 Results = Annotated[int, typer.Option("--k", min=1, help="Results per query it is meant for.")]
-Seed = Annotated[int, typer.Option(help="Seed of samples; fixes what is measured.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of samples; fixes what is measured.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
 
 

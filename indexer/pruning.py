@@ -19,6 +19,7 @@ def prune(root: Path, keep: int) -> tuple[Pruned, list[str]]:
         What became of the versions, and the names of the collections that were dropped.
 
     Raises:
+        BundleError: if there is no such folder, or a version cannot be removed.
         BackendUnavailableError: if collections are to be dropped, and pymilvus is not installed.
         IndexUnreachableError: if they are, and Milvus does not answer.
         ValueError: if ``keep`` is negative.

@@ -267,11 +267,13 @@ def prune(root: Path, keep: int) -> Pruned:
     """Remove all but the newest ``keep`` versions, and never the current one or one that is held.
 
     Raises:
-        BundleError: if one cannot be removed.
+        BundleError: if there is no such folder, or a version cannot be removed.
         ValueError: if ``keep`` is negative.
     """
     if keep < 0:
         raise ValueError(f"keep must be at least 0, not {keep}")
+    if not root.is_dir():
+        raise BundleError(f"{root} is no folder of bundles")
     link = root / CURRENT
     current = link.readlink().name if link.is_symlink() else None
     older = versions(root)[:-keep] if keep else versions(root)

@@ -190,6 +190,11 @@ def test_prune_says_what_it_cannot_remove(
     assert directory.is_dir()
 
 
+def test_prune_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="nowhere is no folder of bundles"):
+        prune(tmp_path / "nowhere", keep=1)
+
+
 def test_prune_refuses_a_negative_count(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not -1"):
         prune(tmp_path, keep=-1)
