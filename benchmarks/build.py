@@ -243,6 +243,7 @@ def _build_scann(embeddings: np.ndarray, params: dict[str, Any], directory: str)
         chosen.dimensions_per_block,
         anisotropic_quantization_threshold=chosen.anisotropic_quantization_threshold,
         training_sample_size=sample,
+        residual_quantization=chosen.residual_quantization and chosen.num_leaves is not None,
     )
     by_bytes = scann_ops_pybind.scann_builder.ReorderType.INT8
     builder.reorder(1, quantize=by_bytes).build().serialize(directory)

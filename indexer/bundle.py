@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,6 +108,11 @@ class SearchChoice:
     backend: str
     point: OperatingPoint
     params: SearchParams
+
+    @property
+    def is_makeshift(self) -> bool:
+        """Whether an index that is made not to score every candidate has to."""
+        return self.point.name == EXHAUSTIVE and not BACKENDS[self.backend].is_exact
 
 
 class IndexBundle:
@@ -237,7 +243,8 @@ class IndexBundle:
             k: candidates wanted.
             recall_target: the recall to deliver; by default, what the index was built for.
             backend: the only backend to consider; by default, the index's own choice, or all of
-                them if a recall target is given.
+                them if a recall target is given, or if nothing but an exhaustive search of that one
+                delivers it for so many.
 
         Returns:
             The choice. Where nothing was measured for so many candidates or so high a recall, it
@@ -249,21 +256,28 @@ class IndexBundle:
         target = self.manifest.default_recall_target if recall_target is None else recall_target
         if not 0 < target <= 1:
             raise ValueError(f"recall_target must be above 0 and at most 1, not {target}")
-        if backend is not None:
-            names: tuple[str, ...] = (backend,)
-        elif recall_target is None:
-            names = (self.manifest.default_backend,)
-        else:
-            names = self.backend_names
-        choices = [(name, point) for name in names for point in self._candidates(name, k, target)]
-        name, point = min(choices, key=lambda choice: choice[1].p50_microseconds)
+        if backend is not None or recall_target is not None:
+            names = self.backend_names if backend is None else (backend,)
+            return self._cheapest(names, k, target)
+        choice = self._cheapest((self.manifest.default_backend,), k, target)
+        return self._cheapest(self.backend_names, k, target) if choice.is_makeshift else choice
+
+    def _cheapest(self, names: Sequence[str], k: int, target: float) -> SearchChoice:
+        """Return the fastest of the backends' points that promise enough."""
+        points = ((name, point) for name in names for point in self._enough(name, k, target))
+        name, point = min(points, key=lambda one: one[1].p50_microseconds)
         params = BACKENDS[name].search_params_type.model_validate(point.search_params)
         return SearchChoice(name, point, params)
 
-    def _candidates(self, name: str, k: int, target: float) -> list[OperatingPoint]:
-        """Return the points of a backend that promise enough; its exhaustive one if none does."""
+    def _enough(self, name: str, k: int, target: float) -> list[OperatingPoint]:
+        """Return a backend's points that promise a recall for k; its exhaustive one if none does.
+
+        A point promises it for k results and for fewer, down to those that another was measured
+        for; what finds most of the best thousand may miss the very best.
+        """
         points = self._entry(name).operating_points
-        enough = [p for p in points if p.k >= k and p.recall_target >= target]
+        depth = min((p.k for p in points if p.k >= k), default=None)
+        enough = [p for p in points if p.k == depth and p.recall_target >= target]
         return enough or [p for p in points if p.name == EXHAUSTIVE][-1:]
 
     def _entry(self, name: str) -> BackendEntry:

@@ -63,7 +63,12 @@ class TuningQueries:
 
 
 def tune(
-    index: AnyIndex, queries: TuningQueries, k: int, targets: Sequence[float] = TARGETS
+    index: AnyIndex,
+    queries: TuningQueries,
+    k: int,
+    targets: Sequence[float] = TARGETS,
+    *,
+    fewest: int | None = None,
 ) -> list[OperatingPoint]:
     """Return the operating points of an index for k results, the cheapest first.
 
@@ -72,6 +77,8 @@ def tune(
         queries: what to measure on.
         k: the number of results; at most what ``queries`` was prepared for.
         targets: the recalls to tune for, each below 1.
+        fewest: the least number of results that the points are to serve as well, by default k: an
+            index may find most of the best thousand and miss the very best.
 
     Returns:
         A point for each target that some params meet, and the exhaustive one.
@@ -79,7 +86,7 @@ def tune(
     exhaustive = _exhaustive_point(index, queries, k)
     if index.is_exact:
         return [exhaustive]
-    trials = _Trials(index, queries, k)
+    trials = _Trials(index, queries, k, k if fewest is None else fewest)
     points = [point for target in targets if (point := trials.best(target)) is not None]
     return [*points, exhaustive]
 
@@ -87,15 +94,16 @@ def tune(
 class _Trials:
     """The params of one index that were tried for one k."""
 
-    def __init__(self, index: AnyIndex, queries: TuningQueries, k: int) -> None:
+    def __init__(self, index: AnyIndex, queries: TuningQueries, k: int, fewest: int) -> None:
         self._index = index
         self._queries = queries
         n_choosing = max(_MIN_CHOOSING, _MAX_ANSWERS // k)
         self._choosing = queries.choosing[:n_choosing]
         self._exact = _top(queries.exact_choosing, k, n_choosing)
         self._k = k
+        self._fewest = fewest
         self._ladders = index.effort_ladders(k)
-        self._recalls: dict[SearchParams, np.ndarray] = {}
+        self._shown: dict[SearchParams, float] = {}
 
     def best(self, target: float) -> OperatingPoint | None:
         """Return the cheapest params that meet a target, measured; None if none do.
@@ -138,14 +146,19 @@ class _Trials:
             yield ladder[low]
 
     def _meets(self, params: SearchParams, target: float) -> bool:
-        if params not in self._recalls:
-            found = self._index.search(self._choosing, self._k, params)
-            recalls = recall_at_k(found, self._exact)
-            # Where an index proposes too few, the answer is completed: rightly, but slowly.
-            is_complete = found.method is SearchMethod.INDEX
-            self._recalls[params] = recalls if is_complete else np.zeros_like(recalls)
-        recalls = self._recalls[params]
-        return float(recalls.mean()) - standard_error(recalls) >= target
+        if params not in self._shown:
+            self._shown[params] = self._recall_shown(params)
+        return self._shown[params] >= target
+
+    def _recall_shown(self, params: SearchParams) -> float:
+        """Return the recall that the choosing half shows, by a standard error and at all depths."""
+        found = self._index.search(self._choosing, self._k, params)
+        # Where an index proposes too few, the answer is completed: rightly, but slowly.
+        if found.method is not SearchMethod.INDEX:
+            return 0.0
+        depths = (self._fewest, self._k)
+        recalls = [recall_at_k(_top(found, n), _top(self._exact, n)) for n in depths]
+        return min(float(one.mean()) - standard_error(one) for one in recalls)
 
 
 def _exhaustive_point(index: AnyIndex, queries: TuningQueries, k: int) -> OperatingPoint:

@@ -129,6 +129,13 @@ def _look_up(
     else:
         choice = bundle.choose(k, backend=manifest.default_backend)
         reason = f"the index's own choice: {manifest.default_reason}"
+        if choice.is_makeshift:
+            target = manifest.default_recall_target
+            choice = _cheapest(bundle, indexes, k, target)
+            reason = (
+                f"the cheapest setting that promises a recall of {target:g} for {k} results; the "
+                f"index's own choice, {manifest.default_backend}, does not"
+            )
     index = indexes[choice.backend]
     return IndexChoice(
         index=index,

@@ -44,7 +44,8 @@ _SAMPLE_PER_LEAF = 100  # vectors the leaves' centres are trained on; fewer find
 _MIN_TREE_SIZE = 16  # the quantiser of a tree's residuals is trained on as many vectors at least
 _QUANTISED_COST = 0.2  # scoring a quantised vector, against a row of a sequential scan; measured
 _REORDERED_STEP, _LEAVES_STEP = 1.4, 1.25
-_MOST_REORDERED = 16  # times k; more do not help where too few leaves are searched
+_MOST_REORDERED = 16  # times k; more do not help where too few leaves are searched ...
+_ALWAYS_TRIED = 10_000  # ... but where the best are badly quantised, and few are wanted of many
 _REORDERING_COST = 3.0  # the same for reordering it by bytes
 _RESCORING_COST = 8.0  # the same for fetching and rescoring a proposed row
 _RESCORED_SHARE = 1 / 8  # of those reordered beyond k; more were measured to find no more
@@ -59,6 +60,8 @@ class ScannBuildParams(BuildParams):
     """Weight of SOAR, which puts each vector into a second leaf; None for one leaf each."""
     avq: float | None = Field(default=None, gt=0)
     """How much more the leaves' centres mind errors along a vector than across it; None for not."""
+    residual_quantization: bool = True
+    """Whether, in a tree, what is quantised is a vector's difference from its leaf's centre."""
     dimensions_per_block: int = Field(default=2, ge=1)
     anisotropic_quantization_threshold: float = Field(default=0.2, gt=0, lt=1)
     training_sample_size: int = Field(default=100_000, ge=1)
@@ -114,11 +117,19 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
 
     @classmethod
     def build_variants(cls, n_candidates: int, dim: int) -> list[ScannBuildParams]:
-        """Return params with a tree, without, or both where either may be the faster."""
+        """Return params with a tree, without, or both where either may be the faster.
+
+        Where most candidates resemble one another and few stand out, as in a large catalogue most
+        of which nobody has touched, the differences from the leaves' centres are small but for
+        those few, the best: quantised, they lose most of their scores. Whole vectors do not.
+        """
         default = cls.default_build_params(n_candidates, dim)
-        if _TREE_FROM <= n_candidates < _TREE_ALWAYS_FROM:
-            return [default, ScannBuildParams()]
-        return [default]
+        if default.num_leaves is None:
+            return [default]
+        whole = default.model_copy(update={"residual_quantization": False})
+        if n_candidates < _TREE_ALWAYS_FROM:
+            return [default, whole, ScannBuildParams()]
+        return [default, whole]
 
     def default_search_params(self, k: int) -> ScannSearchParams:
         """Return params that search a twentieth of the leaves."""
@@ -140,7 +151,7 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
         return [
             [_search_params(k, n, searched) for searched in leaves]
             for n in reordered
-            if n <= _MOST_REORDERED * k
+            if n <= max(_MOST_REORDERED * k, _ALWAYS_TRIED)
         ]
 
     def cost(self, k: int, params: ScannSearchParams) -> float:
@@ -180,10 +191,12 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
                 soar_lambda=params.soar_lambda,
                 avq=params.avq,
             )
+        has_tree = params.num_leaves is not None
         builder.score_ah(
             params.dimensions_per_block,
             anisotropic_quantization_threshold=params.anisotropic_quantization_threshold,
             training_sample_size=sample_size,
+            residual_quantization=params.residual_quantization and has_tree,
         )
         return builder
 

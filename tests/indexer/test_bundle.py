@@ -95,6 +95,25 @@ def test_a_point_holds_for_fewer_results_but_not_for_more(built: IndexBundle) ->
     assert built.choose(11, backend="annoy").point.k >= 20
 
 
+def test_what_was_measured_for_more_promises_nothing_for_few(
+    built: IndexBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing but an exhaustive search finds the best ten, another backend is the default."""
+    entry = built.manifest.backends["annoy"]
+    points = tuple(p for p in entry.operating_points if p.k > 10 or p.name == "exhaustive")
+    backends = {
+        **built.manifest.backends,
+        "annoy": entry.model_copy(update={"operating_points": points}),
+    }
+    changed = {"backends": backends, "default_backend": "annoy"}
+    monkeypatch.setattr(built, "manifest", built.manifest.model_copy(update=changed))
+    assert built.choose(5, backend="annoy").point.name == "exhaustive"
+    assert built.choose(11, backend="annoy").point.name == "0.95"
+    assert {"annoy"} == {built.choose(11).backend, built.choose(20).backend}
+    assert built.choose(5).backend != "annoy"
+    assert built.choose(5).point.recall_target >= built.manifest.default_recall_target
+
+
 @pytest.mark.parametrize("target", [0.0, -1.0, 1.01, float("nan")])
 def test_a_recall_that_cannot_be(built: IndexBundle, target: float) -> None:
     with pytest.raises(ValueError, match="above 0 and at most 1"):

@@ -3,6 +3,7 @@ import pytest
 
 from indexer.backends import BACKENDS, LocalIndex, SearchMethod
 from indexer.backends.annoy import AnnoyBuildParams, AnnoySearchParams
+from indexer.exact import ExactScorer
 from indexer.tuning import TuningQueries, tune
 
 
@@ -66,6 +67,31 @@ def test_params_that_propose_too_few_are_not_chosen(
     assert SearchMethod.INDEX is not method(annoy.effort_ladders(20)[0][0])
     (point, _) = tune(annoy, queries, 20, targets=(0.01,))
     assert SearchMethod.INDEX is method(AnnoySearchParams(**point.search_params))
+
+
+@pytest.mark.parametrize(("fewest", "finds_the_best"), [(20, False), (1, True)])
+def test_points_hold_for_the_fewest_results_too(
+    annoy: LocalIndex,
+    queries: TuningQueries,
+    embeddings: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    fewest: int,
+    finds_the_best: bool,
+) -> None:
+    """An index that misses the very best unless it tries hard has still most of the best 20."""
+    search, exact, hard = annoy._search, ExactScorer(embeddings), 10_000
+
+    def misses_the_best(several: np.ndarray, k: int, params: AnnoySearchParams) -> np.ndarray:
+        rows = search(several, k, params)
+        if params.search_k >= hard:
+            return rows
+        best, worst = exact.search(several, 1).rows, exact.search(-several, 1).rows
+        return np.where(rows == best, worst, rows)
+
+    monkeypatch.setattr(annoy, "_search", misses_the_best)
+    (point, _) = tune(annoy, queries, 20, targets=(0.8,), fewest=fewest)
+    assert finds_the_best is (point.search_params["search_k"] >= hard)
+    assert point.recall >= 0.77
 
 
 def test_a_recall_out_of_reach_has_no_point(
