@@ -39,7 +39,9 @@ class ConfigError(TrainerError):
 class DataConfig(BaseModel):
     """Where the interactions and candidates come from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     dataset: str = "movielens/100k"
     """A dataset by its name: movielens/100k, 1m, 20m, 25m or latest-small, or sample."""
@@ -74,7 +76,9 @@ class DataConfig(BaseModel):
 class Config(BaseModel):
     """All that can be set of a training; ``[towers]`` and ``[ranker]`` are the models'."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     seed: int = Field(42, ge=0)
     """Of the training; the same seed gives one result."""

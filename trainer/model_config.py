@@ -13,7 +13,9 @@ MAX_FULL = 20_000
 class TowersConfig(BaseModel):
     """How the towers are built and trained."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     dim: int = Field(128, ge=2)
     """Dimension of the embeddings, the bias dimension included."""
@@ -82,7 +84,9 @@ class TowersConfig(BaseModel):
 class RankerConfig(BaseModel):
     """How the ranking model is built and trained."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     dim: int = Field(8, ge=1)
     """Factors of each member."""

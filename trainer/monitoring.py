@@ -74,7 +74,12 @@ class Monitor(tf.keras.callbacks.Callback):  # type: ignore[misc]
         self._losses.append(loss)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        """Measure, save and report; what comes after this among the callbacks sees the metrics."""
+        """Measure, save and report; what comes after this among the callbacks sees the metrics.
+
+        Raises:
+            FloatingPointError: if the weights have no length that is a finite number.
+        """
+        self._require_finite_weights()
         metrics = {"loss": float(np.mean(self._losses))}
         if self._validation is not None:
             # One figure for all workers, which have to stop after the same epoch.
@@ -86,6 +91,14 @@ class Monitor(tf.keras.callbacks.Callback):  # type: ignore[misc]
         self._report(epoch + 1, metrics)
         if self.is_out_of_patience:
             self.model.stop_training = True
+
+    def _require_finite_weights(self) -> None:
+        """Refuse what the last step of an epoch did: its loss is that of the weights before it."""
+        for weights in self.model.trainable_weights:
+            if not tf.math.is_finite(tf.nn.l2_loss(weights)):
+                raise FloatingPointError(
+                    f"the weights grew beyond all numbers in epoch {len(self._curve) + 1}"
+                )
 
     def _report(self, epoch: int, metrics: dict[str, float]) -> None:
         if self._on_epoch is not None:

@@ -255,6 +255,18 @@ def test_a_loss_that_is_not_a_number_stops_training_and_says_how_to_mend_it() ->
         fit(two_tastes(), np.arange(120), config, seed=0)
 
 
+def test_what_the_last_step_breaks_is_told_too(tmp_path: Path) -> None:
+    one_step = SMALL.model_copy(update={"learning_rate": 1e25, "epochs": 1, "batch_size": 40})
+    with pytest.raises(
+        TrainingError, match=r"grew beyond all numbers in epoch 1: lower the learning rate"
+    ):
+        fit(two_tastes(), np.arange(120), one_step, seed=0, checkpoints=tmp_path)
+    fit(
+        *(two_tastes(), np.arange(120), one_step.model_copy(update={"learning_rate": 0.001}), 0),
+        checkpoints=tmp_path,
+    )
+
+
 def with_columns(**columns: list[object]) -> Dataset:
     data = small_dataset([0, 1], [0, 1], None)
     candidates = data.candidates
