@@ -258,6 +258,23 @@ def test_an_output_that_is_no_folder_is_told_before_the_training(tmp_path: Path)
     assert "epochs" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("tune", "--output", "{}"), "is a folder; name a file in it"),
+        (("tune", "--output", "{}/file/tuned.toml"), "cannot be made: File exists"),
+        (("evaluate", "--compare", "--plot", "{}"), "is a folder; name a file in it"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_before_the_training(
+    arguments: tuple[str, ...], sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    done = trainer(*(one.format(tmp_path) for one in arguments), "--dataset", "sample")
+    assert done.exit_code == 2
+    assert sentence in " ".join(done.stderr.replace("│", " ").split())
+
+
 def test_candidates_alone_are_not_enough(tmp_path: Path) -> None:
     done = trainer("fit", "--candidates", tmp_path / "candidates.csv")
     assert done.exit_code == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +25,7 @@ from trainer.commands.options import (
     TrainFraction,
     UsersFile,
     WithRanker,
+    require_writable,
 )
 from trainer.console import print_json, sentences_for_errors, stderr
 from trainer.splits import SplitKind
@@ -90,7 +90,7 @@ def evaluate(
         if chosen.split is SplitKind.NONE:
             raise typer.BadParameter("a split that holds nothing out cannot be evaluated")
         if compare:
-            _make_folder(plot.parent)
+            require_writable("--plot", plot)
         data = load(chosen.data)
         parts = split_dataset(data, chosen.split, train_fraction=chosen.train_fraction)
         trainings = Trainings(data, chosen, tensorboard=tensorboard)
@@ -108,16 +108,6 @@ def evaluate(
             draw_comparison(result, plot)
             if not as_json:
                 Console().print(f"Drew {plot}", soft_wrap=True)
-
-
-def _make_folder(folder: Path) -> None:
-    """Make the folder of a picture that is drawn after the training, or refuse before it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise typer.BadParameter(f"--plot: {folder} cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise typer.BadParameter(f"--plot: {folder} cannot be written to")
 
 
 def _evaluate(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None) -> Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -81,3 +82,20 @@ WithRanker = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
+
+
+def require_writable(flag: str, file: Path) -> None:
+    """Make the folder of a file that is written after a training, or refuse the file before it.
+
+    Raises:
+        typer.BadParameter: if the file cannot be written there.
+    """
+    folder = file.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{flag}: {folder} cannot be made: {error.strerror}") from error
+    if file.is_dir():
+        raise typer.BadParameter(f"{flag}: {file} is a folder; name a file in it")
+    if not os.access(folder, os.W_OK):
+        raise typer.BadParameter(f"{flag}: {folder} cannot be written to")

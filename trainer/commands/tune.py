@@ -21,6 +21,7 @@ from trainer.commands.options import (
     MinRating,
     Seed,
     UsersFile,
+    require_writable,
 )
 from trainer.console import epoch_progress, print_json, sentences_for_errors
 from trainer.splits import split as split_dataset
@@ -69,6 +70,7 @@ def tune(
                 "towers": {"epochs": epochs, "dim": dim},
             },
         )
+        require_writable("--output", output)
         data = load(chosen.data)
 
         def write_best(tuning: Tuning) -> None:
