@@ -48,7 +48,7 @@ _MOST_REORDERED = 16  # times k; more do not help where too few leaves are searc
 _ALWAYS_TRIED = 10_000  # ... but where the best are badly quantised, and few are wanted of many
 _REORDERING_COST = 3.0  # the same for reordering it by bytes
 _RESCORING_COST = 8.0  # the same for fetching and rescoring a proposed row
-_RESCORED_SHARE = 1 / 8  # of those reordered beyond k; more were measured to find no more
+_RESCORED_BEYOND = 1 / 8  # of k, beside k themselves; more were measured to find no more
 
 
 class ScannBuildParams(BuildParams):
@@ -242,11 +242,11 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
 
 
 def _search_params(k: int, n_reordered: int, leaves: int | None = None) -> ScannSearchParams:
-    """Return params that rescore a share of what is reordered, k of them at least."""
+    """Return params that rescore, of what is reordered, a little more than k."""
     return ScannSearchParams(
         leaves_to_search=leaves,
         pre_reorder_num_neighbors=n_reordered,
-        final_num_neighbors=k + math.ceil(max(0, n_reordered - k) * _RESCORED_SHARE),
+        final_num_neighbors=min(n_reordered, k + math.ceil(k * _RESCORED_BEYOND)),
     )
 
 
