@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from indexer.backends import BackendUnavailableError
 from indexer.bundle import IndexBundle
+from indexer.corpus import CorpusError
 from trainer.bundle import QueryAssets
 from trainer.publish import staging
 from trainer.vocabulary import Vocabulary
@@ -66,6 +67,7 @@ def export_servable(
     Raises:
         BackendUnavailableError: if the layer's library cannot be used.
         BundleError: if ``root`` cannot be written to.
+        CorpusError: if the layer cannot search these candidates.
     """
     servable = Servable(bundle, options or ServableOptions())
     with staging(root) as staged:
@@ -175,11 +177,15 @@ def _layer(bundle: IndexBundle, options: ServableOptions, n_fetched: int) -> Any
             num_leaves_to_search=n_searched,
             num_reordering_candidates=n_reordered,
         )
+        return layer.index(embeddings, rows)
     except ImportError as error:
         raise BackendUnavailableError(
             f"the layer scann needs ScaNN with its TensorFlow operations: {error}"
         ) from error
-    return layer.index(embeddings, rows)
+    except tf.errors.InvalidArgumentError as error:  # of less than 16 candidates
+        raise CorpusError(
+            f"the layer scann cannot search these candidates, brute_force can: {error.message}"
+        ) from error
 
 
 def _scann_params(

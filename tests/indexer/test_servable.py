@@ -11,9 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from indexer.__main__ import app
+from indexer.build import BuildOptions, build_bundle
 from indexer.bundle import IndexBundle
 from server.domain import EmbeddingQuery, SearchRequest, UserQuery
 from server.engine import Engine
+from tests.indexer.conftest import make_corpus
 
 EXPORT = """
 import sys
@@ -21,6 +23,7 @@ from indexer.__main__ import app
 for layer in ("brute_force", "scann"):
     app(["export-servable", sys.argv[1], "--output", f"{sys.argv[2]}/{layer}", "--layer", layer,
          "--max-count", "20", "--json"], standalone_mode=False)
+app(["export-servable", sys.argv[3], "--output", f"{sys.argv[2]}/few", "--layer", "scann"])
 """
 
 LOAD = """
@@ -99,14 +102,22 @@ def asked(engine: Engine) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def answers(
-    engine: Engine, asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+def exported(
+    engine: Engine, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Where both layers are, and how it ended with few candidates."""
     root = tmp_path_factory.mktemp("servables")
-    python = [sys.executable, "-c"]
-    subprocess.run([*python, EXPORT, engine.bundle.directory, root], check=True)
+    options = BuildOptions(backends=("brute_force",))
+    few = build_bundle(make_corpus(5), None, tmp_path_factory.mktemp("few"), options)
+    command = [sys.executable, "-c", EXPORT, engine.bundle.directory, root, few]
+    return root, subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def answers(exported: tuple[Path, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-c", LOAD, exported[0]]
     done = subprocess.run(
-        [*python, LOAD, root], input=json.dumps(asked), check=True, capture_output=True, text=True
+        command, input=json.dumps(asked), check=True, capture_output=True, text=True
     )
     return json.loads(done.stdout)
 
@@ -158,6 +169,13 @@ def test_the_warm_up_requests_can_be_made(answers: Any, layer: str) -> None:
         for signature in ("by_embedding", "serving_default")
         for count in (1, 10)
     ] == answers[layer]["warmed"]
+
+
+def test_too_few_candidates_for_scann_are_a_sentence(exported: tuple[Path, Any]) -> None:
+    root, done = exported
+    assert done.returncode == 1
+    assert "Error: the layer scann cannot search these candidates, brute_force can: " in done.stderr
+    assert not (root / "few").exists()
 
 
 def test_a_recall_out_of_bounds_is_a_sentence(tower_index: Path) -> None:
