@@ -38,6 +38,10 @@ DESCRIPTION = "description"
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LARGEST_NUMBER = float(np.finfo(np.float32).max)
+_FARTHEST = 1e5
+"""Standard deviations from the mean beyond which numbers are told apart no more: none of n numbers
+is farther than the root of n, and what a request makes up must not overflow in a tower."""
+
 _NEAR = 3.0
 """Standard deviations from a number's mean within which a number in a text stands for it."""
 
@@ -353,7 +357,7 @@ def _encode(feature: Feature, vocabulary: Vocabulary | None, values: Sequence[Va
     if feature.kind == "number":
         numbers = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
         scaled = np.nan_to_num((numbers - feature.mean) / feature.deviation)
-        return scaled.astype(np.float32)[:, None]
+        return scaled.clip(-_FARTHEST, _FARTHEST).astype(np.float32)[:, None]
     if vocabulary is None:
         raise ValueError(f"feature {feature.name!r} has no vocabulary")
     tokens, counts = _all_tokens(feature, values)

@@ -54,6 +54,12 @@ def test_numbers_are_standardised_and_a_missing_one_is_the_mean() -> None:
     assert encoded["year"].dtype == np.float32
 
 
+def test_a_number_far_from_all_others_stays_one_that_a_tower_can_read() -> None:
+    features = Features(query=(Feature(name="age", kind="number", mean=30.0),), candidate=())
+    encoded = [encode_query(features, {}, np.array([]), {"age": age}) for age in (1e300, -1e38)]
+    assert [one["age"].tolist() for one in encoded] == [[[1e5]], [[-1e5]]]
+
+
 @pytest.mark.parametrize("number", [3, 0.1])
 def test_a_constant_number_is_divided_neither_by_zero_nor_by_what_rounding_leaves(
     number: float,
