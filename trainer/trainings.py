@@ -18,7 +18,8 @@ from trainer.config import Config
 from trainer.console import epoch_progress, say
 from trainer.datasets import Dataset
 from trainer.distribution import heard_from_chief, together
-from trainer.evaluation import ScoreUsers
+from trainer.errors import TrainingError
+from trainer.evaluation import EvaluationError, ScoreUsers
 from trainer.keras import tf
 from trainer.ranking import Ranker
 from trainer.ranking import fit as fit_ranking_model
@@ -66,11 +67,19 @@ class Trainings:
         """Train on a part of the train rows, and stop when the rest says that it is enough.
 
         Without patience nothing is done: all epochs are trained.
+
+        Raises:
+            TrainingError: if there is nothing to train or to measure on, or the training fails.
         """
         if not self.config.patience:
             return
         validation = validation_of(self.dataset, parts)
-        self._fit(validation, "Finding the number of epochs", "validation", watched=True)
+        try:
+            self._fit(validation, "Finding the number of epochs", "validation", watched=True)
+        except (EvaluationError, TrainingError) as error:
+            raise TrainingError(
+                f"the number of epochs cannot be found, which --patience 0 leaves out: {error}"
+            ) from error
         self.n_epochs = best_epoch(self.curve)
         say(
             f"Validation was best after epoch {self.n_epochs} of {len(self.curve)}, with an "

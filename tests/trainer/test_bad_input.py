@@ -97,6 +97,12 @@ def test_too_few_and_bad_data_are_refused_and_nothing_is_published(
     assert not (tmp_path / "towers" / "current").exists()
 
 
+def test_too_few_data_to_find_the_number_of_epochs_are_told_apart(tmp_path: Path) -> None:
+    said = fit(tmp_path, f"{HEADER}\nu,a\nv,b\n", "--split", "none", "--patience", "1")
+    assert said.startswith("1 ")
+    assert "which --patience 0 leaves out: there is no interaction to learn from" in said
+
+
 @pytest.mark.parametrize(
     ("interactions", "sentence"),
     [
