@@ -8,7 +8,7 @@ that were tried would be promised and not delivered.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,15 +110,7 @@ class _Trials:
 
         What costs far more than exact search is not tried: nobody should search like that.
         """
-        enough: list[SearchParams] = []
-        limit: float = max(_MOST_SCANS * self._index.n_candidates, _ALWAYS_AFFORDABLE)
-        # From the middle down: what suffices there is a limit that rules most of the upper out.
-        middle = len(self._ladders) // 2
-        for ladder in [*reversed(self._ladders[: middle + 1]), *self._ladders[middle + 1 :]]:
-            affordable = [params for params in ladder if self._cost(params) <= limit]
-            for params in self._lowest(affordable, target):
-                enough.append(params)
-                limit = min(limit, _WORTH_TRYING * self._cost(params))
+        enough = self._enough(target)
         enough.sort(key=self._cost)
         if not enough:
             return None
@@ -130,11 +122,33 @@ class _Trials:
         recalls = recall_at_k(found, _top(self._queries.exact_unseen, self._k))
         return _point(target, self._k, params, recalls, latencies)
 
+    def _enough(self, target: float) -> list[SearchParams]:
+        """Return the lowest rungs that meet a target, of all ladders where that may be cheapest.
+
+        From the middle down: what suffices there is a limit that rules most of the upper out. Where
+        no rung of a ladder suffices, none of those below it does.
+        """
+        enough: list[SearchParams] = []
+        limit: float = max(_MOST_SCANS * self._index.n_candidates, _ALWAYS_AFFORDABLE)
+        middle, lowest_useful = len(self._ladders) // 2, 0
+        for number in (*range(middle, -1, -1), *range(middle + 1, len(self._ladders))):
+            if number < lowest_useful:
+                continue
+            ladder = self._ladders[number]
+            affordable = [params for params in ladder if self._cost(params) <= limit]
+            params = self._lowest(affordable, target)
+            if params is not None:
+                enough.append(params)
+                limit = min(limit, _WORTH_TRYING * self._cost(params))
+            elif len(affordable) == len(ladder):
+                lowest_useful = number + 1
+        return enough
+
     def _cost(self, params: SearchParams) -> float:
         return self._index.cost(self._k, params)
 
-    def _lowest(self, ladder: Sequence[SearchParams], target: float) -> Iterator[SearchParams]:
-        """Yield the lowest rung that meets the target, found by bisection, if one does."""
+    def _lowest(self, ladder: Sequence[SearchParams], target: float) -> SearchParams | None:
+        """Return the lowest rung that meets the target, found by bisection; None if none does."""
         low, high = 0, len(ladder)
         while low < high:
             middle = (low + high) // 2
@@ -142,8 +156,7 @@ class _Trials:
                 high = middle
             else:
                 low = middle + 1
-        if low < len(ladder):
-            yield ladder[low]
+        return ladder[low] if low < len(ladder) else None
 
     def _meets(self, params: SearchParams, target: float) -> bool:
         if params not in self._shown:

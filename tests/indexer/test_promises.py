@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.corpora import open_corpus
 from benchmarks.workloads import generate_corpus
 from indexer.backends import BACKENDS, LocalIndex, SearchParams
 from indexer.build import BuildOptions, build_bundle
@@ -52,10 +53,25 @@ def test_the_recall_is_delivered_whatever_the_data(name: str, seed: int) -> None
     assert delivered(index, queries[1_000:], params) >= 0.945
 
 
-def delivered(index: LocalIndex[Any, Any], queries: np.ndarray, params: SearchParams) -> float:
-    """Return the recall@20 on queries that the params were not chosen on."""
-    exact = ExactScorer(index.embeddings).search(queries, 20)
-    return float(recall_at_k(index.search(queries, 20, params), exact).mean())
+@pytest.mark.slow
+def test_the_recall_is_delivered_for_any_number_of_results(tmp_path: Path) -> None:
+    """Of a large catalogue most of which nobody has touched, where few embeddings stand out."""
+    bundle = open_corpus("generated:300000x64", tmp_path)
+    assert bundle.query is not None
+    queries = np.ascontiguousarray(bundle.query.query_embeddings)
+    for k in (1, 5, 10, 20, 30, 60, 100, 200, 300, 1000):
+        choice = bundle.choose(k, recall_target=0.95)
+        few = queries[: max(100, 50_000 // k)]
+        found = delivered(bundle.index(choice.backend), few, choice.params, k)
+        assert found >= 0.93, (k, choice)
+
+
+def delivered(
+    index: LocalIndex[Any, Any], queries: np.ndarray, params: SearchParams, k: int = 20
+) -> float:
+    """Return the recall@k on queries."""
+    exact = ExactScorer(index.embeddings).search(queries, k)
+    return float(recall_at_k(index.search(queries, k, params), exact).mean())
 
 
 @pytest.mark.parametrize("n_kills", [3, pytest.param(60, marks=pytest.mark.slow)])
