@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from trainer.checkpoints import Curve
 from trainer.config import Config
 from trainer.console import epoch_progress, say
 from trainer.datasets import Dataset
-from trainer.distribution import heard_from_chief, together
+from trainer.distribution import heard_from_chief, is_chief, together
 from trainer.errors import TrainingError
 from trainer.evaluation import EvaluationError, ScoreUsers
 from trainer.keras import tf
@@ -30,6 +30,8 @@ from trainer.trained_towers import Towers
 from trainer.training import fit
 from trainer.validation import MONITOR, best_epoch, validation_of
 from trainer.warm_start import has_seen
+
+Judgement = TypeVar("Judgement")
 
 
 @dataclasses.dataclass(eq=False)
@@ -92,15 +94,31 @@ class Trainings:
             return self._fit(parts, "Training on everything", "all")
         return self._fit(parts, f"Training on the {parts.kind} train part", "train")
 
-    def follow_the_chief(self, parts: Split) -> None:
-        """Train all towers that ``fit`` trains, for the chief among the workers to publish them."""
+    def fit_all(
+        self, parts: Split, judge: Callable[[Towers | None], Judgement]
+    ) -> tuple[Towers, Split, Judgement | None]:
+        """Train towers to be measured and towers to be published, in the order all workers keep.
+
+        Args:
+            parts: the split to measure on.
+            judge: what the chief does, of the workers the only one, with the towers that have not
+                seen what the split holds out, or with None where it holds nothing out.
+
+        Returns:
+            The towers to be published, the split whose train rows they have seen, and what the
+            chief's ``judge`` returned.
+
+        Raises:
+            WorseError: what ``judge`` raised, in all workers.
+        """
         self.find_epochs(parts)
-        if parts.kind is not SplitKind.NONE:
-            self.fit_towers(parts)
+        towers = None if parts.kind is SplitKind.NONE else self.fit_towers(parts)
         with self.chief_decides():
-            pass
-        if self.config.refit or parts.kind is SplitKind.NONE:
-            self.fit_towers(split_dataset(self.dataset, SplitKind.NONE))
+            judgement = judge(towers) if is_chief(self.strategy) else None
+        if self.config.refit or towers is None:
+            parts = split_dataset(self.dataset, SplitKind.NONE)
+            towers = self.fit_towers(parts)
+        return towers, parts, judgement
 
     @contextmanager
     def chief_decides(self) -> Iterator[None]:

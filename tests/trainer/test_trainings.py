@@ -52,3 +52,28 @@ def test_what_one_process_refuses_to_publish_it_refuses_in_its_own_words(dataset
     assert raised.value is refusal
     with trainings.chief_decides():
         pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "refit", "judged", "published"),
+    [
+        ("random", True, "random", "none"),
+        ("random", False, "random", "random"),
+        ("none", False, None, "none"),
+    ],
+)
+def test_the_chief_judges_what_is_measured_and_all_train_what_is_published(
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    kind: str,
+    refit: bool,
+    judged: str | None,
+    published: str,
+) -> None:
+    monkeypatch.setattr(Trainings, "fit_towers", lambda _, parts: parts.kind)
+    trainings = Trainings(dataset, Config(refit=refit))
+    for is_chief, judgement in ((True, (judged,)), (False, None)):
+        monkeypatch.setattr("trainer.trainings.is_chief", lambda _, answer=is_chief: answer)
+        towers, seen, found = trainings.fit_all(split(dataset, kind), lambda towers: (towers,))
+        assert (towers, seen.kind, found) == (published, published, judgement)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -28,6 +28,14 @@ from trainer.commands.options import (
 from trainer.console import print_json, say, sentences_for_errors
 from trainer.splits import SplitKind
 from trainer.splits import split as split_dataset
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from trainer.datasets import Dataset
+    from trainer.evaluation import Evaluation
+    from trainer.splits import Split
+    from trainer.trained_towers import Towers
 
 
 def fit(
@@ -89,15 +97,13 @@ def fit(
     Example: python -m trainer fit --dataset movielens/100k --output artifacts/towers
     """
     with sentences_for_errors():
-        from trainer.acceptance import compare_with_current, quality_by_user
         from trainer.bundle import TowerBundle
         from trainer.config import load_config
-        from trainer.distribution import is_chief, join_workers
-        from trainer.evaluation import rank, summarise
+        from trainer.distribution import join_workers
         from trainer.export import export
         from trainer.publish import staging
         from trainer.report import print_evaluation
-        from trainer.trainings import Trainings, scorer
+        from trainer.trainings import Trainings
 
         chosen = load_config(
             config,
@@ -125,38 +131,27 @@ def fit(
             start_from=None if warm_start is None else TowerBundle.open(warm_start),
             strategy=strategy,
         )
-        if not is_chief(strategy):
-            trainings.follow_the_chief(parts)
+        towers, seen, measured = trainings.fit_all(
+            parts, lambda towers: _measure(data, parts, towers, output, force=force)
+        )
+        if measured is None:
             say("Trained; the chief, the first of the workers, publishes")
             return
-        trainings.find_epochs(parts)
-        evaluation, quality = None, None
-        if parts.kind is not SplitKind.NONE:
-            towers = trainings.fit_towers(parts)
-            rankings = rank(data, parts, scorer(towers))
-            evaluation = summarise(data, parts, rankings)
-            quality = quality_by_user(data, rankings)
-        with trainings.chief_decides():
-            sentence = compare_with_current(output, evaluation, quality, force=force)
-        if sentence:
-            say(sentence)
-        if chosen.refit or parts.kind is SplitKind.NONE:
-            parts = split_dataset(data, SplitKind.NONE)
-            towers = trainings.fit_towers(parts)
+        evaluation = measured.evaluation
         report = None if evaluation is None else evaluation.model_dump(mode="json")
         directory = export(
             towers,
             data,
-            parts.train,
+            seen.train,
             output,
             seed=chosen.seed,
-            rows_name="all" if parts.kind is SplitKind.NONE else f"{parts.kind} train",
+            rows_name="all" if seen.kind is SplitKind.NONE else f"{seen.kind} train",
             evaluation=report,
             with_histories=chosen.with_histories,
-            ranker=trainings.fit_ranker(parts),
+            ranker=trainings.fit_ranker(seen),
             curve=trainings.curve,
             started_from=trainings.started_from,
-            user_quality=quality,
+            user_quality=measured.by_user,
         )
         trainings.forget_checkpoints()
         if as_json:
@@ -165,3 +160,27 @@ def fit(
             if evaluation is not None:
                 print_evaluation(evaluation)
             Console().print(f"Published {directory}", soft_wrap=True)
+
+
+class _Measured(NamedTuple):
+    """How good towers are, if that was measured: as a whole, and by user."""
+
+    evaluation: Evaluation | None = None
+    by_user: pa.Table | None = None
+
+
+def _measure(
+    data: Dataset, parts: Split, towers: Towers | None, output: Path, *, force: bool
+) -> _Measured:
+    """Measure the towers, if there are any, and refuse those worse than the current bundle's."""
+    from trainer.acceptance import compare_with_current, quality_by_user
+    from trainer.evaluation import rank, summarise
+    from trainer.trainings import scorer
+
+    measured = _Measured()
+    if towers is not None:
+        rankings = rank(data, parts, scorer(towers))
+        measured = _Measured(summarise(data, parts, rankings), quality_by_user(data, rankings))
+    if sentence := compare_with_current(output, *measured, force=force):
+        say(sentence)
+    return measured
