@@ -12,6 +12,9 @@ not eligible. How many more depends on what the mask has to do with the query.
 
 Where neither will do, the eligible rows are scored exactly. So k are found whenever k are
 eligible, also where everything is and an index has looked at too few candidates to find k.
+
+Counting a mask takes nearly as long as scanning the few that it leaves; so a sample of it tells
+first whether they are so few that nothing but a scan can be the cheapest.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -35,6 +39,7 @@ _AFFORDABLE = 0.25  # of the cost of a scan, which may yet have to follow
 _DEVIATIONS = 2.0  # from what is to be expected that chance still explains
 _LEAST_SHARE = 0.5  # of the eligible proposals to expect; fewer do not tell how many are hidden
 _CLEAR_OF_THE_END = 2  # times the hidden to fetch past, as an index misses most at the end
+_SAMPLE_SIZE = 2048  # candidates whose eligibility is looked at before all are counted
 
 
 class EligibleSearch:
@@ -46,9 +51,6 @@ class EligibleSearch:
         eligible: (n_candidates,) bool; None if all are.
         propose: the index's own search, which knows no mask.
         cost: what ``propose`` costs per query.
-
-    Attributes:
-        n_eligible: how many candidates are eligible.
     """
 
     def __init__(
@@ -64,21 +66,29 @@ class EligibleSearch:
         self._eligible = eligible
         self._propose = propose
         self._cost = cost
-        self._n_candidates = n_candidates = len(exact.embeddings)
-        self.n_eligible = n_candidates if eligible is None else int(np.count_nonzero(eligible))
+        self._n_candidates = len(exact.embeddings)
+
+    @cached_property
+    def n_eligible(self) -> int:
+        """How many candidates are eligible."""
+        if self._eligible is None:
+            return self._n_candidates
+        return int(np.count_nonzero(self._eligible))
 
     @property
     def scan_cost(self) -> float:
         """What scoring the eligible costs, in rows of a sequential exact scan."""
-        return min(_GATHER_COST * self.n_eligible, self._n_candidates)
+        return self._scan_cost(self.n_eligible)
 
     @property
     def includes_all(self) -> bool:
         """Whether every candidate is eligible."""
-        return self.n_eligible == self._n_candidates
+        return self._sampled_share == 1 and self.n_eligible == self._n_candidates
 
     def search(self, queries: np.ndarray) -> Neighbors:
         """Return the best k eligible candidates of each query (n_queries, dim) float32."""
+        if self._is_surely_scanned():
+            return self._scan(queries)
         neighbors = Neighbors.none(len(queries), self._k, SearchMethod.MASKED_SCAN)
         if self.n_eligible == 0:
             return neighbors
@@ -107,10 +117,32 @@ class EligibleSearch:
             unanswered, n_hidden = unanswered[~is_answer], n_hidden[~is_answer]
             n_fetched = max(2 * n_fetched, self._depth(n_hidden.min(initial=self._n_candidates)))
         if len(unanswered):
-            found = self._exact.search(queries[unanswered], self._k, self._eligible)
-            found = replace(found, method=SearchMethod.MASKED_SCAN)
-            neighbors = _fill(neighbors, unanswered, found)
+            neighbors = _fill(neighbors, unanswered, self._scan(queries[unanswered]))
         return neighbors
+
+    def _is_surely_scanned(self) -> bool:
+        """Whether even the most that may be eligible, by the sample, leave no budget to fetch k."""
+        n_seen = self._sampled_share * _SAMPLE_SIZE
+        most = (n_seen + _DEVIATIONS * math.sqrt(n_seen) + _DEVIATIONS) / _SAMPLE_SIZE
+        budget = _AFFORDABLE * self._scan_cost(most * self._n_candidates)
+        n_fetched = math.ceil(self._k / min(most, 1.0))
+        return n_fetched > budget or self._cost(n_fetched) > budget
+
+    @cached_property
+    def _sampled_share(self) -> float:
+        """The share of a sample of the candidates that is eligible."""
+        if self._eligible is None:
+            return 1.0
+        sample = self._eligible.take(_sampled_rows(self._n_candidates))
+        return int(np.count_nonzero(sample)) / _SAMPLE_SIZE
+
+    def _scan_cost(self, n_eligible: float) -> float:
+        return min(_GATHER_COST * n_eligible, self._n_candidates)
+
+    def _scan(self, queries: np.ndarray) -> Neighbors:
+        """Score all that are eligible."""
+        found = self._exact.search(queries, self._k, self._eligible)
+        return replace(found, method=SearchMethod.MASKED_SCAN)
 
     @property
     def _share(self) -> float:
@@ -139,6 +171,12 @@ class EligibleSearch:
         # If most are hidden, those that are not proposed may be, too.
         n_hidden[n_kept < _LEAST_SHARE * expected] = self._n_candidates - self.n_eligible
         return replace(found, method=SearchMethod.OVER_FETCH), n_hidden
+
+
+@lru_cache(maxsize=8)
+def _sampled_rows(n_candidates: int) -> np.ndarray:
+    """Return the rows (n,) int64 of the sample, in rising order; some may come twice."""
+    return np.sort(np.random.default_rng(0).integers(n_candidates, size=_SAMPLE_SIZE))
 
 
 def _fill(neighbors: Neighbors, lines: np.ndarray, found: Neighbors) -> Neighbors:
