@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from indexer.backends.base import BackendUnavailableError
 from indexer.corpus import Corpus, CorpusError
 from indexer.embed import CandidateEmbedder, corpus_of
-from trainer.bundle import TowerBundle
+from trainer.bundle import TowerBundle, load_array
 from trainer.features import CANDIDATE_ID
 from trainer.publish import Manifest, commit, staging
 
@@ -135,6 +135,7 @@ def read_shards(directory: Path, towers: TowerBundle) -> Corpus:
         towers: the bundle that they were embedded with.
 
     Raises:
+        BundleError: if a shard cannot be read.
         CorpusError: if they do not hold every candidate once, with a finite embedding.
     """
     n_candidates, dim = towers.manifest.n_candidates, towers.manifest.dim
@@ -144,7 +145,7 @@ def read_shards(directory: Path, towers: TowerBundle) -> Corpus:
         embeddings = np.memmap(file, np.float32, "w+", shape=shape).view(np.ndarray)
     n_read = 0
     for path in sorted((directory / _SHARDS).iterdir()):
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        vectors = load_array(path)
         if path.stem != _NAME.format(n_read) or n_read + len(vectors) > n_candidates:
             break
         embeddings[n_read : n_read + len(vectors)] = vectors

@@ -18,7 +18,7 @@ from indexer.corpus import CorpusError
 from indexer.engines import ray_data
 from indexer.engines.ray_data import EmbeddingsManifest, ShardEmbedder, read_shards
 from trainer.bundle import TowerBundle
-from trainer.publish import read_manifest, resolve, verify_files
+from trainer.publish import BundleError, read_manifest, resolve, verify_files
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,6 +87,13 @@ def test_shards_that_are_not_every_candidate_once_are_refused(
     if damage == "missing":
         (tmp_path / "shards" / f"{30:012}.npy").unlink()
     with pytest.raises(CorpusError, match=r"every candidate once: it goes wrong after \d+ of"):
+        read_shards(tmp_path, sample_towers)
+
+
+def test_a_shard_that_is_no_array_is_refused(sample_towers: TowerBundle, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / f"{0:012}.npy").write_text("no array")
+    with pytest.raises(BundleError, match=r"0\.npy is not a readable \.npy file"):
         read_shards(tmp_path, sample_towers)
 
 
