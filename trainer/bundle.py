@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -68,6 +68,8 @@ content in histories, the second two are if histories were left out, and the las
 no ratings to train a ranking model on."""
 
 _HISTORY_COLUMNS = ["user_id", "candidate_rows"]
+
+S = TypeVar("S", bound=BaseModel)
 
 
 class RankerDescription(BaseModel):
@@ -146,15 +148,15 @@ class QueryAssets:
     Args:
         directory: a tower bundle, or the ``query/`` folder of an index bundle; its files have been
             verified by whoever opened the bundle.
+
+    Raises:
+        BundleError: if the features cannot be read.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.tower_path = directory / QUERY_TOWER
-        try:
-            self.features = Features.model_validate_json((directory / FEATURES).read_text())
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{directory / FEATURES}: {error}") from error
+        self.features = _read_json(directory / FEATURES, Features)
 
     def check(self, dim: int, n_candidates: int) -> None:
         """Open everything but the models, so that what does not fit together is found now.
@@ -167,9 +169,10 @@ class QueryAssets:
             BundleError: if a part cannot be read, or belongs to other towers.
         """
         try:
-            known, users, _ = self.query_embeddings, self.user_ids, self.vocabularies
+            known, users = self.query_embeddings, self.user_ids
+            _ = self.vocabularies, self.ranker
             rows = np.empty(0) if users is None else self._history_arrays[1]
-        except (KeyError, ValueError, OSError, pa.ArrowException) as error:
+        except ValueError as error:  # of a vocabulary
             raise BundleError(f"{self.directory}: {error}") from error
         expected = (0 if users is None else len(users), dim)
         if known is not None and known.shape != expected:
@@ -186,7 +189,7 @@ class QueryAssets:
     @cached_property
     def vocabularies(self) -> dict[str, Vocabulary]:
         """The tokens of each feature that has any."""
-        table = pq.ParquetFile(self.directory / VOCABULARIES).read()
+        table = read_table(self.directory / VOCABULARIES, "feature", "token")
         names = table.column("feature").unique().to_pylist()
         vocabularies = {name: Vocabulary(_tokens_of(table, name)) for name in names}
         if self.features.reads_users and self.user_ids is not None:
@@ -227,9 +230,7 @@ class QueryAssets:
     def ranker(self) -> RankerDescription | None:
         """What the ranking model reads; None if there is no ranking model."""
         path = self.directory / RANKER_DESCRIPTION
-        if not path.exists():
-            return None
-        return RankerDescription.model_validate_json(path.read_text())
+        return _read_json(path, RankerDescription) if path.exists() else None
 
     @cached_property
     def query_embeddings(self) -> np.ndarray | None:
@@ -240,7 +241,7 @@ class QueryAssets:
     @cached_property
     def _histories(self) -> pa.Table | None:
         path = self.directory / HISTORIES
-        return pq.ParquetFile(path).read() if path.exists() else None
+        return read_table(path, *_HISTORY_COLUMNS) if path.exists() else None
 
     @cached_property
     def _history_arrays(self) -> tuple[np.ndarray, np.ndarray]:
@@ -297,7 +298,7 @@ class TowerBundle:
     @cached_property
     def candidates(self) -> pa.Table:
         """``candidate_id`` and the metadata; the line is the candidate's row."""
-        return pq.ParquetFile(self.candidates_path).read()
+        return read_table(self.candidates_path, CANDIDATE_ID)
 
     @cached_property
     def candidate_ids(self) -> Vocabulary:
@@ -318,12 +319,28 @@ class TowerBundle:
     def user_quality(self) -> pa.Table | None:
         """The held-out quality by user, if it was measured and users travel with the towers."""
         path = self.directory / USER_QUALITY
-        return pq.ParquetFile(path).read() if path.exists() else None
+        return read_table(path) if path.exists() else None
 
     @cached_property
     def tuning_queries(self) -> np.ndarray:
         """(n_queries, dim) float32: embeddings of users whose last interaction was held out."""
         return load_array(self.directory / TUNING_QUERIES)
+
+
+def read_table(path: Path, *required: str) -> pa.Table:
+    """Read the table of a ``.parquet`` file, which must have some columns.
+
+    Raises:
+        BundleError: if the file holds no table, or not these columns.
+    """
+    try:
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowException) as error:
+        raise BundleError(f"{path} is not a readable Parquet file: {error}") from error
+    for name in required:
+        if name not in table.column_names:
+            raise BundleError(f"{path} has no column {name!r}")
+    return table
 
 
 def load_array(path: Path) -> np.ndarray:
@@ -339,6 +356,13 @@ def load_array(path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise BundleError(f"{path} must be a single .npy array, not an archive of several")
     return array
+
+
+def _read_json(path: Path, schema: type[S]) -> S:
+    try:
+        return schema.model_validate_json(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: {error}") from error
 
 
 def _tokens_of(table: pa.Table, feature: str) -> pa.ChunkedArray:

@@ -16,7 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainer.bundle import HISTORIES, MODEL_CARD, QUERY_EMBEDDINGS, QUERY_TOWER, TowerBundle
+from trainer.bundle import (
+    HISTORIES,
+    MODEL_CARD,
+    QUERY_EMBEDDINGS,
+    QUERY_TOWER,
+    TowerBundle,
+    read_table,
+)
 from trainer.datasets import Dataset
 from trainer.errors import TrainerError
 from trainer.export import history_table
@@ -24,7 +31,7 @@ from trainer.features import TIME, USER_ID, encode_queries
 from trainer.inputs import collect_histories, last_times
 from trainer.keras import tf
 from trainer.model_card import write_model_card
-from trainer.publish import MANIFEST, MANIFEST_HASH, commit, staging
+from trainer.publish import MANIFEST, MANIFEST_HASH, SIGNATURE, commit, staging
 from trainer.trained_towers import in_batches
 
 
@@ -78,7 +85,7 @@ def refresh(bundle: TowerBundle, dataset: Dataset, root: Path) -> Refreshed:
     manifest = bundle.manifest.model_copy(
         update={"n_users": len(users), "refreshed_from": bundle.manifest.version}
     )
-    replaced = (HISTORIES, QUERY_EMBEDDINGS, MODEL_CARD, MANIFEST, MANIFEST_HASH)
+    replaced = (HISTORIES, QUERY_EMBEDDINGS, MODEL_CARD, MANIFEST, MANIFEST_HASH, SIGNATURE)
     with staging(root) as staged:
         shutil.copytree(
             bundle.directory,
@@ -99,7 +106,7 @@ def _users_now(
 
     Users that a model knows by their lines keep them, and so stay without a history, too.
     """
-    old = pq.read_table(bundle.directory / HISTORIES).drop_columns(["candidate_rows"])
+    old = read_table(bundle.directory / HISTORIES).drop_columns(["candidate_rows"])
     is_new = pc.invert(pc.is_in(dataset.users[USER_ID], value_set=old[USER_ID]))
     ids = [*old[USER_ID].to_pylist(), *dataset.users[USER_ID].filter(is_new).to_pylist()]
     rows = dataset.user_ids.rows(ids)

@@ -57,6 +57,7 @@ def histories_of(bundle: TowerBundle) -> dict[str, list[str]]:
 def test_histories_are_newer_and_all_else_is_as_it_was(
     bundle: TowerBundle, dataset: Dataset, towers: Towers, root: Path
 ) -> None:
+    (bundle.directory / "manifest.ed25519").write_bytes(b"a signature of this manifest only")
     done = refresh(bundle, dataset, root)
     refreshed = TowerBundle.open(root / "current")
     assert (refreshed.directory, 500, 0) == (done.directory, done.n_users, done.n_left_out)
