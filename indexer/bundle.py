@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from indexer.backends import BACKENDS, LocalIndex, SearchParams, Series
 from indexer.corpus import Corpus, CorpusError
-from trainer.bundle import QUERY_ASSET_FILES, QueryAssets, TowerBundle, load_array
+from trainer.bundle import QUERY_ASSET_FILES, QueryAssets, TowerBundle, load_array, read_table
 from trainer.features import CANDIDATE_ID
 from trainer.publish import BundleError, Manifest, hold, read_manifest, resolve, verify_files
 from trainer.vocabulary import Vocabulary
@@ -162,7 +162,7 @@ class IndexBundle:
             BundleError: if the files do not fit the manifest or each other.
         """
         try:
-            candidates = pq.ParquetFile(self.directory / CANDIDATES).read()
+            candidates = read_table(self.directory / CANDIDATES, CANDIDATE_ID)
             corpus = Corpus(
                 candidate_ids=Vocabulary(candidates.column(CANDIDATE_ID)),
                 embeddings=load_array(self.directory / EMBEDDINGS).view(np.ndarray),
@@ -170,7 +170,7 @@ class IndexBundle:
                 popularity=np.array(load_array(self.directory / POPULARITY)),
                 has_bias_dimension=self.manifest.has_bias_dimension,
             )
-        except (CorpusError, ValueError, KeyError, OSError) as error:
+        except (CorpusError, ValueError) as error:
             raise BundleError(f"{self.directory}: {error}") from error
         expected = (self.manifest.n_candidates, self.manifest.dim)
         if corpus.embeddings.shape != expected:

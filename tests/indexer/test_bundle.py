@@ -2,8 +2,11 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from indexer.backends import BACKENDS
@@ -51,6 +54,37 @@ def test_it_holds_every_backend(built: IndexBundle) -> None:
 def test_what_is_no_array_is_named(copy: Path, name: str, content: bytes) -> None:
     (copy / name).write_bytes(content)
     with pytest.raises(BundleError, match=rf"{copy / name} (is not a readable|must be a single)"):
+        IndexBundle.open(copy, verify=False).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("candidates.parquet", b"PAR1", "candidates.parquet is not a readable Parquet file: "),
+        ("candidates.parquet", {"id": ["a"]}, "candidates.parquet has no column 'candidate_id'"),
+        ("candidates.parquet", {"candidate_id": ["a"] * 300}, "'a' stands in row 0 and in row 1"),
+        ("candidates.parquet", {"candidate_id": ["a"]}, "1 candidate ids, but 300 rows of embed"),
+        ("popularity.npy", np.zeros(2, np.float32), "300 candidate ids, but 2 rows of popularity"),
+        (
+            "embeddings.npy",
+            np.ones((300, 7), np.float32),
+            r"has shape \(300, 7\), the manifest says",
+        ),
+        (
+            "tuning_queries.npy",
+            np.ones((9, 7), np.float32),
+            r"has shape \(9, 7\), the dimension is",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(copy: Path, name: str, content: Any, message: str) -> None:
+    if isinstance(content, np.ndarray):
+        np.save(copy / name, content)
+    elif isinstance(content, dict):
+        pq.write_table(pa.table(content), copy / name)
+    else:
+        (copy / name).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{copy}.*{message}"):
         IndexBundle.open(copy, verify=False).check()
 
 
