@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from coverage import Coverage
 from filelock import FileLock
 from hypothesis import settings
 
@@ -19,6 +20,22 @@ from trainer.bundle import TowerBundle
 # tries the same examples every time; elsewhere they are drawn afresh.
 settings.register_profile("everywhere", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("everywhere")
+
+
+@pytest.fixture(scope="module")
+def uncovered() -> Iterator[None]:
+    """Measure no coverage in this module, nor in the processes that its tests start.
+
+    Tracing makes a training a third longer, so modules whose lines others run too do without.
+    """
+    measured = Coverage.current()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        if measured is not None:
+            measured.stop()
+        yield
+        if measured is not None:
+            measured.start()
 
 
 @pytest.fixture(scope="session")

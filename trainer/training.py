@@ -78,10 +78,7 @@ def fit(
     model = TwoTowers(features, corpus, config, seed)
     if start_from is not None:
         warm_start(model, features, vocabularies, start_from)
-    learning_rate = tf.keras.optimizers.schedules.PolynomialDecay(
-        config.learning_rate, config.epochs * n_steps, end_learning_rate=0.0
-    )
-    model.compile(optimizer=LazyAdam(learning_rate))
+    model.compile(optimizer=_optimizer(config, n_steps))
     monitor = Monitor(
         on_epoch,
         None if validation is None else Validation(dataset, validation, histories, context),
@@ -113,14 +110,32 @@ def fit(
                 callbacks=[monitor, *_tensorboard(tensorboard)],
                 verbose=0,
             )
+    _finish(model, histories, dataset.n_candidates, context)
+    return Towers(model, config, features, vocabularies, corpus, histories, context)
+
+
+def _optimizer(config: TowersConfig, n_steps: int) -> LazyAdam:
+    """Return an optimizer whose learning rate falls to 0 over the epochs, of so many steps each."""
+    learning_rate = tf.keras.optimizers.schedules.PolynomialDecay(
+        config.learning_rate, config.epochs * n_steps, end_learning_rate=0.0
+    )
+    return LazyAdam(learning_rate)
+
+
+def _finish(
+    model: TwoTowers,
+    histories: list[np.ndarray],
+    n_candidates: int,
+    context: dict[str, np.ndarray],
+) -> None:
+    """Compress the embeddings of a trained model for the users that it has learned from."""
     known = np.flatnonzero([len(history) > 0 for history in histories])
     some = known[:: 1 + (len(known) - 1) // _MAX_COMPRESSED]
     model.query_tower.forget_users_but(known)
     model.finish(
-        ages(ragged([histories[user] for user in some]), dataset.n_candidates),
+        ages(ragged([histories[user] for user in some]), n_candidates),
         {name: values[some] for name, values in context.items()},
     )
-    return Towers(model, config, features, vocabularies, corpus, histories, context)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trainer.evaluation import Evaluation
     from trainer.splits import Split
     from trainer.trained_towers import Towers
+    from trainer.trainings import Trainings
 
 
 def fit(
@@ -100,7 +101,6 @@ def fit(
         from trainer.bundle import TowerBundle
         from trainer.config import load_config
         from trainer.distribution import join_workers
-        from trainer.export import export
         from trainer.publish import staging
         from trainer.report import print_evaluation
         from trainer.trainings import Trainings
@@ -137,28 +137,12 @@ def fit(
         if measured is None:
             say("Trained; the chief, the first of the workers, publishes")
             return
-        evaluation = measured.evaluation
-        report = None if evaluation is None else evaluation.model_dump(mode="json")
-        directory = export(
-            towers,
-            data,
-            seen.train,
-            output,
-            seed=chosen.seed,
-            rows_name="all" if seen.kind is SplitKind.NONE else f"{seen.kind} train",
-            evaluation=report,
-            with_histories=chosen.with_histories,
-            ranker=trainings.fit_ranker(seen),
-            curve=trainings.curve,
-            started_from=trainings.started_from,
-            user_quality=measured.by_user,
-        )
-        trainings.forget_checkpoints()
+        directory = _publish(trainings, towers, seen, measured, output)
         if as_json:
-            print_json({"directory": str(directory), "evaluation": report})
+            print_json({"directory": str(directory), "evaluation": measured.report})
         else:
-            if evaluation is not None:
-                print_evaluation(evaluation)
+            if measured.evaluation is not None:
+                print_evaluation(measured.evaluation)
             Console().print(f"Published {directory}", soft_wrap=True)
 
 
@@ -167,6 +151,11 @@ class _Measured(NamedTuple):
 
     evaluation: Evaluation | None = None
     by_user: pa.Table | None = None
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """The evaluation as JSON has it."""
+        return None if self.evaluation is None else self.evaluation.model_dump(mode="json")
 
 
 def _measure(
@@ -184,3 +173,28 @@ def _measure(
     if sentence := compare_with_current(output, *measured, force=force):
         say(sentence)
     return measured
+
+
+def _publish(
+    trainings: Trainings, towers: Towers, seen: Split, measured: _Measured, output: Path
+) -> Path:
+    """Publish towers that have seen the train rows of a split, with a ranking model of its own."""
+    from trainer.export import export
+
+    config = trainings.config
+    directory = export(
+        towers,
+        trainings.dataset,
+        seen.train,
+        output,
+        seed=config.seed,
+        rows_name="all" if seen.kind is SplitKind.NONE else f"{seen.kind} train",
+        evaluation=measured.report,
+        with_histories=config.with_histories,
+        ranker=trainings.fit_ranker(seen),
+        curve=trainings.curve,
+        started_from=trainings.started_from,
+        user_quality=measured.by_user,
+    )
+    trainings.forget_checkpoints()
+    return directory
