@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from indexer.eligibility import EligibleSearch
+from indexer.eligibility import EligibleSearch, _sampled_rows
 from indexer.exact import ExactScorer, Neighbors, SearchMethod
 
 N = 10_000
@@ -86,6 +86,16 @@ def test_all_eligible(exact: ExactScorer) -> None:
     found, asked = search(exact, np.ones(N, dtype=bool), k=3)
     assert found.rows.tolist() == [[0, 1, 2]] * 2
     assert asked == [3]
+
+
+@pytest.mark.parametrize("seen_are_eligible", [True, False])
+def test_a_mask_of_which_the_sample_gives_a_wrong_idea(
+    exact: ExactScorer, seen_are_eligible: bool
+) -> None:
+    eligible = np.full(N, not seen_are_eligible)
+    eligible[_sampled_rows(N)] = seen_are_eligible
+    found, _ = search(exact, eligible, k=5)
+    assert [np.flatnonzero(eligible)[:5].tolist()] * 2 == found.rows.tolist()
 
 
 def test_an_index_that_finds_nothing_is_replaced(exact: ExactScorer) -> None:
