@@ -24,18 +24,9 @@ settings.load_profile("everywhere")
 
 @pytest.fixture(scope="module")
 def uncovered() -> Iterator[None]:
-    """Measure no coverage in this module, nor in the processes that its tests start.
-
-    Tracing makes a training a third longer, so modules whose lines others run too do without.
-    """
-    measured = Coverage.current()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
-        if measured is not None:
-            measured.stop()
+    """For a module all of whose lines others run too."""
+    with _uncovered():
         yield
-        if measured is not None:
-            measured.start()
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +36,8 @@ def sample_towers(tmp_path_factory: pytest.TempPathFactory) -> TowerBundle:
         if not (root / "current").exists():
             command = [sys.executable, "-m", "trainer", "fit", "--dataset", "sample"]
             options = ["--split", "none", "--epochs", "2", "--output", root]
-            subprocess.run([*command, *options], check=True, capture_output=True)
+            with _uncovered():
+                subprocess.run([*command, *options], check=True, capture_output=True)
         return TowerBundle.open(root / "current")
 
 
@@ -68,3 +60,18 @@ def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[
         root = root.parent  # each process has a folder of its own in that of the run
     with FileLock(root / f"{name}.lock"):
         yield root / name
+
+
+@contextmanager
+def _uncovered() -> Iterator[None]:
+    """Measure no coverage, nor in processes started meanwhile: a training takes a third longer."""
+    measured = Coverage.current()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        if measured is not None:
+            measured.stop()
+        try:
+            yield
+        finally:
+            if measured is not None:
+                measured.start()

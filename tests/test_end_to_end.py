@@ -22,6 +22,8 @@ from trainer.bundle import TowerBundle
 from trainer.datasets import Dataset, load_dataset
 from trainer.splits import split
 
+pytestmark = pytest.mark.usefixtures("uncovered")
+
 ROOT = Path(__file__).parents[1]
 DATASET = "movielens/100k" if "TFDS_DATA_DIR" in os.environ else "sample"
 EPOCHS = "4"

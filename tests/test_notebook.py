@@ -6,6 +6,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.usefixtures("uncovered")
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs" / "recommendations.ipynb"
 

@@ -21,6 +21,8 @@ from trainer.bundle import TowerBundle
 from trainer.distribution import Share
 from trainer.model_config import TowersConfig
 
+pytestmark = pytest.mark.usefixtures("uncovered")
+
 FIT = ("fit", "--dataset", "sample", "--dim", "8", "--no-ranker")
 LONGEST = 150
 """Seconds after which a worker hangs; it takes far less."""

@@ -26,6 +26,7 @@ def test_a_mixed_product_is_rounded_and_float32_as_its_gradients_are() -> None:
     assert [[1.0 + 2.0**-10]] == product(left, right, mixed=False).numpy().tolist()
 
 
+@pytest.mark.no_cover  # two trainings of what others train too
 @pytest.mark.parametrize("loss", ["full", "sampled"])
 def test_towers_trained_in_mixed_precision_are_about_as_good(loss: str) -> None:
     dataset = DataConfig(dataset="sample").load()

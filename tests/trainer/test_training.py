@@ -21,6 +21,8 @@ from trainer.splits import Split, SplitKind
 from trainer.training import fit
 from trainer.validation import best_epoch
 
+pytestmark = pytest.mark.usefixtures("uncovered")
+
 SMALL = TowersConfig(dim=8, max_history_length=4, epochs=2, batch_size=2)
 
 

@@ -18,6 +18,8 @@ from trainer.trained_towers import Towers
 from trainer.training import fit
 from trainer.warm_start import has_seen, warm_start
 
+pytestmark = pytest.mark.usefixtures("uncovered")
+
 CONFIG = TowersConfig(dim=8, width=8, epochs=20, learning_rate=0.03)
 
 
