@@ -24,6 +24,7 @@ _MAX_DROPPED = 1000  # up to these, fetching more and dropping the excluded beat
 # there if the excluded are the query's best, as a user's own history is; so it fetches some more.
 _SPARE_PER_DROPPED = 1.5
 _FETCH_STEP = 32  # so that many searches fetch as many, and can be made together
+_FIRST_PART = 1 << 16  # of a mask, where most filters let enough through to count no further
 _NO_ANSWER = "the engine that keeps the index does not answer; try again later"
 
 _METHODS = {method: SearchMethod(method.value) for method in IndexSearchMethod}
@@ -115,9 +116,12 @@ class Retriever:
 
     def has_more_than(self, wanted: Wanted, n: int) -> bool:
         """Whether more than ``n`` candidates may be found."""
-        if wanted.mask is None and self._n_candidates - len(wanted.excluded) > n:
-            return True
-        return self.n_eligible(wanted) > n
+        enough = n + len(wanted.excluded)  # however many of them the filter lets through
+        if wanted.mask is None:
+            is_clear = self._n_candidates > enough
+        else:
+            is_clear = np.count_nonzero(wanted.mask[:_FIRST_PART]) > enough
+        return is_clear or self.n_eligible(wanted) > n
 
     def n_eligible(self, wanted: Wanted) -> int:
         """Return how many candidates may be found."""
