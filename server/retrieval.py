@@ -120,7 +120,7 @@ class Retriever:
         if wanted.mask is None:
             is_clear = self._n_candidates > enough
         else:
-            is_clear = np.count_nonzero(wanted.mask[:_FIRST_PART]) > enough
+            is_clear = int(np.count_nonzero(wanted.mask[:_FIRST_PART])) > enough
         return is_clear or self.n_eligible(wanted) > n
 
     def n_eligible(self, wanted: Wanted) -> int:
