@@ -89,9 +89,9 @@ class ColdUsers(BaseModel):
     """Of unknown users over known ones, over users."""
 
     @property
-    def share(self) -> float:
-        """What an unknown user gets, as a share of what a known one gets."""
-        return self.unknown / self.known
+    def share(self) -> float | None:
+        """What an unknown user gets, as a share of what a known one gets; None if that is none."""
+        return self.unknown / self.known if self.known else None
 
 
 class Descriptions(BaseModel):
@@ -118,7 +118,7 @@ class ColdStart(BaseModel):
     candidates: ColdCandidates
     users: ColdUsers
     descriptions: Descriptions | None
-    """None where the towers read no content, or there are no labels."""
+    """None where the towers read no content, or know no labels."""
 
 
 def measure_cold_start(
@@ -204,7 +204,7 @@ def _cold_users(
 
 
 def measure_descriptions(dataset: Dataset, towers: Towers) -> Descriptions | None:
-    """Look for candidates by words; None if the towers read no content, or there are no labels.
+    """Look for candidates by words; None if the towers read no content, or know no labels.
 
     Args:
         dataset: that the towers were trained on.
@@ -221,6 +221,8 @@ def measure_descriptions(dataset: Dataset, towers: Towers) -> Descriptions | Non
 
     names = sorted_unique(pa.chunked_array([labels.flatten()])).to_pylist()
     read = {i: content for i, name in enumerate(names) if (content := reader.read(name))}
+    if not read:
+        return None
     shares = [has_label[first(content), i].mean() for i, content in read.items()]
     own = first({one.name: towers.corpus[one.name] for one in towers.features.content})
     return Descriptions(

@@ -80,7 +80,7 @@ class Config(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**32)
     """Of the training; the same seed gives one result."""
     split: SplitKind = SplitKind.LEAVE_LAST_OUT
     """What is held out to measure quality: random, temporal, leave-last-out, or none."""

@@ -125,11 +125,8 @@ def print_cold_start(result: ColdStart) -> None:
             f"{K} for their own content, by chance {words.found_by_chance:.1%}",
             soft_wrap=True,
         )
-    console.print(
-        f"Users never trained on get {users.share:.1%} of what they get trained on: "
-        f"{shown_interval(users.lead)}",
-        soft_wrap=True,
-    )
+    share = "" if users.share is None else f"{users.share:.1%} of what they get trained on: "
+    console.print(f"Users never trained on get {share}{shown_interval(users.lead)}", soft_wrap=True)
 
 
 def shown_interval(interval: Interval) -> str:

@@ -1,6 +1,7 @@
 """Cold start, on data where content and histories say all there is to know."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,11 @@ import pyarrow as pa
 import pytest
 
 from trainer import cold_start, training
-from trainer.cold_start import ColdStart, measure_cold_start
+from trainer.cold_start import ColdStart, ColdUsers, measure_cold_start, measure_descriptions
 from trainer.datasets import Dataset
 from trainer.evaluation import EvaluationError
+from trainer.features import Feature, Features
+from trainer.metrics import Interval
 from trainer.model_config import TowersConfig
 from trainer.trained_towers import Towers
 
@@ -93,6 +96,23 @@ def test_the_name_of_a_label_finds_what_has_it(measured: tuple[ColdStart, Traine
     # Those of one label have the same content, so the same ten are first for all of them.
     assert words.found == 20 / N_CANDIDATES
     assert words.found_by_chance == 10 / N_CANDIDATES
+
+
+def test_where_no_name_of_a_label_is_known_there_are_no_descriptions() -> None:
+    content = (Feature(name="year", kind="number"),)
+    towers: Any = SimpleNamespace(
+        description_module=object(),
+        features=Features(query=(), candidate=content),
+        vocabularies={},
+        embed_candidates=lambda: np.ones((N_CANDIDATES, 2)),
+    )
+    assert measure_descriptions(two_genres(), towers) is None
+
+
+def test_what_is_nothing_has_no_share() -> None:
+    lead = Interval(mean=0.1, low=0.0, high=0.2)
+    users = [ColdUsers(n_users=9, known=known, unknown=0.1, lead=lead) for known in (0.0, 0.2)]
+    assert [None, 0.5] == [one.share for one in users]
 
 
 def test_too_few_candidates_are_refused() -> None:

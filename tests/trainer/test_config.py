@@ -69,6 +69,8 @@ def test_every_option_is_printed_under_what_it_does() -> None:
         ("[towers]\ndims = 8", r"dims: no such option; \[towers\] has dim, width"),
         ("[towers]\ndim = 1", "towers.dim: Input should be greater than or equal to 2, not 1"),
         ("towers = 3", "towers: .* not 3"),
+        ("[towers]\nlearning_rate = inf", "learning_rate: Input should be a finite number"),
+        ("seed = 4294967296", "seed: Input should be less than 4294967296"),
         ("[towers]\ncandidate_ids = false\ncontent = []", "candidate_ids and content cannot both"),
         (
             'with_histories = false\ntowers.query = ["user_id"]',
