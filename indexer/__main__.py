@@ -5,26 +5,25 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from indexer.backends import BACKENDS, BackendUnavailableError, IndexUnreachableError
 from indexer.build import BuildOptions, build_bundle, retune_bundle
-from indexer.bundle import EXHAUSTIVE, IndexBundle, IndexManifest
+from indexer.bundle import IndexBundle, IndexManifest
 from indexer.corpus import Corpus, CorpusError, read_corpus, read_vectors
 from indexer.pruning import prune as prune_bundles
+from indexer.report import print_index
 from trainer.bundle import TowerBundle
 from trainer.publish import BundleError, read_manifest, resolve
 
@@ -32,8 +31,6 @@ app = typer.Typer(
     help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
 stderr = Console(stderr=True)
-
-_MIN_WIDTH = 100  # of the tables, wherever they are printed to
 
 IndexPath = Annotated[
     Path, typer.Argument(help="An index bundle, or a `current` link to one.", metavar="INDEX")
@@ -168,9 +165,7 @@ def verify(index: IndexPath, *, as_json: AsJson = False) -> None:
         if as_json:
             _print_json({"directory": str(bundle.directory), "n_files": n_files, "intact": True})
         else:
-            Console().print(
-                f"{bundle.directory}: {n_files} files intact ({seconds:.1f} s)", soft_wrap=True
-            )
+            _tell(f"{bundle.directory}: {n_files} files intact ({seconds:.1f} s)")
 
 
 @app.command()
@@ -205,7 +200,7 @@ def prune(
             return
         lines = ["Removed:", *removed] if removed else ["Nothing to remove."]
         lines += ["Kept, as they are in use:", *in_use] if in_use else []
-        Console().print("\n".join(lines), soft_wrap=True)
+        _tell("\n".join(lines))
 
 
 @app.command("export-servable")
@@ -246,7 +241,7 @@ def export_servable(
         if as_json:
             _print_json({"directory": str(directory)})
         else:
-            Console().print(f"Servable: {directory}", soft_wrap=True)
+            _tell(f"Servable: {directory}")
 
 
 def _servable_module() -> ModuleType:
@@ -350,54 +345,8 @@ def _print_index(directory: Path, *, as_json: bool) -> None:
     if as_json:
         report = manifest.model_dump(mode="json", exclude={"files"})
         _print_json({"directory": str(directory), **report})
-        return
-    console = Console(width=max(Console().width, _MIN_WIDTH), highlight=False)
-    source = manifest.tower_version or "own embeddings"
-    console.print(f"{manifest.n_candidates:,} candidates, dimension {manifest.dim}, from {source}")
-    console.print(_builds_table(manifest))
-    console.print(_points_table(manifest))
-    console.print(f"Default: {manifest.default_reason}", soft_wrap=True)
-    console.print(f"Index: {directory}", soft_wrap=True)
-
-
-def _builds_table(manifest: IndexManifest) -> Table:
-    table = Table("backend", "build params", box=SIMPLE)
-    table.add_column("seconds", justify="right")
-    table.add_column("MB", justify="right")
-    for name, entry in manifest.backends.items():
-        table.add_row(
-            name,
-            _one_line(entry.build_params),
-            f"{entry.build_seconds:.1f}",
-            f"{entry.size_bytes / 1e6:,.1f}",
-        )
-    return table
-
-
-def _points_table(manifest: IndexManifest) -> Table:
-    """Tabulate the operating points; exhaustive ones only of backends that have no others."""
-    table = Table("backend", box=SIMPLE, caption=f"measured on {manifest.tuned_on}, one a call")
-    for name in ("k", "asked", "recall@k", "p50 µs", "p99 µs"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("search params")
-    for name, entry in manifest.backends.items():
-        tuned = [p for p in entry.operating_points if p.name != EXHAUSTIVE]
-        for point in tuned or entry.operating_points:
-            table.add_row(
-                name,
-                str(point.k),
-                point.name,
-                f"{point.recall:.3f} ± {(point.recall_high - point.recall_low) / 2:.3f}",
-                f"{point.p50_microseconds:,.0f}",
-                f"{point.p99_microseconds:,.0f}",
-                _one_line(point.search_params),
-            )
-    return table
-
-
-def _one_line(params: Mapping[str, Any]) -> str:
-    given = {name: value for name, value in params.items() if value is not None}
-    return ", ".join(f"{name} {value}" for name, value in given.items()) or "none"
+    else:
+        print_index(directory, manifest)
 
 
 def _report_missing_backends() -> None:
@@ -413,6 +362,11 @@ def _progress() -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=stderr, transient=True) as progress:
         task = progress.add_task("starting", total=None)
         yield lambda what: progress.update(task, description=what)
+
+
+def _tell(result: str) -> None:
+    """Print a result for people, as it is: a path may hold what would be markup."""
+    Console(markup=False).print(result, soft_wrap=True)
 
 
 def _print_json(content: object) -> None:

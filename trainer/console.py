@@ -28,6 +28,11 @@ def print_json(content: object) -> None:
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
 
+def tell(result: str) -> None:
+    """Print a result for people, as it is: a path may hold what would be markup."""
+    Console(markup=False).print(result, soft_wrap=True)
+
+
 def say(sentence: str) -> None:
     """Tell the user something that is no result."""
     stderr.print(escape(sentence), soft_wrap=True, highlight=False)

@@ -41,6 +41,13 @@ def test_build_verify_inspect_tune_and_prune(own_build: list[object], tmp_path: 
     assert "Nothing to remove" in run("prune", tmp_path / "out", "--keep", 0).stdout
 
 
+def test_a_path_is_printed_as_it_is(own_build: list[object], tmp_path: Path) -> None:
+    built = run(*own_build[:-1], tmp_path / "[v2]")
+    directory = (tmp_path / "[v2]" / "current").resolve()
+    assert f"Index: {directory}\n" in built.stdout
+    assert f"{directory}: 4 files intact" in run("verify", directory).stdout
+
+
 def test_an_index_in_milvus(own_files: dict[str, Path], tmp_path: Path, milvus_uri: str) -> None:
     vectors, ids, metadata = own_files.values()
     files = ["--embeddings", vectors, "--candidate-ids", ids, "--metadata", metadata]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from trainer.commands.data import load, source
 from trainer.commands.options import (
@@ -27,7 +26,7 @@ from trainer.commands.options import (
     WithRanker,
     require_writable,
 )
-from trainer.console import print_json, sentences_for_errors, stderr
+from trainer.console import print_json, sentences_for_errors, stderr, tell
 from trainer.splits import SplitKind
 from trainer.splits import split as split_dataset
 
@@ -107,7 +106,7 @@ def evaluate(
         if isinstance(result, Comparison):
             draw_comparison(result, plot)
             if not as_json:
-                Console().print(f"Drew {plot}", soft_wrap=True)
+                tell(f"Drew {plot}")
 
 
 def _evaluate(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None) -> Evaluation:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
 
 from trainer.commands.data import load, source
 from trainer.commands.options import (
@@ -25,7 +24,7 @@ from trainer.commands.options import (
     UsersFile,
     WithRanker,
 )
-from trainer.console import print_json, say, sentences_for_errors
+from trainer.console import print_json, say, sentences_for_errors, tell
 from trainer.splits import SplitKind
 from trainer.splits import split as split_dataset
 
@@ -143,7 +142,7 @@ def fit(
         else:
             if measured.evaluation is not None:
                 print_evaluation(measured.evaluation)
-            Console().print(f"Published {directory}", soft_wrap=True)
+            tell(f"Published {directory}")
 
 
 class _Measured(NamedTuple):

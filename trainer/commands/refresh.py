@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from trainer.commands.data import load, source
 from trainer.commands.options import (
@@ -17,7 +16,7 @@ from trainer.commands.options import (
     MinRating,
     UsersFile,
 )
-from trainer.console import print_json, say, sentences_for_errors
+from trainer.console import print_json, say, sentences_for_errors, tell
 
 
 def refresh(
@@ -62,4 +61,4 @@ def refresh(
                 }
             )
         else:
-            Console().print(f"Published {done.directory}, {done.n_users:,} users", soft_wrap=True)
+            tell(f"Published {done.directory}, {done.n_users:,} users")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from trainer.commands.data import load, source
 from trainer.commands.options import (
@@ -23,7 +22,7 @@ from trainer.commands.options import (
     UsersFile,
     require_writable,
 )
-from trainer.console import epoch_progress, print_json, sentences_for_errors
+from trainer.console import epoch_progress, print_json, sentences_for_errors, tell
 from trainer.splits import split as split_dataset
 
 
@@ -93,4 +92,4 @@ def tune(
             print_json({"config": str(output), **tuning.model_dump()})
         else:
             print_tuning(tuning)
-            Console().print(f"Wrote {output}", soft_wrap=True)
+            tell(f"Wrote {output}")
