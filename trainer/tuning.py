@@ -23,7 +23,7 @@ from trainer.splits import Split
 from trainer.training import fit
 from trainer.validation import MONITOR, WATCHED
 
-SPACE: dict[str, optuna.distributions.BaseDistribution] = {
+SPACE: dict[str, optuna.distributions.FloatDistribution] = {
     "learning_rate": optuna.distributions.FloatDistribution(0.0005, 0.02, log=True),
     "temperature": optuna.distributions.FloatDistribution(0.05, 1.0, log=True),
     "history_dropout": optuna.distributions.FloatDistribution(0.1, 0.8),
@@ -32,7 +32,7 @@ SPACE: dict[str, optuna.distributions.BaseDistribution] = {
     "target_decay": optuna.distributions.FloatDistribution(0.0, 2.0),
     "user_weight": optuna.distributions.FloatDistribution(0.0, 1.0),
 }
-"""What is searched; the rest stays as the configuration has it."""
+"""What is searched, and as far as the configuration lies; the rest stays as that has it."""
 
 _STATES = {True: optuna.trial.TrialState.COMPLETE, False: optuna.trial.TrialState.PRUNED}
 _DIGITS = 4  # of the options that are tried
@@ -106,14 +106,16 @@ def tune(
         sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(_WARM_UP_TRIALS, _WARM_UP_EPOCHS),
     )
-    study.enqueue_trial({name: getattr(config, name) for name in SPACE})
+    own = {name: float(getattr(config, name)) for name in SPACE}
+    space = _reaching(own)
+    study.enqueue_trial(own)
     started = time.monotonic()
     trials: list[Trial] = []
     while len(trials) < n_trials and (
         not trials or seconds is None or time.monotonic() - started < seconds
     ):
-        proposed = study.ask(SPACE)
-        options = {name: float(f"{value:.{_DIGITS}g}") for name, value in proposed.params.items()}
+        proposed = study.ask(space)
+        options = _rounded(proposed.params) if trials else own
         with progress(len(trials) + 1) as show:
             values, is_complete = _train(
                 *(dataset, validation, config.model_copy(update=options), seed),
@@ -130,6 +132,20 @@ def tune(
         )
         on_trial(_summary(trials))
     return _summary(trials)
+
+
+def _reaching(own: dict[str, float]) -> dict[str, optuna.distributions.BaseDistribution]:
+    """Return the space with a configuration's own options in it, or Optuna would not try them."""
+    return {
+        name: optuna.distributions.FloatDistribution(
+            min(usual.low, own[name]), max(usual.high, own[name]), log=usual.log
+        )
+        for name, usual in SPACE.items()
+    }
+
+
+def _rounded(options: dict[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.{_DIGITS}g}") for name, value in options.items()}
 
 
 def _train(

@@ -60,10 +60,8 @@ def silent(_: int) -> Iterator[Report]:
 
 def run(dataset: Dataset, validation: Split, **bounds: Any) -> tuple[Tuning, list[Tuning]]:
     seen: list[Tuning] = []
-    given = {"n_trials": 30} | bounds
-    found = tune(
-        *(dataset, validation, CONFIG), seed=3, progress=silent, on_trial=seen.append, **given
-    )
+    given = {"config": CONFIG, "n_trials": 30} | bounds
+    found = tune(dataset, validation, seed=3, progress=silent, on_trial=seen.append, **given)
     return found, seen
 
 
@@ -82,6 +80,14 @@ def test_the_search_begins_with_the_configuration_and_finds_better(
     assert found == seen[-1]
     for config, trial in zip(fitted, found.trials, strict=True):
         assert config == CONFIG.model_copy(update=trial.options)
+
+
+def test_a_configuration_outside_of_what_is_usual_is_tried_as_it_is(
+    dataset: Dataset, validation: Split, fitted: list[TowersConfig]
+) -> None:
+    unusual = CONFIG.model_copy(update={"learning_rate": 0.123456, "recency": 2.5})
+    run(dataset, validation, config=unusual, n_trials=1)
+    assert [unusual] == fitted
 
 
 def test_what_is_behind_is_given_up_and_never_the_best(
