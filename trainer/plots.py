@@ -48,7 +48,8 @@ def _draw_models(figure: FigureBase, comparison: Comparison) -> None:
     for panel in panels[len(shown) :]:
         panel.set_visible(False)
     panels[0].invert_yaxis()
-    figure.suptitle(f"{comparison.dataset}, {comparison.split} split, {comparison.n_users:,} users")
+    title = f"{comparison.dataset}, {comparison.split} split, {comparison.n_users:,} users"
+    figure.suptitle(title, parse_math=False)  # a file's name may hold a $
 
 
 def _draw_ratings(figure: FigureBase, rmse: dict[str, float]) -> None:

@@ -9,7 +9,7 @@ from trainer.plots import draw_comparison, draw_learning_curve
 
 def make_comparison(metrics: list[str]) -> Comparison:
     return Comparison(
-        dataset="sample",
+        dataset="a sample for $1, $_{2",
         split="random",
         ordered_by="timestamp",
         n_users=3,
