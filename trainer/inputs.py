@@ -67,9 +67,15 @@ def describe_users(dataset: Dataset, train_rows: np.ndarray, config: TowersConfi
         ``train_rows``, in seconds since 1970; missing where there is none.
 
     Raises:
-        TrainingError: if there is nothing in the data of what the towers should read.
+        TrainingError: if there is nothing in the data of what the towers should read, or a column
+            has the name of something else that is read of queries.
     """
     users = dataset.users
+    for name in (HISTORY, TIME, DESCRIPTION):  # the ranking model reads all columns
+        if name in users.column_names:
+            raise TrainingError(
+                f"the users' column {name!r} has the name of the query's {name}: rename it"
+            )
     if "demographics" not in config.query:
         users = users.select([USER_ID])
     elif len(users.column_names) == 1:
@@ -77,11 +83,6 @@ def describe_users(dataset: Dataset, train_rows: np.ndarray, config: TowersConfi
             f"nothing is known of the users of {dataset.name}: give --users FILE with a column to "
             "read, or take demographics out of towers.query"
         )
-    for name in (TIME, DESCRIPTION):
-        if name in users.column_names:
-            raise TrainingError(
-                f"the users' column {name!r} has the name of the query's {name}: rename it"
-            )
     if "time" not in config.query:
         return users
     if dataset.timestamps is None:

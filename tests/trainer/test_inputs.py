@@ -152,3 +152,9 @@ def test_the_time_of_a_query_is_that_of_the_last_interaction_of_the_train_rows()
 def test_what_cannot_be_read_of_users_is_refused(data: Dataset, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         described(data, EVERYTHING)
+
+
+def test_what_only_the_ranking_model_reads_has_a_name_of_its_own_too() -> None:
+    users = with_users(small_dataset([0], [0], [1]), history=["x"] * 3)
+    with pytest.raises(TrainingError, match="'history' has the name of the query's history"):
+        described(users, TowersConfig())
