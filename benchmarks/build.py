@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,12 @@ from rich.table import Table
 from benchmarks.processes import peak_bytes
 from benchmarks.progress import OnStep
 from benchmarks.timing import hash_files
-from indexer.backends import BACKENDS, LocalIndex
+from indexer.backends import BACKENDS
 from indexer.backends.annoy import AnnoyBuildParams
 from indexer.backends.scann import ScannBuildParams
 from indexer.build import BuildOptions, measured_depths
 from indexer.bundle import EMBEDDINGS, IndexBundle
-from indexer.tuning import TuningQueries, tune
+from indexer.tuning import TuningQueries, tune_depths
 
 _OPTIONS = BuildOptions()
 _ROUNDS = 3  # of opening and hashing, of which the fastest counts: the first may read from disk
@@ -119,7 +119,7 @@ def benchmark_build(bundle: IndexBundle, *, on_step: OnStep = lambda _: None) ->
         ours = _in_process(_build_ours, directory, name, params)
         on_step(f"{name}: tuning")
         index = bundle.index(name)
-        seconds, _ = _timed(partial(_tune, index, queries, depths))
+        seconds, _ = _timed(partial(tune_depths, index, queries, depths, _OPTIONS.targets))
         costs = BackendCosts(backend=name, alone=alone, ours=ours, tuning_seconds=seconds)
         measured.append(costs)
     on_step("opening and hashing")
@@ -172,11 +172,6 @@ def build_costs_summary(report: BuildReport) -> str:
         f"({hashed:.2f} s); opening it and loading all that is in it: "
         f"{report.load_seconds / hashed:.2f} times."
     )
-
-
-def _tune(index: LocalIndex[Any, Any], queries: TuningQueries, depths: Sequence[int]) -> None:
-    for k in depths:
-        tune(index, queries, k, _OPTIONS.targets)
 
 
 def _in_process(build: Build, directory: Path, backend: str, params: dict[str, Any]) -> Built:

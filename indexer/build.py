@@ -6,7 +6,6 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from indexer.bundle import (
 )
 from indexer.corpus import Corpus, CorpusError
 from indexer.metadata import typed_columns
-from indexer.tuning import TARGETS, TuningQueries, tune
+from indexer.tuning import TARGETS, TuningQueries, tune, tune_depths
 from trainer.bundle import TowerBundle
 from trainer.publish import commit, staging
 
@@ -204,11 +203,11 @@ class _Gauge:
         return cls(prepared, depths, options, announce)
 
     def operating_points(self, index: LocalIndex[Any, Any]) -> tuple[OperatingPoint, ...]:
-        points: list[OperatingPoint] = []
-        for below, k in pairwise((0, *self.depths)):
+        def announce(k: int) -> None:
             self.announce(f"{index.name}: tuning for {k:,} results")
-            points += tune(index, self.queries, k, self.options.targets, fewest=below + 1)
-        return tuple(points)
+
+        targets = self.options.targets
+        return tuple(tune_depths(index, self.queries, self.depths, targets, on_depth=announce))
 
 
 def measured_depths(n_candidates: int, k: int) -> list[int]:

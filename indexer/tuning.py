@@ -8,8 +8,9 @@ that were tried would be promised and not delivered.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,32 @@ def tune(
     trials = _Trials(index, queries, k, k if fewest is None else fewest)
     points = [point for target in targets if (point := trials.best(target)) is not None]
     return [*points, exhaustive]
+
+
+def tune_depths(
+    index: AnyIndex,
+    queries: TuningQueries,
+    depths: Sequence[int],
+    targets: Sequence[float] = TARGETS,
+    *,
+    on_depth: Callable[[int], None] = lambda _: None,
+) -> list[OperatingPoint]:
+    """Return the operating points of an index for several numbers of results.
+
+    Those of one number serve fewer results as well, down to the number before it.
+
+    Args:
+        index: a built index.
+        queries: what to measure on.
+        depths: the numbers of results, rising.
+        targets: the recalls to tune for, each below 1.
+        on_depth: told each number before it is tuned for.
+    """
+    points: list[OperatingPoint] = []
+    for below, k in pairwise((0, *depths)):
+        on_depth(k)
+        points += tune(index, queries, k, targets, fewest=below + 1)
+    return points
 
 
 class _Trials:
