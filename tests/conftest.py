@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from coverage import Coverage
 from filelock import FileLock
 from hypothesis import settings
 
 from indexer.build import BuildOptions, build_bundle
 from indexer.embed import embed_candidates
+from tests.uncovered import measuring_no_coverage
 from trainer.bundle import TowerBundle
 
 # No deadlines: how long a test takes says nothing on a shared machine. What runs before landing
@@ -25,7 +25,7 @@ settings.load_profile("everywhere")
 @pytest.fixture(scope="module")
 def uncovered() -> Iterator[None]:
     """For a module all of whose lines others run too."""
-    with _uncovered():
+    with measuring_no_coverage():
         yield
 
 
@@ -36,7 +36,7 @@ def sample_towers(tmp_path_factory: pytest.TempPathFactory) -> TowerBundle:
         if not (root / "current").exists():
             command = [sys.executable, "-m", "trainer", "fit", "--dataset", "sample"]
             options = ["--split", "none", "--epochs", "2", "--output", root]
-            with _uncovered():
+            with measuring_no_coverage():
                 subprocess.run([*command, *options], check=True, capture_output=True)
         return TowerBundle.open(root / "current")
 
@@ -60,18 +60,3 @@ def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[
         root = root.parent  # each process has a folder of its own in that of the run
     with FileLock(root / f"{name}.lock"):
         yield root / name
-
-
-@contextmanager
-def _uncovered() -> Iterator[None]:
-    """Measure no coverage, nor in processes started meanwhile: a training takes a third longer."""
-    measured = Coverage.current()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
-        if measured is not None:
-            measured.stop()
-        try:
-            yield
-        finally:
-            if measured is not None:
-                measured.start()

@@ -19,6 +19,7 @@ from indexer.bundle import IndexBundle
 from indexer.exact import ExactScorer
 from indexer.recall import recall_at_k
 from indexer.tuning import TuningQueries, tune
+from tests.uncovered import measuring_no_coverage
 from trainer.publish import CURRENT, versions
 
 BUILD_FOREVER = """
@@ -78,12 +79,13 @@ def delivered(
 def test_a_build_that_is_killed_leaves_whole_bundles_only(tmp_path: Path, n_kills: int) -> None:
     delays = random.Random(7)
     for _ in range(n_kills):
-        builder = subprocess.Popen(
-            [sys.executable, "-c", BUILD_FOREVER, tmp_path, Path.cwd()],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        with measuring_no_coverage():
+            builder = subprocess.Popen(
+                [sys.executable, "-c", BUILD_FOREVER, tmp_path, Path.cwd()],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
         try:
             assert builder.stdout is not None
             first = builder.stdout.readline()  # from here on it is somewhere in the next build

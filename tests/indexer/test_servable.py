@@ -16,6 +16,7 @@ from indexer.bundle import IndexBundle
 from server.domain import EmbeddingQuery, SearchRequest, UserQuery
 from server.engine import Engine
 from tests.indexer.conftest import make_corpus
+from tests.uncovered import measuring_no_coverage
 
 EXPORT = """
 import sys
@@ -116,9 +117,10 @@ def exported(
 @pytest.fixture(scope="module")
 def answers(exported: tuple[Path, Any], asked: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-c", LOAD, exported[0]]
-    done = subprocess.run(
-        command, input=json.dumps(asked), check=True, capture_output=True, text=True
-    )
+    with measuring_no_coverage():
+        done = subprocess.run(
+            command, input=json.dumps(asked), check=True, capture_output=True, text=True
+        )
     return json.loads(done.stdout)
 
 

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from tests.uncovered import measuring_no_coverage
 from trainer.__main__ import app
 from trainer.bundle import TowerBundle
 
@@ -23,11 +25,28 @@ def trainer(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_fit_evaluates_refits_on_everything_and_publishes(tmp_path: Path) -> None:
-    done = trainer("fit", *SMALL, "--output", tmp_path, "--json")
+@pytest.fixture
+def small_with_ranker(tmp_path: Path) -> tuple[object, ...]:
+    """The arguments of a small fit with a ranking model that is trained for one epoch too."""
+    config = tmp_path / "ranker.toml"
+    config.write_text("[ranker]\nepochs = 1\n")
+    return (*SMALL, "--config", config)
+
+
+@pytest.fixture(scope="module")
+def train_part(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """What a fit to the train part said, and the folder of its towers, not to be written to."""
+    root = tmp_path_factory.mktemp("train") / "towers"
+    return trainer("fit", *QUICK, "--split", "temporal", "--no-refit", "--output", root), root
+
+
+def test_fit_evaluates_refits_on_everything_and_publishes(
+    tmp_path: Path, small_with_ranker: tuple[object, ...]
+) -> None:
+    done = trainer("fit", *small_with_ranker, "--output", tmp_path / "towers", "--json")
     assert done.exit_code == 0, done.stderr
     said = json.loads(done.stdout)
-    bundle = TowerBundle.open(tmp_path / "current")
+    bundle = TowerBundle.open(tmp_path / "towers" / "current")
     assert said["directory"] == str(bundle.directory)
     assert said["evaluation"] == bundle.manifest.evaluation
     assert bundle.manifest.evaluation["split"] == "leave-last-out"
@@ -61,13 +80,14 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_towers(tmp_path: Path) -> Non
     config = tmp_path / "trainer.toml"
     config.write_text(
         'split = "none"\nwith_ranker = false\n[data]\ndataset = "sample"\n'
-        "[towers]\nepochs = 40\nwidth = 8\ndim = 8\n"
+        "[towers]\nepochs = 10\nwidth = 8\ndim = 8\n"
     )
     command = ("fit", "--config", str(config), "--output")
     killed, untouched = tmp_path / "killed", tmp_path / "untouched"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trainer", *command, killed], stderr=subprocess.DEVNULL
-    )
+    with measuring_no_coverage():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trainer", *command, killed], stderr=subprocess.DEVNULL
+        )
     while not list(killed.glob(".checkpoints/*/checkpoint")):
         assert process.poll() is None
         time.sleep(0.005)
@@ -84,9 +104,11 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_towers(tmp_path: Path) -> Non
     assert not (killed / ".checkpoints").exists()
 
 
-def test_a_bundle_gives_its_weights_to_the_next_and_can_be_refreshed(tmp_path: Path) -> None:
+def test_a_bundle_gives_its_weights_to_the_next_and_can_be_refreshed(
+    train_part: tuple[Result, Path], tmp_path: Path
+) -> None:
     output = ("--output", tmp_path / "towers")
-    assert trainer("fit", *QUICK, "--split", "temporal", "--no-refit", *output).exit_code == 0
+    shutil.copytree(train_part[1], tmp_path / "towers", symlinks=True)
     first = TowerBundle.open(tmp_path / "towers" / "current").manifest
     warm = trainer("fit", *QUICK, "--warm-start", tmp_path / "towers" / "current", *output)
     assert warm.exit_code == 0, warm.stderr
@@ -148,11 +170,13 @@ def test_tune_writes_a_config_that_evaluate_takes(tmp_path: Path) -> None:
     assert "1 of 1 trials were trained to their end; the best is trial 1" in table.stdout
 
 
-def test_fit_can_export_what_has_seen_the_train_part_only(tmp_path: Path) -> None:
-    done = trainer("fit", *QUICK, "--split", "temporal", "--no-refit", "--output", tmp_path)
+def test_fit_can_export_what_has_seen_the_train_part_only(
+    train_part: tuple[Result, Path],
+) -> None:
+    done, root = train_part
     assert done.exit_code == 0, done.stderr
     assert "heldout_recall" in done.stdout
-    assert TowerBundle.open(tmp_path / "current").manifest.trained_on.rows == "temporal train"
+    assert TowerBundle.open(root / "current").manifest.trained_on.rows == "temporal train"
 
 
 def test_fit_without_a_split_measures_nothing(tmp_path: Path) -> None:
@@ -161,8 +185,8 @@ def test_fit_without_a_split_measures_nothing(tmp_path: Path) -> None:
     assert TowerBundle.open(tmp_path / "current").manifest.evaluation == {}
 
 
-def test_evaluate_prints_a_table_or_json() -> None:
-    table = trainer("evaluate", *SMALL, "--split", "random")
+def test_evaluate_prints_a_table_or_json(small_with_ranker: tuple[object, ...]) -> None:
+    table = trainer("evaluate", *small_with_ranker, "--split", "random")
     assert table.exit_code == 0, table.stderr
     assert "heldout_recall" in table.stdout
     assert "ratings have an RMSE of" in table.stdout
