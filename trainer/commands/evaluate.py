@@ -114,7 +114,8 @@ def _evaluate(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None
     from trainer.trainings import scorer
 
     predict = None if ranker is None else ranker.predict
-    return evaluate_scores(data, parts, scorer(towers), predict)
+    with stderr.status("Measuring the towers"):
+        return evaluate_scores(data, parts, scorer(towers), predict)
 
 
 def _compare(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None) -> Comparison:

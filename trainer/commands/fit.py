@@ -24,7 +24,7 @@ from trainer.commands.options import (
     UsersFile,
     WithRanker,
 )
-from trainer.console import print_json, say, sentences_for_errors, tell
+from trainer.console import print_json, say, sentences_for_errors, stderr, tell
 from trainer.splits import SplitKind
 from trainer.splits import split as split_dataset
 
@@ -167,8 +167,9 @@ def _measure(
 
     measured = _Measured()
     if towers is not None:
-        rankings = rank(data, parts, scorer(towers))
-        measured = _Measured(summarise(data, parts, rankings), quality_by_user(data, rankings))
+        with stderr.status("Measuring the towers"):
+            rankings = rank(data, parts, scorer(towers))
+            measured = _Measured(summarise(data, parts, rankings), quality_by_user(data, rankings))
     if sentence := compare_with_current(output, *measured, force=force):
         say(sentence)
     return measured
@@ -180,20 +181,21 @@ def _publish(
     """Publish towers that have seen the train rows of a split, with a ranking model of its own."""
     from trainer.export import export
 
-    config = trainings.config
-    directory = export(
-        towers,
-        trainings.dataset,
-        seen.train,
-        output,
-        seed=config.seed,
-        rows_name="all" if seen.kind is SplitKind.NONE else f"{seen.kind} train",
-        evaluation=measured.report,
-        with_histories=config.with_histories,
-        ranker=trainings.fit_ranker(seen),
-        curve=trainings.curve,
-        started_from=trainings.started_from,
-        user_quality=measured.by_user,
-    )
+    config, ranker = trainings.config, trainings.fit_ranker(seen)
+    with stderr.status("Publishing"):
+        directory = export(
+            towers,
+            trainings.dataset,
+            seen.train,
+            output,
+            seed=config.seed,
+            rows_name="all" if seen.kind is SplitKind.NONE else f"{seen.kind} train",
+            evaluation=measured.report,
+            with_histories=config.with_histories,
+            ranker=ranker,
+            curve=trainings.curve,
+            started_from=trainings.started_from,
+            user_quality=measured.by_user,
+        )
     trainings.forget_checkpoints()
     return directory

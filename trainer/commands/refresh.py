@@ -16,7 +16,7 @@ from trainer.commands.options import (
     MinRating,
     UsersFile,
 )
-from trainer.console import print_json, say, sentences_for_errors, tell
+from trainer.console import print_json, say, sentences_for_errors, stderr, tell
 
 
 def refresh(
@@ -46,7 +46,8 @@ def refresh(
         flags = {"data": source(dataset, interactions, None, users, min_rating)}
         data = load(load_config(config, flags).data)
         bundle = TowerBundle.open(towers)
-        done = refresh_bundle(bundle, data, output or bundle.directory.parent)
+        with stderr.status("Embedding the users anew"):
+            done = refresh_bundle(bundle, data, output or bundle.directory.parent)
         if done.n_left_out:
             say(
                 f"{done.n_left_out:,} of {len(data):,} interactions are with candidates that the "
