@@ -110,7 +110,8 @@ def read_vectors(path: Path) -> np.ndarray:
     Raises:
         CorpusError: if the file cannot be read, or holds no finite vectors of one dimension.
     """
-    array = _read_vector_column(path) if path.suffix == ".parquet" else _read_array(path)
+    is_parquet = path.suffix.lower() == ".parquet"
+    array = _read_vector_column(path) if is_parquet else _read_array(path)
     if not np.issubdtype(array.dtype, np.floating):
         raise CorpusError(f"{path} must hold floating-point numbers, not {array.dtype}")
     with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by its row

@@ -155,10 +155,14 @@ def resolve(path: Path) -> Path:
     """Follow ``current`` once, so that a later publication cannot change what is being read.
 
     Raises:
-        BundleError: if there is no bundle at ``path``.
+        BundleError: if there is no bundle at ``path``, or nobody may look for one there.
     """
-    directory = path.parent / path.readlink() if path.is_symlink() else path
-    if not (directory / MANIFEST).is_file():
+    try:
+        directory = path.parent / path.readlink() if path.is_symlink() else path
+        is_bundle = (directory / MANIFEST).is_file()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+    if not is_bundle:
         hint = ""
         if (path / CURRENT).is_symlink():
             hint = f"; did you mean {path / CURRENT}?"

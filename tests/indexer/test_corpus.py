@@ -43,8 +43,8 @@ def test_vectors_in_fortran_order(tmp_path: Path) -> None:
 )
 def test_vectors_in_a_parquet_column(tmp_path: Path, kind: pa.DataType) -> None:
     table = pa.table({"embedding": pa.array([[1, 2], [3, 4], [5, 6]], kind)})
-    pq.write_table(table, tmp_path / "v.parquet", row_group_size=2)
-    np.testing.assert_array_equal([[1, 2], [3, 4], [5, 6]], read_vectors(tmp_path / "v.parquet"))
+    pq.write_table(table, tmp_path / "V.PARQUET", row_group_size=2)
+    np.testing.assert_array_equal([[1, 2], [3, 4], [5, 6]], read_vectors(tmp_path / "V.PARQUET"))
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,8 @@ def test_a_folder_of_versions_is_not_a_bundle_but_hints_at_one(tmp_path: Path) -
         resolve(tmp_path)
     with pytest.raises(BundleError, match=r"has no manifest\.json"):
         resolve(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match=r"(?i)cannot be read: .*name too long"):
+        resolve(tmp_path / ("x" * 300))
 
 
 def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
