@@ -137,11 +137,11 @@ def averaged(metrics: dict[str, float]) -> dict[str, float]:
     if strategy.num_replicas_in_sync == 1:
         return metrics
     values = tf.constant(list(metrics.values()), tf.float64)
-    means = strategy.run(tf.function(_all_reduced), (values,)).numpy()
+    means = strategy.run(tf.function(_all_averaged), (values,)).numpy()
     return dict(zip(metrics, means.tolist(), strict=True))
 
 
-def _all_reduced(values: Any) -> Any:
+def _all_averaged(values: Any) -> Any:
     return tf.distribute.get_replica_context().all_reduce(
         tf.distribute.ReduceOp.MEAN, tf.identity(values)
     )

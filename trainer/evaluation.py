@@ -185,7 +185,11 @@ def ranked_order(rankings: Rankings, predict: PredictRatings, n_retrieved: int) 
 
 
 def rank(dataset: Dataset, split: Split, score_users: ScoreUsers) -> Rankings:
-    """Rank the candidates for every test user, as ``evaluate`` measures them."""
+    """Rank the candidates for every test user, as ``evaluate`` measures them.
+
+    Raises:
+        EvaluationError: if there is nobody to score, or a score is not a number.
+    """
     seen = candidates_by_user(dataset, split.train)
     heldout = _heldout(dataset, split)
     user_rows = np.flatnonzero(heldout.counts)
