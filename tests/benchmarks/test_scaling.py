@@ -28,15 +28,13 @@ def test_it_measures_every_size(tmp_path: Path) -> None:
 
 
 def test_capacity_is_told_by_candidates_and_dimension() -> None:
-    def point(n_candidates: int, dim: int, cpu_us: float) -> ScalingPoint:
+    def point(n_candidates: int, dim: int, us: float) -> ScalingPoint:
         return ScalingPoint(
             n_candidates=n_candidates,
             dim=dim,
             backend="scann",
             recall=0.96,
-            latency=Latency(
-                n_calls=1, mean_us=cpu_us, p50_us=cpu_us, p95_us=cpu_us, p99_us=cpu_us, cpu_us=cpu_us
-            ),
+            latency=Latency(n_calls=1, mean_us=us, p50_us=us, p95_us=us, p99_us=us, cpu_us=us),
             batch_cpu_us=10.0,
             speedup=8.0,
             vectors_bytes=n_candidates * dim * 4,
