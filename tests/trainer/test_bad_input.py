@@ -27,6 +27,7 @@ def fit(directory: Path, interactions: str, *arguments: str, candidates: str = "
     return f"{done.exit_code} {done.stderr}"
 
 
+@pytest.mark.no_cover  # larger data run the same lines
 @pytest.mark.parametrize(
     ("interactions", "arguments", "candidates", "n_users", "n_candidates"),
     [
