@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from time import process_time_ns
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -25,6 +25,8 @@ N_EXCLUDED = (100, 1_000, 10_000)  # no exclusions are the mask that makes all e
 _K = 100
 _RECALL_TARGET = 0.95
 _MAX_QUERIES = 100
+
+T = TypeVar("T")
 
 MakeMask = Callable[[np.ndarray], np.ndarray]
 """A query (dim,) -> the eligible candidates (n_candidates,) bool."""
@@ -97,23 +99,10 @@ def benchmark_eligibility(
     queries = np.ascontiguousarray(bundle.tuning_queries[:_MAX_QUERIES])
 
     def timed(query: np.ndarray, eligible: np.ndarray) -> _Timed:
-        index.search(query, k, choice.params, eligible)
-        # There and back again: what comes second finds the candidates in the processor's caches.
-        started = process_time_ns()
-        index.search(query, k, choice.params)
-        unfiltered = process_time_ns()
-        found = index.search(query, k, choice.params, eligible)
-        searched = process_time_ns()
-        exact = scorer.search(query, k, eligible)
-        scorer.search(query, k, eligible)
-        scanned = process_time_ns()
-        index.search(query, k, choice.params, eligible)
-        searched_again = process_time_ns()
-        _scan_in_numpy(scorer.embeddings, query[0], k, eligible)
-        numpy_scanned = process_time_ns()
-        nanos = (searched - unfiltered + searched_again - scanned) // 2
-        unfiltered_nanos, scan_nanos = unfiltered - started, (scanned - searched) // 2
-        numpy_nanos = numpy_scanned - searched_again
+        unfiltered_nanos, _ = _warm(lambda: index.search(query, k, choice.params))
+        nanos, found = _warm(lambda: index.search(query, k, choice.params, eligible))
+        scan_nanos, exact = _warm(lambda: scorer.search(query, k, eligible))
+        numpy_nanos, _ = _warm(lambda: _scan_in_numpy(scorer.embeddings, query[0], k, eligible))
         return _Timed(found, exact, nanos, unfiltered_nanos, scan_nanos, numpy_nanos)
 
     points = []
@@ -129,6 +118,17 @@ def benchmark_eligibility(
         recall=choice.point.recall,
         points=tuple(points),
     )
+
+
+def _warm(work: Callable[[], T]) -> tuple[int, T]:
+    """Return the nanoseconds of CPU time that work takes after itself, and what it returns.
+
+    What comes after other work finds other candidates in the processor's caches.
+    """
+    work()
+    started = process_time_ns()
+    result = work()
+    return process_time_ns() - started, result
 
 
 def _point(mask: str, searches: list[_Timed]) -> EligibilityPoint:
