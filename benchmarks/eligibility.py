@@ -1,22 +1,23 @@
 """What it costs to search among eligible candidates only, and what is found there.
 
-Each masked search is timed beside the same search without a mask, our scan of the eligible rows,
-and such a scan in plain NumPy: its cost is told as ratios to each.
+Masked searches are timed beside the same searches without a mask, our scans of the eligible rows,
+and such scans in plain NumPy: their cost is told as ratios to each.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from time import process_time_ns
-from typing import NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.progress import OnStep
+from indexer.backends import LocalIndex, SearchParams
 from indexer.bundle import IndexBundle
-from indexer.exact import ExactScorer, Neighbors
+from indexer.exact import ExactScorer
 from indexer.recall import recall_at_k
 
 SHARES = (0.001, 0.01, 0.1, 0.5, 1.0)
@@ -67,17 +68,6 @@ class EligibilityReport(BaseModel):
     points: tuple[EligibilityPoint, ...]
 
 
-class _Timed(NamedTuple):
-    """One masked search, with nanoseconds of it and of what it is compared with."""
-
-    found: Neighbors
-    exact: Neighbors
-    nanos: int
-    unfiltered_nanos: int
-    scan_nanos: int
-    numpy_scan_nanos: int
-
-
 def benchmark_eligibility(
     bundle: IndexBundle, *, backend: str | None = None, on_step: OnStep = lambda _: None
 ) -> EligibilityReport:
@@ -97,18 +87,12 @@ def benchmark_eligibility(
     index = bundle.index(name)
     scorer = ExactScorer(bundle.corpus.embeddings)
     queries = np.ascontiguousarray(bundle.tuning_queries[:_MAX_QUERIES])
-
-    def timed(query: np.ndarray, eligible: np.ndarray) -> _Timed:
-        unfiltered_nanos, _ = _warm(lambda: index.search(query, k, choice.params))
-        nanos, found = _warm(lambda: index.search(query, k, choice.params, eligible))
-        scan_nanos, exact = _warm(lambda: scorer.search(query, k, eligible))
-        numpy_nanos, _ = _warm(lambda: _scan_in_numpy(scorer.embeddings, query[0], k, eligible))
-        return _Timed(found, exact, nanos, unfiltered_nanos, scan_nanos, numpy_nanos)
-
     points = []
     for mask, make in _masks(scorer):
         on_step(f"{name}: {mask}")
-        points.append(_point(mask, [timed(query[None], make(query)) for query in queries]))
+        masks = [make(query) for query in queries]
+        searches = zip(queries[:, None], masks, strict=True)
+        points.append(_point(mask, index, choice.params, scorer, list(searches), k))
     return EligibilityReport(
         index_version=bundle.manifest.version,
         n_candidates=bundle.manifest.n_candidates,
@@ -120,28 +104,48 @@ def benchmark_eligibility(
     )
 
 
-def _warm(work: Callable[[], T]) -> tuple[int, T]:
-    """Return the nanoseconds of CPU time that work takes after itself, and what it returns.
-
-    What comes after other work finds other candidates in the processor's caches.
-    """
-    work()
-    started = process_time_ns()
-    result = work()
-    return process_time_ns() - started, result
-
-
-def _point(mask: str, searches: list[_Timed]) -> EligibilityPoint:
-    nanos = np.array([one.nanos for one in searches])
+def _point(
+    mask: str,
+    index: LocalIndex[Any, Any],
+    params: SearchParams,
+    scorer: ExactScorer,
+    searches: Sequence[tuple[np.ndarray, np.ndarray]],
+    k: int,
+) -> EligibilityPoint:
+    """Measure searches, each a query (1, dim) and the eligible candidates (n_candidates,)."""
+    unfiltered, _ = _timed(lambda query, _: index.search(query, k, params), searches)
+    nanos, found = _timed(lambda query, mask: index.search(query, k, params, mask), searches)
+    scan, exact = _timed(lambda query, mask: scorer.search(query, k, mask), searches)
+    numpy_scan, _ = _timed(
+        lambda query, mask: _scan_in_numpy(scorer.embeddings, query[0], k, mask), searches
+    )
+    recalls = map(recall_at_k, found, exact)
     return EligibilityPoint(
         mask=mask,
-        recall=float(np.mean([recall_at_k(one.found, one.exact) for one in searches])),
+        recall=float(np.mean(list(recalls))),
         cpu_microseconds=float(np.median(nanos)) / 1e3,
-        to_unfiltered=float(np.median(nanos / [one.unfiltered_nanos for one in searches])),
-        to_scan=float(np.median(nanos / [one.scan_nanos for one in searches])),
-        to_numpy_scan=float(np.median(nanos / [one.numpy_scan_nanos for one in searches])),
-        methods=Counter(one.found.method.value for one in searches),
+        to_unfiltered=float(np.median(nanos / unfiltered)),
+        to_scan=float(np.median(nanos / scan)),
+        to_numpy_scan=float(np.median(nanos / numpy_scan)),
+        methods=Counter(one.method.value for one in found),
     )
+
+
+def _timed(
+    search: Callable[[np.ndarray, np.ndarray], T], searches: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, list[T]]:
+    """Return the nanoseconds of CPU time (n,) of each of several searches, and their answers.
+
+    One way of searching goes through all queries before the next does: so each finds of a query's
+    candidates in the processor's caches what other queries have left there, as in a server.
+    """
+    search(*searches[0])
+    nanos, answers = [], []
+    for query, mask in searches:
+        started = process_time_ns()
+        answers.append(search(query, mask))
+        nanos.append(process_time_ns() - started)
+    return np.array(nanos), answers
 
 
 def _scan_in_numpy(
