@@ -96,6 +96,8 @@ def test_a_mask_of_which_the_sample_gives_a_wrong_idea(
     eligible[_sampled_rows(N)] = seen_are_eligible
     found, _ = search(exact, eligible, k=5)
     assert [np.flatnonzero(eligible)[:5].tolist()] * 2 == found.rows.tolist()
+    masked = EligibleSearch(exact, 5, eligible, lambda _, n: np.arange(n)[None], float)
+    assert not masked.includes_all
 
 
 def test_an_index_that_finds_nothing_is_replaced(exact: ExactScorer) -> None:
