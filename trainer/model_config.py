@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MAX_FULL = 20_000
 """Candidates up to which a step over all of them is cheap."""
 
+USUAL_SEQUENCE_WEIGHT = 0.25
+"""What the sequence head counts where nothing tells: a compromise between what it may be asked."""
+
 
 class TowersConfig(BaseModel):
     """How the towers are built and trained."""
@@ -43,8 +46,10 @@ class TowersConfig(BaseModel):
     """Queries have length 1 / temperature, candidates length 1: lower is more peaked."""
     history_dropout: float = Field(0.4, gt=0, lt=1)
     """Share of a history that is hidden for the taste head to find, afresh in every epoch."""
-    sequence_weight: float = Field(0.25, ge=0)
-    """What the sequence head counts in the score; the taste head counts 1."""
+    sequence_weight: float | None = Field(None, ge=0)
+    """What the sequence head counts in the score; the taste head counts 1. If it is not given, what
+    finds most on a validation part of the train rows, cut in the manner of the split: the more one
+    asks what comes next, rather than what else there was, the more it should count."""
     recency: float = Field(1.0, ge=0)
     """The n-th newest interaction weighs n to the power of minus this in the sequence head."""
     target_decay: float = Field(1.0, ge=0)
@@ -75,6 +80,11 @@ class TowersConfig(BaseModel):
         if not (self.candidate_ids or self.content):
             raise ValueError("candidate_ids and content cannot both be off")
         return self
+
+    @property
+    def settled_sequence_weight(self) -> float:
+        """``sequence_weight``, or the usual one if it is not given."""
+        return USUAL_SEQUENCE_WEIGHT if self.sequence_weight is None else self.sequence_weight
 
     def is_sampled(self, n_candidates: int) -> bool:
         """Whether only some of so many candidates compete in a step."""

@@ -4,7 +4,8 @@ The query tower reads what a user has interacted with, and not who they are unle
 so a user nobody trained on is served from the history in the request. It has two heads. *Taste*
 sums the history whatever its order, and is trained to find interactions that were hidden from it,
 anywhere in the history. *Sequence* sums it with the newest interactions ahead, and is trained to
-find what came next. What else is read of a query, its context, is added to either sum. The
+find what came next; how much it counts in the score is settled by what the towers are asked
+(``trainer.balance``). What else is read of a query, its context, is added to either sum. The
 candidate tower has the same heads over the candidate's id and content; the score is the sum of
 both.
 
@@ -104,9 +105,19 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
             return tf.sparse.sparse_dense_matmul(weights, vectors)
         return product(dense(weights), vectors, mixed=self._config.mixed_precision)
 
-    def wide(self, history: Any, items: Any, context: Mapping[str, Any] | None = None) -> Any:
-        """Embed queries, as ``head`` reads them, before compression: (n, wide) float32."""
-        return self._joined([self.head(name, history, items, context) for name in HEADS])
+    def wide(
+        self,
+        history: Any,
+        items: Any,
+        context: Mapping[str, Any] | None = None,
+        sequence_weight: float | None = None,
+    ) -> Any:
+        """Embed queries, as ``head`` reads them, before compression: (n, wide) float32.
+
+        The sequence head counts ``sequence_weight``, by default what it counts in these towers.
+        """
+        heads = [self.head(name, history, items, context) for name in HEADS]
+        return self._joined(heads, sequence_weight)
 
     def call(self, inputs: Mapping[str, Any]) -> Any:
         """Embed queries.
@@ -147,9 +158,11 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
         direction = tf.math.l2_normalize(summed, axis=1) / self._config.temperature
         return tf.concat([direction, tf.ones_like(direction[:, :1])], axis=1)
 
-    def _joined(self, heads: Sequence[Any]) -> Any:
+    def _joined(self, heads: Sequence[Any], sequence_weight: float | None = None) -> Any:
         taste, sequence = heads
-        return tf.concat([taste, self._config.sequence_weight * sequence], axis=1)
+        if sequence_weight is None:
+            sequence_weight = self._config.settled_sequence_weight
+        return tf.concat([taste, sequence_weight * sequence], axis=1)
 
     def forget_users_but(self, trained: np.ndarray) -> None:
         """Make all other users than these rows (n,) unknown, whose ids were never trained."""

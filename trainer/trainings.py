@@ -12,15 +12,17 @@ import numpy as np
 
 from trainer import checkpoints
 from trainer.acceptance import WorseError
+from trainer.balance import Balance, can_be_found, find_balance, rehearsal
 from trainer.bundle import TowerBundle
 from trainer.checkpoints import Curve
 from trainer.config import Config
 from trainer.console import epoch_progress, say
 from trainer.datasets import Dataset
-from trainer.distribution import heard_from_chief, is_chief, together
+from trainer.distribution import averaged, heard_from_chief, is_chief, together
 from trainer.errors import TrainingError
 from trainer.evaluation import EvaluationError, ScoreUsers
 from trainer.keras import tf
+from trainer.model_config import USUAL_SEQUENCE_WEIGHT, TowersConfig
 from trainer.ranking import Ranker
 from trainer.ranking import fit as fit_ranking_model
 from trainer.ranking_data import NoRatingsError
@@ -28,7 +30,7 @@ from trainer.splits import Split, SplitKind
 from trainer.splits import split as split_dataset
 from trainer.trained_towers import Towers
 from trainer.training import fit
-from trainer.validation import MONITOR, best_epoch, validation_of
+from trainer.validation import MONITOR, WATCHED, Validation, best_epoch, validation_of
 from trainer.warm_start import has_seen
 
 Judgement = TypeVar("Judgement")
@@ -40,13 +42,13 @@ class Trainings:
 
     Attributes:
         dataset: users, candidates and interactions.
-        config: how to train.
+        config: how to train; ``settle`` fills in what it leaves to be found.
         checkpoints: a folder for the checkpoints of every training; None keeps none.
         tensorboard: a folder for TensorBoard's logs; None writes none.
         start_from: the bundle whose weights to begin with, where they have not seen what the
             training will be measured on.
         strategy: the ``tf.distribute.Strategy`` over the workers that train together.
-        n_epochs: after how many epochs a training stops; ``find_epochs`` may lower it.
+        n_epochs: after how many epochs a training stops; ``settle`` may lower it.
         curve: of the training that was validated, or else of the latest.
         started_from: the version whose weights the latest training began with, if it did.
     """
@@ -65,19 +67,23 @@ class Trainings:
     def __post_init__(self) -> None:
         self.n_epochs = self.config.towers.epochs
 
-    def find_epochs(self, parts: Split) -> None:
-        """Train on a part of the train rows, and stop when the rest says that it is enough.
+    def settle(self, parts: Split) -> None:
+        """Find, on a part of the train rows, what the configuration leaves to be found.
 
-        Without patience nothing is done: all epochs are trained.
+        With patience that is the number of epochs; without a weight of the sequence head, that.
 
         Raises:
             TrainingError: if there is nothing to train or to measure on, or the training fails.
         """
-        if not self.config.patience:
-            return
         validation = validation_of(self.dataset, parts)
+        towers = self._find_epochs(validation) if self.config.patience else None
+        self.find_balance(validation, towers)
+
+    def _find_epochs(self, validation: Split) -> Towers:
+        """Train on a part of the train rows, and stop when the rest says that it is enough."""
+        what = "Finding the number of epochs"
         try:
-            self._fit(validation, "Finding the number of epochs", "validation", watched=True)
+            towers = self._fit(self.config.towers, validation, what, "validation", watched=True)
         except (EvaluationError, TrainingError) as error:
             raise TrainingError(
                 f"the number of epochs cannot be found, which --patience 0 leaves out: {error}"
@@ -87,12 +93,51 @@ class Trainings:
             f"Validation was best after epoch {self.n_epochs} of {len(self.curve)}, with an "
             f"{MONITOR.removeprefix('val_')} of {self.curve[self.n_epochs - 1][MONITOR]:.4f}"
         )
+        return towers
+
+    def find_balance(self, validation: Split, towers: Towers | None = None) -> None:
+        """Find how much the sequence head should count, if the configuration does not say it.
+
+        Where too few users could tell, or what would tell cannot be trained, it stays open.
+
+        Args:
+            validation: a part of the train rows, cut from the rest.
+            towers: trained on the rest; if there are none, some are trained for this.
+        """
+        if self.config.towers.sequence_weight is not None:
+            return
+        if not can_be_found(self.dataset, validation):
+            return
+        try:
+            found = self._balance(validation, towers or self._rehearse(validation))
+        except (EvaluationError, TrainingError) as error:
+            say(f"The sequence head counts {USUAL_SEQUENCE_WEIGHT:g}, as usual: {error}")
+            return
+        settled = self.config.towers.model_copy(update={"sequence_weight": found.sequence_weight})
+        self.config = self.config.model_copy(update={"towers": settled})
+        say(
+            f"The sequence head counts {found.sequence_weight:g} beside the taste head's 1: "
+            f"{WATCHED[0]} of {found.quality:.4f} on validation, of {found.usual_quality:.4f} with "
+            f"the usual {USUAL_SEQUENCE_WEIGHT:g}"
+        )
+
+    def _rehearse(self, validation: Split) -> Towers:
+        brief = rehearsal(self.config.towers, self.dataset.n_users)
+        return self._fit(brief, validation, "Finding the balance of the heads", "balance")
+
+    def _balance(self, validation: Split, towers: Towers) -> Balance:
+        measured = Validation(self.dataset, validation, towers.histories, towers.context)
+        with together(self.strategy):
+            found = find_balance(towers.model, measured)
+            # One for all workers, whose arithmetic may differ in the last bits.
+            return Balance(**averaged(found._asdict()))
 
     def fit_towers(self, parts: Split) -> Towers:
         """Train towers on the train rows of a split."""
+        config = self.config.towers
         if parts.kind is SplitKind.NONE:
-            return self._fit(parts, "Training on everything", "all")
-        return self._fit(parts, f"Training on the {parts.kind} train part", "train")
+            return self._fit(config, parts, "Training on everything", "all")
+        return self._fit(config, parts, f"Training on the {parts.kind} train part", "train")
 
     def fit_all(
         self, parts: Split, judge: Callable[[Towers | None], Judgement]
@@ -111,7 +156,7 @@ class Trainings:
         Raises:
             WorseError: what ``judge`` raised, in all workers.
         """
-        self.find_epochs(parts)
+        self.settle(parts)
         towers = None if parts.kind is SplitKind.NONE else self.fit_towers(parts)
         with self.chief_decides():
             judgement = judge(towers) if is_chief(self.strategy) else None
@@ -155,11 +200,14 @@ class Trainings:
         """Remove the checkpoints, when what they led to is in safety."""
         checkpoints.remove(self._saved_in)
 
-    def _fit(self, parts: Split, what: str, name: str, *, watched: bool = False) -> Towers:
+    def _fit(
+        self, config: TowersConfig, parts: Split, what: str, name: str, *, watched: bool = False
+    ) -> Towers:
         curve: Curve = []
+        n_epochs = min(config.epochs, self.n_epochs)
         start_from = self._honest_start(parts)
         self.started_from = None if start_from is None else start_from.manifest.version
-        with together(self.strategy), epoch_progress(what, self.n_epochs) as show:
+        with together(self.strategy), epoch_progress(what, n_epochs) as show:
 
             def on_epoch(epoch: int, metrics: dict[str, float]) -> None:
                 curve.append(metrics)
@@ -168,13 +216,13 @@ class Trainings:
             towers = fit(
                 self.dataset,
                 parts.train,
-                self.config.towers,
+                config,
                 self.config.seed,
                 on_epoch,
-                n_epochs=self.n_epochs,
+                n_epochs=n_epochs,
                 validation=parts if watched else None,
                 patience=self.config.patience,
-                checkpoints=self._checkpoints_of(parts, name),
+                checkpoints=self._checkpoints_of(config, parts, name),
                 tensorboard=self.tensorboard and self.tensorboard / name,
                 start_from=start_from,
             )
@@ -192,14 +240,14 @@ class Trainings:
         )
         return None
 
-    def _checkpoints_of(self, parts: Split, name: str) -> Path | None:
+    def _checkpoints_of(self, config: TowersConfig, parts: Split, name: str) -> Path | None:
         """Return the folder for the checkpoints of one training, and say if there are any."""
         if self.checkpoints is None:
             return None
         what = f"{name} {self.started_from} {self.n_epochs} {self.config.patience}"
         directory = checkpoints.directory_of(
             *(self.checkpoints, self.dataset, parts.train),
-            *(self.config.towers, self.config.seed, what),
+            *(config, self.config.seed, what),
         )
         if checkpoints.is_there(directory):
             say(f"Going on from the checkpoint in {directory}")

@@ -27,7 +27,7 @@ SPACE: dict[str, optuna.distributions.FloatDistribution] = {
     "learning_rate": optuna.distributions.FloatDistribution(0.0005, 0.02, log=True),
     "temperature": optuna.distributions.FloatDistribution(0.05, 1.0, log=True),
     "history_dropout": optuna.distributions.FloatDistribution(0.1, 0.8),
-    "sequence_weight": optuna.distributions.FloatDistribution(0.0, 1.0),
+    "sequence_weight": optuna.distributions.FloatDistribution(0.0, 3.0),
     "recency": optuna.distributions.FloatDistribution(0.0, 2.0),
     "target_decay": optuna.distributions.FloatDistribution(0.0, 2.0),
     "user_weight": optuna.distributions.FloatDistribution(0.0, 1.0),
@@ -106,6 +106,7 @@ def tune(
         sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(_WARM_UP_TRIALS, _WARM_UP_EPOCHS),
     )
+    config = config.model_copy(update={"sequence_weight": config.settled_sequence_weight})
     own = {name: float(getattr(config, name)) for name in SPACE}
     space = _reaching(own)
     study.enqueue_trial(own)

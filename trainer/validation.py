@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from trainer.batches import ages, ragged
 from trainer.datasets import Dataset
-from trainer.evaluation import rank, user_metrics
+from trainer.evaluation import Rankings, rank, user_metrics
 from trainer.keras import tf
+from trainer.metrics import PerUser
 from trainer.splits import Split, SplitKind, validation_split
 from trainer.splits import split as split_dataset
 from trainer.towers import TwoTowers
@@ -37,8 +40,8 @@ class Validation:
         self,
         dataset: Dataset,
         split: Split,
-        histories: list[np.ndarray],
-        context: dict[str, np.ndarray],
+        histories: Sequence[np.ndarray],
+        context: Mapping[str, np.ndarray],
     ) -> None:
         self._dataset = dataset
         self._split = _thinned(dataset, split)
@@ -47,19 +50,33 @@ class Validation:
 
     def measure(self, model: TwoTowers) -> dict[str, float]:
         """Return the watched metrics, by their names after ``val_``."""
-        items, candidates = model.embed_corpus()
+        values = user_metrics(self._rank(model, model.embed_corpus()))
+        return {f"val_{name}": float(values[name].mean()) for name in WATCHED}
+
+    def measure_weights(
+        self, model: TwoTowers, sequence_weights: Iterable[float]
+    ) -> dict[float, dict[str, PerUser]]:
+        """Return each user's metrics (n_users,), by weight of the sequence head and by name."""
+        corpus = model.embed_corpus()
+        return {
+            weight: user_metrics(self._rank(model, corpus, weight)) for weight in sequence_weights
+        }
+
+    def _rank(
+        self, model: TwoTowers, corpus: tuple[Any, Any], sequence_weight: float | None = None
+    ) -> Rankings:
+        items, candidates = corpus
 
         def score_users(rows: np.ndarray) -> np.ndarray:
             histories = ages(
                 ragged([self._histories[row] for row in rows]), self._dataset.n_candidates
             )
             context = {name: values[rows] for name, values in self._context.items()}
-            queries = model.query_tower.wide(histories, items, context)
+            queries = model.query_tower.wide(histories, items, context, sequence_weight)
             scores: np.ndarray = tf.matmul(queries, candidates, transpose_b=True).numpy()
             return scores
 
-        values = user_metrics(rank(self._dataset, self._split, score_users))
-        return {f"val_{name}": float(values[name].mean()) for name in WATCHED}
+        return rank(self._dataset, self._split, score_users)
 
 
 def validation_of(dataset: Dataset, split: Split) -> Split:

@@ -87,6 +87,9 @@ def test_two_workers_end_with_the_same_weights_and_the_chief_publishes(tmp_path:
     assert json.loads(chief_said)["directory"] == str(published.directory)
     assert not other_said
     assert "the chief, the first of the workers, publishes" in other_log
+    balance = f"The sequence head counts {published.manifest.config['sequence_weight']:g} beside"
+    assert balance in " ".join(chief_log.split())
+    assert balance in " ".join(other_log.split())
     versions = {path.name for path in (tmp_path / "towers").iterdir() if not path.is_symlink()}
     assert versions == {published.directory.name}
     weights = [np.load(tmp_path / f"{index}.npz") for index in range(2)]
@@ -97,7 +100,7 @@ def test_two_workers_end_with_the_same_weights_and_the_chief_publishes(tmp_path:
 
 @pytest.mark.slow
 def test_a_lost_worker_ends_the_training_which_goes_on_when_all_are_back(tmp_path: Path) -> None:
-    command = (*FIT, "--split", "none", "--epochs", 300, "--output", tmp_path / "towers")
+    command = (*FIT, "--split", "none", "--epochs", 100, "--output", tmp_path / "towers")
     with two_workers(tmp_path, *command) as (chief, other):
         deadline = time.monotonic() + LONGEST
         while not list(tmp_path.glob("towers/.checkpoints/*/checkpoint")):

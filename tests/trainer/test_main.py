@@ -17,8 +17,7 @@ from tests.uncovered import measuring_no_coverage
 from trainer.__main__ import app
 from trainer.bundle import TowerBundle
 
-SMALL = ("--dataset", "sample", "--epochs", "1", "--dim", "8")
-QUICK = (*SMALL, "--no-ranker")
+QUICK = ("--config", Path(__file__).with_name("quick.toml"))
 
 
 def trainer(*arguments: object) -> Result:
@@ -29,8 +28,8 @@ def trainer(*arguments: object) -> Result:
 def small_with_ranker(tmp_path: Path) -> tuple[object, ...]:
     """The arguments of a small fit with a ranking model that is trained for one epoch too."""
     config = tmp_path / "ranker.toml"
-    config.write_text("[ranker]\nepochs = 1\n")
-    return (*SMALL, "--config", config)
+    config.write_text(QUICK[1].read_text() + "\n[ranker]\nepochs = 1\n")
+    return ("--config", config, "--ranker")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_towers(tmp_path: Path) -> Non
     config = tmp_path / "trainer.toml"
     config.write_text(
         'split = "none"\nwith_ranker = false\n[data]\ndataset = "sample"\n'
-        "[towers]\nepochs = 10\nwidth = 8\ndim = 8\n"
+        "[towers]\nepochs = 10\nwidth = 8\ndim = 8\nsequence_weight = 0.3\n"
     )
     command = ("fit", "--config", str(config), "--output")
     killed, untouched = tmp_path / "killed", tmp_path / "untouched"
@@ -134,6 +133,7 @@ def test_worse_towers_are_published_by_force_only(tmp_path: Path) -> None:
     config = tmp_path / "trainer.toml"
     config.write_text(
         'with_ranker = false\n[data]\ndataset = "sample"\n[towers]\nwidth = 8\ndim = 8\n'
+        "sequence_weight = 0.3\n"
     )
     command = ("fit", "--config", config, "--no-refit", "--output", tmp_path / "towers")
     good = trainer(*command, "--epochs", 20)
@@ -199,7 +199,7 @@ def test_evaluate_prints_a_table_or_json(small_with_ranker: tuple[object, ...]) 
 
 
 def test_evaluate_refuses_a_split_that_holds_nothing_out() -> None:
-    done = trainer("evaluate", *SMALL, "--split", "none")
+    done = trainer("evaluate", *QUICK, "--split", "none")
     assert done.exit_code == 2
     assert "holds nothing out" in done.stderr
 
@@ -250,7 +250,7 @@ def test_a_config_file_is_taken_and_flags_override_it(tmp_path: Path) -> None:
     config = tmp_path / "trainer.toml"
     config.write_text(
         'split = "none"\nwith_ranker = false\n[data]\ndataset = "sample"\n'
-        "[towers]\nepochs = 1\ndim = 8\n"
+        "[towers]\nepochs = 1\ndim = 8\nsequence_weight = 0.3\n"
     )
     done = trainer("fit", "--config", config, "--dim", 6, "--output", tmp_path / "towers")
     assert done.exit_code == 0, done.stderr

@@ -98,7 +98,7 @@ def test_where_the_dimensions_suffice_compression_keeps_the_sum_of_both_heads() 
         for name, candidates in towers.model.candidate_tower.heads(CORPUS).items()
     )
     np.testing.assert_allclose(
-        taste + UNCOMPRESSED.sequence_weight * sequence,
+        taste + UNCOMPRESSED.settled_sequence_weight * sequence,
         towers.embed_queries(towers.histories) @ towers.embed_candidates().T,
         atol=1e-4,
     )

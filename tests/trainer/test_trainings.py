@@ -27,7 +27,7 @@ def test_what_changes_the_result_changes_the_folder_of_checkpoints(
         given = usual | changes
         trainings = Trainings(dataset, given["config"], tmp_path)
         trainings.n_epochs, trainings.started_from = given["n_epochs"], given["started_from"]
-        return trainings._checkpoints_of(parts, given["name"])
+        return trainings._checkpoints_of(given["config"].towers, parts, given["name"])
 
     changes = [
         {"config": Config(patience=3)},
@@ -41,7 +41,7 @@ def test_what_changes_the_result_changes_the_folder_of_checkpoints(
 
 def test_without_a_folder_nothing_is_kept(dataset: Dataset) -> None:
     trainings = Trainings(dataset, Config())
-    assert trainings._checkpoints_of(split(dataset, "none"), "all") is None
+    assert trainings._checkpoints_of(TowersConfig(), split(dataset, "none"), "all") is None
 
 
 def test_what_one_process_refuses_to_publish_it_refuses_in_its_own_words(dataset: Dataset) -> None:
@@ -72,7 +72,8 @@ def test_the_chief_judges_what_is_measured_and_all_train_what_is_published(
     published: str,
 ) -> None:
     monkeypatch.setattr(Trainings, "fit_towers", lambda _, parts: parts.kind)
-    trainings = Trainings(dataset, Config(refit=refit))
+    towers = TowersConfig(sequence_weight=0.25)
+    trainings = Trainings(dataset, Config(refit=refit, towers=towers))
     for is_chief, judgement in ((True, (judged,)), (False, None)):
         monkeypatch.setattr("trainer.trainings.is_chief", lambda _, answer=is_chief: answer)
         towers, seen, found = trainings.fit_all(split(dataset, kind), lambda towers: (towers,))

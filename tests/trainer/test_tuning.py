@@ -15,7 +15,7 @@ from trainer.splits import Split, split, validation_split
 from trainer.tuning import SPACE, Tuning, tune
 from trainer.validation import validation_of
 
-CONFIG = TowersConfig(user_weight=0.5, epochs=8)
+CONFIG = TowersConfig(user_weight=0.5, sequence_weight=0.25, epochs=8)
 Report = Callable[[int, dict[str, float]], None]
 
 

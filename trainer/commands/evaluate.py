@@ -93,7 +93,7 @@ def evaluate(
         data = load(chosen.data)
         parts = split_dataset(data, chosen.split, train_fraction=chosen.train_fraction)
         trainings = Trainings(data, chosen, tensorboard=tensorboard)
-        trainings.find_epochs(parts)
+        trainings.settle(parts)
         towers = trainings.fit_towers(parts)
         measure = _compare if compare else _evaluate
         result = measure(data, parts, towers, trainings.fit_ranker(parts))

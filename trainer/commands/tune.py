@@ -56,6 +56,7 @@ def tune(
     with sentences_for_errors():
         from trainer.config import load_config, write_config
         from trainer.report import print_tuning
+        from trainer.trainings import Trainings
         from trainer.tuning import Tuning
         from trainer.tuning import tune as search
         from trainer.validation import validation_of
@@ -71,17 +72,21 @@ def tune(
         )
         require_writable("--output", output)
         data = load(chosen.data)
+        parts = split_dataset(data, chosen.split, train_fraction=chosen.train_fraction)
+
+        validation = validation_of(data, parts)
+        trainings = Trainings(data, chosen)
+        trainings.find_balance(validation)
+        settled = trainings.config
 
         def write_best(tuning: Tuning) -> None:
-            towers = chosen.towers.model_copy(update=tuning.best.options)
-            write_config(chosen.model_copy(update={"towers": towers}), output)
+            towers = settled.towers.model_copy(update=tuning.best.options)
+            write_config(settled.model_copy(update={"towers": towers}), output)
 
         tuning = search(
             data,
-            validation_of(
-                data, split_dataset(data, chosen.split, train_fraction=chosen.train_fraction)
-            ),
-            chosen.towers,
+            validation,
+            settled.towers,
             seed=chosen.seed,
             n_trials=trials,
             seconds=None if minutes is None else 60 * minutes,
