@@ -17,9 +17,13 @@ from trainer.datasets import Dataset
 from trainer.model_config import USUAL_SEQUENCE_WEIGHT, TowersConfig
 from trainer.splits import Split
 from trainer.towers import TwoTowers
-from trainer.validation import WATCHED, Validation
+from trainer.validation import Validation
 
 _WEIGHTS = (0.0, 0.05, 0.1, 0.2, USUAL_SEQUENCE_WEIGHT, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
+METRIC = "ndcg@100"
+"""What the heads are compared by: on lists as long as retrieval gives, chance counts for less than
+on the first ten, whose best weights are the same."""
+
 _FEWEST_USERS = 100
 """On fewer chance would choose."""
 
@@ -32,7 +36,7 @@ class Balance(NamedTuple):
 
     Attributes:
         sequence_weight: beside the 1 of the taste head.
-        quality: NDCG@10 on validation.
+        quality: on validation, by ``METRIC``.
         usual_quality: the same with the usual weight.
     """
 
@@ -75,7 +79,7 @@ def find_balance(model: TwoTowers, validation: Validation) -> Balance:
         validation: what the towers are asked.
     """
     by_weight = {
-        weight: values[WATCHED[0]]
+        weight: values[METRIC]
         for weight, values in validation.measure_weights(model, _WEIGHTS).items()
     }
     usual = by_weight[USUAL_SEQUENCE_WEIGHT]

@@ -12,7 +12,7 @@ import numpy as np
 
 from trainer import checkpoints
 from trainer.acceptance import WorseError
-from trainer.balance import Balance, can_be_found, find_balance, rehearsal
+from trainer.balance import METRIC, Balance, can_be_found, find_balance, rehearsal
 from trainer.bundle import TowerBundle
 from trainer.checkpoints import Curve
 from trainer.config import Config
@@ -30,7 +30,7 @@ from trainer.splits import Split, SplitKind
 from trainer.splits import split as split_dataset
 from trainer.trained_towers import Towers
 from trainer.training import fit
-from trainer.validation import MONITOR, WATCHED, Validation, best_epoch, validation_of
+from trainer.validation import MONITOR, Validation, best_epoch, validation_of
 from trainer.warm_start import has_seen
 
 Judgement = TypeVar("Judgement")
@@ -117,7 +117,7 @@ class Trainings:
         self.config = self.config.model_copy(update={"towers": settled})
         say(
             f"The sequence head counts {found.sequence_weight:g} beside the taste head's 1: "
-            f"{WATCHED[0]} of {found.quality:.4f} on validation, of {found.usual_quality:.4f} with "
+            f"{METRIC} of {found.quality:.4f} on validation, of {found.usual_quality:.4f} with "
             f"the usual {USUAL_SEQUENCE_WEIGHT:g}"
         )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trainer.balance import Balance, can_be_found, find_balance, rehearsal
+from trainer.balance import METRIC, Balance, can_be_found, find_balance, rehearsal
 from trainer.config import Config
 from trainer.datasets import Dataset
 from trainer.errors import TrainingError
@@ -108,7 +108,7 @@ class Measured:
         """Half of the users got the one, half the other, of the two figures of a weight."""
         assert model == "model"
         values = {weight: self._qualities.get(weight, (0.1, 0.1)) for weight in weights}
-        return {weight: {"ndcg@10": np.tile(pair, 100)} for weight, pair in values.items()}
+        return {weight: {METRIC: np.tile(pair, 100)} for weight, pair in values.items()}
 
 
 @pytest.mark.parametrize(
