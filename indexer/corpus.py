@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from indexer.backends.base import check_embeddings
+from indexer.backends.checks import check_embeddings
 from indexer.metadata import typed_columns
 from trainer.bundle import load_array
 from trainer.features import CANDIDATE_ID

@@ -8,15 +8,13 @@ from indexer.backends.annoy import AnnoyIndex
 from indexer.backends.base import (
     BackendUnavailableError,
     BuildContext,
-    BuildParams,
     Index,
     IndexUnreachableError,
     LocalIndex,
-    SearchParams,
-    Series,
 )
 from indexer.backends.brute_force import BruteForceIndex
 from indexer.backends.milvus import MilvusIndex
+from indexer.backends.params import BuildParams, SearchParams, Series
 from indexer.backends.scann import ScannIndex
 from indexer.exact import Neighbors, SearchMethod
 

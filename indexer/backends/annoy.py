@@ -14,8 +14,9 @@ import numpy as np
 from annoy import AnnoyIndex as NativeAnnoyIndex
 from pydantic import Field
 
-from indexer.backends.base import BuildParams, LocalIndex, SearchParams, geometric
+from indexer.backends.base import LocalIndex
 from indexer.backends.equal_norms import of_one_norm, with_added_zero
+from indexer.backends.params import BuildParams, SearchParams, geometric
 
 _FILE = "trees.ann"
 _ROWS_AT_ONCE = 10_000

@@ -7,26 +7,27 @@ padding are the same for all and live here.
 
 from __future__ import annotations
 
-import math
-import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import ClassVar, Generic, Self, TypeAlias, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
+from indexer.backends.checks import (
+    check_eligible,
+    check_embeddings,
+    check_k,
+    check_queries,
+    check_type,
+)
+from indexer.backends.params import BuildParams, SearchParams, Series, look_up_params
 from indexer.eligibility import EligibleSearch
-from indexer.exact import ExactScorer, Neighbors, SearchMethod, squared_norms
+from indexer.exact import ExactScorer, Neighbors, SearchMethod
 from indexer.filters import Restriction
-
-# Deeper results are harder to find, and interpolation no longer knows how much: of effort for each,
-# by the power of the depth beyond the deepest that was measured.
-_GROWTH_BEYOND = 0.3
 
 
 class BackendUnavailableError(Exception):
@@ -52,60 +53,8 @@ class BuildContext:
     announce: Callable[[str], None] = lambda _: None
 
 
-class BuildParams(BaseModel):
-    """How an index is built; each backend adds its own, named as its library names them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SearchParams(BaseModel):
-    """How hard an index searches; each backend adds its own, named as its library names them.
-
-    Whole numbers are effort: the larger, the more is looked at.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def scaled(self, factor: float) -> Self:
-        """Return params of ``factor`` times the effort."""
-        return self._with_numbers({name: n * factor for name, n in self._numbers().items()})
-
-    def towards(self, other: Self, share: float) -> Self:
-        """Return params between these (share 0) and others (1), or beyond them (above 1).
-
-        Effort is interpolated geometrically, as it relates to the number of results, and never
-        falls: where an index was measured to need less for more results, a scan completed them.
-        """
-        others = other._numbers()
-        growth = {name: max(1, others.get(name, n) / n) for name, n in self._numbers().items()}
-        numbers = {name: n * growth[name] ** share for name, n in self._numbers().items()}
-        return self._with_numbers(numbers)
-
-    def _numbers(self) -> dict[str, int]:
-        return {name: value for name, value in self if isinstance(value, int)}
-
-    def _with_numbers(self, numbers: dict[str, float]) -> Self:
-        return self.model_copy(
-            update={name: max(1, math.ceil(value)) for name, value in numbers.items()}
-        )
-
-
-def geometric(first: int, last: int, factor: float) -> list[int]:
-    """Return rising whole numbers from first to last, each about ``factor`` times the one before.
-
-    ``last`` is the last one, whatever the factor.
-    """
-    numbers = [min(first, last)]
-    while numbers[-1] < last:
-        numbers.append(min(last, max(numbers[-1] + 1, round(numbers[-1] * factor))))
-    return numbers
-
-
 B = TypeVar("B", bound=BuildParams)
 S = TypeVar("S", bound=SearchParams)
-
-Series: TypeAlias = tuple[tuple[int, S], ...]
-"""Numbers of results, rising, each with the search params that deliver one recall there."""
 
 
 class Index(ABC, Generic[S]):
@@ -206,7 +155,7 @@ class LocalIndex(Index[S], Generic[B, S]):
         """
         check_embeddings(embeddings)
         chosen = cls.default_build_params(*embeddings.shape) if params is None else params
-        _check_type("build params", chosen, cls.build_params_type)
+        check_type("build params", chosen, cls.build_params_type)
         index = cls(embeddings, chosen)
         index._build_in(context)
         return index
@@ -236,7 +185,7 @@ class LocalIndex(Index[S], Generic[B, S]):
         """
         by_params = {params: one for one in series for _, params in one}
         # Not of a method: such a cycle would keep a replaced index in memory.
-        self._params_at = lru_cache(maxsize=1024)(partial(_look_up_params, by_params))
+        self._params_at = lru_cache(maxsize=1024)(partial(look_up_params, by_params))
 
     def params_at(self, n: int, params: S, k: int) -> S:
         """Return the params that find n results at the recall at which ``params`` finds k.
@@ -321,16 +270,16 @@ class LocalIndex(Index[S], Generic[B, S]):
         restriction: Restriction | None = None,
     ) -> Neighbors:
         """Return the best k eligible candidates of each query; see ``Index.search``."""
-        k = _check_k(k)
+        k = check_k(k)
         check_queries(queries, self.dim)
         chosen = self.default_search_params(k) if params is None else params
-        _check_type("search params", chosen, self.search_params_type)
+        check_type("search params", chosen, self.search_params_type)
         if len(queries) == 0:
             return Neighbors.none(0, k)
         if eligible is None:
             neighbors = self._search_all(queries, k, chosen)
         else:
-            self._check_eligible(eligible)
+            check_eligible(eligible, self.n_candidates)
             neighbors = self._search_eligible(queries, k, chosen, eligible, restriction)
         return replace(neighbors, method=SearchMethod.EXACT) if self.is_exact else neighbors
 
@@ -368,91 +317,3 @@ class LocalIndex(Index[S], Generic[B, S]):
             propose=lambda queries, n: self._search(queries, n, self.params_at(n, params, k)),
             cost=lambda n: self.cost(n, self.params_at(n, params, k)),
         )
-
-    def _check_eligible(self, eligible: np.ndarray) -> None:
-        if not isinstance(eligible, np.ndarray) or eligible.dtype != np.bool_:
-            raise ValueError(f"eligible must be a bool array, not {_kind(eligible)}")
-        if eligible.shape != (self.n_candidates,):
-            raise ValueError(
-                f"eligible must have one entry per candidate, shape ({self.n_candidates},), "
-                f"not {eligible.shape}"
-            )
-
-
-def check_embeddings(embeddings: np.ndarray) -> None:
-    """Refuse what no index can be built from.
-
-    Raises:
-        ValueError: if it is not a non-empty (n, dim) float32 array in C order, or if a row is not
-            finite or so large that scores could overflow.
-    """
-    _check_vectors("embeddings", embeddings)
-    if 0 in embeddings.shape:
-        raise ValueError(f"embeddings must not be empty; their shape is {embeddings.shape}")
-    if not embeddings.flags.c_contiguous:
-        raise ValueError("embeddings must be in C order; use numpy.ascontiguousarray")
-
-
-def check_queries(queries: np.ndarray, dim: int) -> None:
-    """Refuse queries that do not fit an index of dimension ``dim``.
-
-    Raises:
-        ValueError: if they are not a finite (n_queries, dim) float32 array.
-    """
-    _check_vectors("queries", queries)
-    if queries.shape[1] != dim:
-        raise ValueError(
-            f"queries must have dimension {dim}, as the index has, not {queries.shape[1]}"
-        )
-
-
-def _check_vectors(name: str, vectors: np.ndarray) -> None:
-    if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
-        raise ValueError(f"{name} must be a float32 array, not {_kind(vectors)}")
-    if vectors.ndim != 2:  # noqa: PLR2004
-        raise ValueError(f"{name} must have shape (n, dim), not {vectors.shape}")
-    if math.isfinite(np.vdot(vectors, vectors)):
-        return
-    is_finite = np.isfinite(squared_norms(vectors))
-    if is_finite.all():  # it was only their sum that was too large
-        return
-    row = int(np.argmin(is_finite))
-    problem = (
-        "is too large: its norm must be below 1.8e19"
-        if np.isfinite(vectors[row]).all()
-        else "holds a NaN or an infinity"
-    )
-    raise ValueError(f"row {row} of the {name} {problem}")
-
-
-def _check_k(k: int) -> int:
-    try:
-        value = operator.index(k)
-    except TypeError:
-        raise ValueError(f"k must be a whole number of at least 1, not {k!r}") from None
-    if value < 1:
-        raise ValueError(f"k must be at least 1, not {value}")
-    return value
-
-
-def _check_type(what: str, params: BaseModel, expected: type[BaseModel]) -> None:
-    if not isinstance(params, expected):
-        raise TypeError(f"{what} must be {expected.__name__}, not {type(params).__name__}")
-
-
-def _kind(value: object) -> str:
-    return f"{value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__
-
-
-def _look_up_params(by_params: Mapping[S, Series[S]], n: int, params: S, k: int) -> S:
-    """Return the params that find n results at the recall at which ``params`` finds k."""
-    series = by_params.get(params, ((k, params),))
-    depth = max(k, *(depth for depth, known in series if known == params))
-    if n <= depth:
-        return params
-    if len(series) == 1:
-        return params.scaled(n / depth)
-    i = min(sum(known < n for known, _ in series), len(series) - 1)
-    (low, below), (high, above) = series[i - 1 : i + 1]
-    found = below.towards(above, math.log(n / low) / math.log(high / low))
-    return found.scaled((n / high) ** _GROWTH_BEYOND) if n > high else found

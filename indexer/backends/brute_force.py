@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from indexer.backends.base import BuildParams, LocalIndex, SearchParams
+from indexer.backends.base import LocalIndex
+from indexer.backends.params import BuildParams, SearchParams
 from indexer.exact import Neighbors
 
 

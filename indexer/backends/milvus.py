@@ -16,15 +16,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from indexer.backends.base import (
-    BuildContext,
-    BuildParams,
-    IndexUnreachableError,
-    LocalIndex,
-    SearchParams,
-    geometric,
-)
+from indexer.backends.base import BuildContext, IndexUnreachableError, LocalIndex
 from indexer.backends.equal_norms import of_one_norm, with_added_zero
+from indexer.backends.params import BuildParams, SearchParams, geometric
 from indexer.engines import milvus
 from indexer.engines.milvus_expressions import Fields, expression_for
 from indexer.engines.milvus_schema import ROW, storable

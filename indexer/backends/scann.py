@@ -24,13 +24,8 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from indexer.backends.base import (
-    BackendUnavailableError,
-    BuildParams,
-    LocalIndex,
-    SearchParams,
-    geometric,
-)
+from indexer.backends.base import BackendUnavailableError, LocalIndex
+from indexer.backends.params import BuildParams, SearchParams, geometric
 
 _ASSETS = "scann_assets.pbtxt"
 _PICKLED_IDS = "scann_docids.pkl"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from indexer.backends.annoy import AnnoyIndex, AnnoySearchParams
-from indexer.backends.base import check_queries, geometric
+from indexer.backends.checks import check_queries
+from indexer.backends.params import geometric
 from indexer.backends.scann import ScannSearchParams
 
 
