@@ -33,7 +33,7 @@ demo: $(SETUP) ## Train, index, serve and query MovieLens 100K, and compare the 
 	$(BIN)/python -m benchmarks demo
 
 test: $(SETUP) ## Run the unit, contract and end-to-end tests
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90 --durations=15
+	$(BIN)/pytest -m "not slow" -n 3 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90 --durations=15
 
 check: $(SETUP) ## Check format, lint, types, import rules and generated stubs
 	$(BIN)/ruff format --check .

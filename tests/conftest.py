@@ -29,13 +29,23 @@ def uncovered() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def many_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For a module whose tests start many processes that have to find one another in time.
+
+    They do not while another such module's do the same on the same few cores.
+    """
+    with _one_at_a_time(tmp_path_factory, "many_processes"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def sample_towers(tmp_path_factory: pytest.TempPathFactory) -> TowerBundle:
     """The towers of the sample dataset, trained for two epochs in a process of its own."""
-    with _made_once(tmp_path_factory, "towers") as root:
+    with _one_at_a_time(tmp_path_factory, "towers") as root:
         if not (root / "current").exists():
-            command = [sys.executable, "-m", "trainer", "fit", "--dataset", "sample"]
-            options = ["--split", "none", "--epochs", "2", "--output", root]
+            command = [sys.executable, "-m", "trainer", "fit", "--output", root]
+            options = ["--config", Path(__file__).with_name("sample_towers.toml")]
             with measuring_no_coverage():
                 subprocess.run([*command, *options], check=True, capture_output=True)
         return TowerBundle.open(root / "current")
@@ -44,7 +54,7 @@ def sample_towers(tmp_path_factory: pytest.TempPathFactory) -> TowerBundle:
 @pytest.fixture(scope="session")
 def tower_index(sample_towers: TowerBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample dataset's candidates, indexed."""
-    with _made_once(tmp_path_factory, "indexes") as root:
+    with _one_at_a_time(tmp_path_factory, "indexes") as root:
         if not (root / "current").exists():
             candidates = embed_candidates(sample_towers)
             queries = sample_towers.tuning_queries[:100]
@@ -53,7 +63,7 @@ def tower_index(sample_towers: TowerBundle, tmp_path_factory: pytest.TempPathFac
 
 
 @contextmanager
-def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+def _one_at_a_time(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
     """Yield a folder that all processes of this test run share, to one of them at a time."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

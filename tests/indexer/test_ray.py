@@ -22,10 +22,16 @@ from trainer.publish import BundleError, read_manifest, resolve, verify_files
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
+def _ray(many_processes: None) -> Iterator[None]:
     """Two cores of a cluster of one's own, for all tests here: to start it takes long."""
+    del many_processes
     ray = pytest.importorskip("ray")
-    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)
+    options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 << 20}
+    try:
+        ray.init("local", **options)
+    except Exception:  # noqa: BLE001 - of no narrower kind: on a busy machine it gives up early
+        ray.shutdown()
+        ray.init("local", **options)
     yield
     ray.shutdown()
 

@@ -155,7 +155,7 @@ def test_worse_towers_are_published_by_force_only(tmp_path: Path) -> None:
 
 def test_tune_writes_a_config_that_evaluate_takes(tmp_path: Path) -> None:
     tuned = tmp_path / "tuned.toml"
-    command = ("tune", "--dataset", "sample", "--split", "random", "--epochs", 2, "--dim", 8)
+    command = ("tune", *QUICK, "--split", "random", "--epochs", 2)
     done = trainer(*command, "--trials", 2, "--output", tuned, "--json")
     assert done.exit_code == 0, done.stderr
     assert "Trial 2 of 2" in done.stderr
