@@ -116,12 +116,15 @@ class Engine:
                 groups[prepared.choice, n_fetched].append(prepared)
         for (choice, n_fetched), group in groups.items():
             wanted = [prepared.wanted for prepared in group]
+            start = perf_counter_ns()
             try:
                 found = self._retriever.search_together(wanted, choice, n_fetched)
             except EngineUnreachableError:
                 continue  # each is refused when its turn comes
+            nanos_each = (perf_counter_ns() - start) // len(group)
             for prepared, one in zip(group, found, strict=True):
                 prepared.found = one
+                prepared.add_time("search", nanos_each)
         return [one if isinstance(one, SearchError) else self._outcome(one) for one in outcomes]
 
     @property

@@ -82,7 +82,30 @@ def service_handler(
         in_flight: what bounds its calls, if anything does.
     """
     handlers = {name: _handler(name, *method, in_flight) for name, method in methods.items()}
-    return grpc.method_handlers_generic_handler(service, handlers)
+    handler = grpc.method_handlers_generic_handler(service, handlers)
+    return handler if in_flight is None else _Announcing(handler, in_flight)
+
+
+class _Announcing(grpc.GenericRpcHandler):
+    """Tells of calls as soon as gRPC asks what handles them, before their requests are here.
+
+    Args:
+        handler: what handles them.
+        in_flight: what is told.
+    """
+
+    def __init__(self, handler: grpc.GenericRpcHandler, in_flight: InFlight) -> None:
+        self._handler = handler
+        self._in_flight = in_flight
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return what handles a call; None if it is not ours."""
+        handler = self._handler.service(handler_call_details)
+        if handler is not None:
+            self._in_flight.announce()
+        return handler
 
 
 def _handler(
@@ -99,11 +122,12 @@ def _handler(
         status = _CANCELLED
         seconds_left = context.time_remaining()
         try:
-            _check_time(seconds_left)
             if in_flight is None:
+                _check_time(seconds_left)
                 response = await answer(decode(body), seconds_left)
             else:
                 with in_flight:
+                    _check_time(seconds_left)
                     response = await answer(decode(body), seconds_left)
             status = _OK
         except TimeoutError:

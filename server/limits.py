@@ -19,7 +19,7 @@ _SHARE_FOR_SEARCHING = 0.5
 
 
 class InFlight:
-    """Counts the calls that are being answered, and refuses those beyond a limit.
+    """Counts the calls that are coming and being answered, and refuses those beyond a limit.
 
     Args:
         limit: the most calls at once.
@@ -27,12 +27,22 @@ class InFlight:
     Attributes:
         count: the calls that are being answered.
         n_ended: the calls that have been.
+        n_coming: the calls that gRPC has announced and whose request is not here yet.
     """
 
     def __init__(self, limit: int) -> None:
         self.count = 0
         self.n_ended = 0
+        self.n_coming = 0
         self._limit = limit
+
+    def announce(self) -> None:
+        """Count a call as coming."""
+        self.n_coming += 1
+
+    def forget_coming(self) -> None:
+        """Count no call as coming any more: some callers give up before they send a request."""
+        self.n_coming = 0
 
     def __enter__(self) -> None:
         """Count a call.
@@ -40,6 +50,7 @@ class InFlight:
         Raises:
             OverloadedError: if there are as many as may be; this one is not counted.
         """
+        self.n_coming = max(0, self.n_coming - 1)
         if self.count >= self._limit:
             raise OverloadedError(
                 f"{self._limit} calls are being answered, and more are not accepted; "

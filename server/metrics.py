@@ -63,6 +63,12 @@ STAGE_SECONDS = Histogram(
     registry=REGISTRY,
     buckets=_STAGE_SECONDS,
 )
+SEARCHES_GATHERED = Counter(
+    "searches_gathered",
+    "Searches that were answered in one go with others.",
+    namespace=_PREFIX,
+    registry=REGISTRY,
+)
 NOTICES = Counter(
     "notices", "What callers were told.", ["code"], namespace=_PREFIX, registry=REGISTRY
 )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic, time_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import grpc
 from candidate_search.v1 import candidate_search_service_pb2 as pb
@@ -21,6 +21,7 @@ from server.encoding import batch_response, batch_status, explanation_message, o
 from server.engine import Engine
 from server.errors import LimitExceededError, NotServingError, SearchError
 from server.explaining import explain
+from server.gathering import Gathering
 from server.interceptors import Method, new_request_id, service_handler, status_of
 from server.limits import InFlight, fitted
 from server.live_recall import LiveRecall
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from server.tracing import Tracer  # which needs an extra
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CandidateSearchService"].full_name
+
+T = TypeVar("T")
 
 _SEARCHES_IN_A_ROW = 32  # of a batch, before other calls get their turn
 
@@ -58,6 +61,14 @@ class _Call:
     def is_made_with_others(self) -> bool:
         """Whether a batch's searches are made in one go: a scan for each would hold up the rest."""
         return not self.is_long or self.version.engine.is_remote
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A call that is not begun yet."""
+
+    request: pb.SearchCandidatesRequest
+    deadline: float | None
 
 
 _Answers = Mapping[IndexVersion, Iterator[SearchResult | SearchError]]
@@ -88,6 +99,9 @@ class CandidateSearchServicer:
         # They wait for others, not for a core: so more of them are made at the same time.
         self._remote = Beside("remote", settings.remote_search_threads, queue_length)
         self.in_flight = InFlight(settings.max_calls_in_flight)
+        self._gathering: Gathering[_Asked, bytes | _Call] = Gathering(
+            self.in_flight, self._answer_in_one_go, settings.max_gathered_searches
+        )
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what a gRPC server calls."""
@@ -106,14 +120,14 @@ class CandidateSearchServicer:
         self, request: pb.SearchCandidatesRequest, seconds_left: float | None
     ) -> bytes:
         """Search for one query."""
-        call = self._begin(request, _deadline(seconds_left))
-        # A short search costs less than handing it to a thread.
-        result = (
-            await self._search_beside(call)
-            if call.is_long
-            else call.version.engine.search(call.search)
-        )
-        return self._end(call, result)
+        asked = _Asked(request, _deadline(seconds_left))
+        if self._gathering.has_company:
+            answer = await self._gathering.join(asked)
+        else:
+            answer = self._answer(asked)
+        if isinstance(answer, _Call):
+            return self._end(answer, await self._search_beside(answer))
+        return answer
 
     async def batch_search_candidates(
         self, batch: pb.BatchSearchCandidatesRequest, seconds_left: float | None
@@ -223,6 +237,28 @@ class CandidateSearchServicer:
         others = other_fields(result, returned_fields, version.engine, next_page_token)
         return b"".join([found, version.plan_fields(result.plan), others])
 
+    def _answer(self, asked: _Asked) -> bytes | _Call:
+        """Answer a call if its search is short, which then costs less than handing it over."""
+        call = self._begin(asked.request, asked.deadline)
+        return call if call.is_long else self._end(call, call.version.engine.search(call.search))
+
+    def _answer_in_one_go(self, several: Sequence[_Asked]) -> list[bytes | _Call | Exception]:
+        """Answer the calls whose searches are short, stage by stage; what fails, fails alone."""
+        n = len(several)
+        begun = [_caught(partial(self._begin, one.request, one.deadline, n)) for one in several]
+        results = _found_together(call for call in begun if _is_short(call))
+        answers: list[bytes | _Call | Exception] = []
+        for call in begun:
+            result = next(results[call.version]) if _is_short(call) else None
+            if isinstance(call, Exception) or result is None:
+                answers.append(call)
+            elif isinstance(result, Exception):
+                answers.append(result)
+            else:
+                answers.append(_caught(partial(self._end, call, result)))
+        metrics.SEARCHES_GATHERED.inc(n if n > 1 else 0)
+        return answers
+
     async def _search_beside(self, call: _Call) -> SearchResult:
         engine = call.version.engine
         return await self.beside(engine).run(lambda: engine.search(call.search), call.deadline)
@@ -285,3 +321,33 @@ class CandidateSearchServicer:
 def _deadline(seconds_left: float | None) -> float | None:
     """Return when a caller gives up, by ``time.monotonic``; None if it waits for ever."""
     return None if seconds_left is None else monotonic() + seconds_left
+
+
+def _is_short(call: _Call | Exception) -> TypeGuard[_Call]:
+    return isinstance(call, _Call) and not call.is_long
+
+
+def _found_together(
+    calls: Iterable[_Call],
+) -> dict[IndexVersion, Iterator[SearchResult | Exception]]:
+    """Return the results of short searches, in order, by what makes them."""
+    searches: dict[IndexVersion, list[SearchRequest]] = defaultdict(list)
+    for call in calls:
+        searches[call.version].append(call.search)
+    results: dict[IndexVersion, Iterator[SearchResult | Exception]] = {}
+    for version, some in searches.items():
+        engine = version.engine
+        together = _caught(partial(engine.search_together, some))
+        if isinstance(together, Exception):
+            results[version] = iter([_caught(partial(engine.search, one)) for one in some])
+        else:
+            results[version] = iter(together)
+    return results
+
+
+def _caught(work: Callable[[], T]) -> T | Exception:
+    """Return what a call returns or raises."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - it is raised to the caller at whom it is aimed
+        return error

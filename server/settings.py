@@ -134,6 +134,12 @@ class Settings(BaseSettings):
         ge=1,
         description="When a connection is closed that does not come to speak HTTP/2.",
     )
+    max_gathered_searches: int = Field(
+        default=16,
+        ge=1,
+        description="How many searches that come in at about the same time are answered in one "
+        "go, at most; 1 answers each on its own.",
+    )
     # Both are chosen, not measured: a few calls keep a core busy, and more only wait. A hundred
     # streams are the fewest that HTTP/2 (RFC 9113) recommends.
     max_calls_in_flight: int = Field(
