@@ -50,7 +50,7 @@ protos: $(SETUP) ## Generate the stubs from the .proto files
 	$(BIN)/python protos/generate.py
 
 constraints: ## Pin the tested set of packages anew (needs uv)
-	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev \
+	uv pip compile --quiet --universal --generate-hashes --no-strip-extras --python-version 3.11 --extra dev \
 		--no-header --no-annotate --no-emit-index-url --no-emit-package candidate-search \
 		pyproject.toml --output-file constraints/dev.txt
 
