@@ -14,7 +14,7 @@ help: ## List the commands
 
 setup: $(SETUP) ## Create .venv with the exact, hash-pinned set of packages
 
-$(SETUP): constraints/dev.txt pyproject.toml setup.py indexer/_exact.cpp
+$(SETUP): constraints/dev.txt pyproject.toml setup.py indexer/_exact.cpp indexer/_exact_loops.h
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
 		"Try: make setup PYTHON=python3.12" >&2; exit 1; }

@@ -7,6 +7,7 @@ setup(
         Extension(
             "indexer._exact",
             ["indexer/_exact.cpp"],
+            depends=["indexer/_exact_loops.h"],
             # Products are rounded before they are added, whatever the processor could do at once:
             # a score has the same bits everywhere.
             extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off"],

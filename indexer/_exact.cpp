@@ -9,17 +9,16 @@
 #include <Python.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <new>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GLIBC__)
-// Compiled for several generations of processors; the one at hand is chosen when it is loaded.
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_EACH_PROCESSOR
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HAS_GENERATIONS  // of processors, for each of which the loops are compiled
+#include <immintrin.h>
 #endif
 
 namespace {
@@ -45,24 +44,6 @@ struct Vectors {
 
   const float* row(Py_ssize_t i) const { return data + i * dim; }
 };
-
-inline float InnerProduct(const float* a, const float* b, Py_ssize_t dim) {
-  Lanes16 sums = {};
-  Py_ssize_t i = 0;
-  for (; i + kLanes <= dim; i += kLanes) {
-    sums += *reinterpret_cast<const Lanes16*>(a + i) * *reinterpret_cast<const Lanes16*>(b + i);
-  }
-  for (Py_ssize_t lane = 0; i < dim; ++i, ++lane) sums[lane] += a[i] * b[i];
-  // Copied, which costs nothing: GCC knows no __builtin_shufflevector before its version 12.
-  Lanes8 eights[2];
-  std::memcpy(eights, &sums, sizeof sums);
-  const Lanes8 eight = eights[0] + eights[1];
-  Lanes4 fours[2];
-  std::memcpy(fours, &eight, sizeof eight);
-  const Lanes4 four = fours[0] + fours[1];
-  // Adding 0 mends -0, which would sort apart from 0.
-  return ((four[0] + four[2]) + (four[1] + four[3])) + 0.0f;
-}
 
 // Turns the bits of a float so that, unsigned, they fall as the number rises; or turns them back.
 inline uint32_t Turned(uint32_t bits) { return bits >> 31 ? bits : ~bits & 0x7FFFFFFFu; }
@@ -100,6 +81,13 @@ class Best {
     keys_.push_back(key);
   }
 
+  // Writes the rows of the best, in any order, and returns how many there are.
+  size_t WriteRows(int64_t* rows) {
+    if (keys_.size() > k_) DropAllButBest();
+    std::transform(keys_.begin(), keys_.end(), rows, RowOf);
+    return keys_.size();
+  }
+
   // Writes rows and scores, best first and repeated ones once; -1 and -inf where there are no more.
   void Write(int64_t* rows, float* scores) {
     const size_t n = std::min(k_, keys_.size());
@@ -133,56 +121,52 @@ class Best {
   Keys keys_;
 };
 
-// Adds the rows that there are, among n numbers; any other number is none.
-FOR_EACH_PROCESSOR void AddRows(const Vectors& vectors, const float* query, const int64_t* rows,
-                                Py_ssize_t n, Best& best) {
-  const auto exists = [&](int64_t row) { return row >= 0 && row < vectors.n; };
-  for (Py_ssize_t i = 0; i < n; ++i) {
-    if (i + kRowsAhead < n && exists(rows[i + kRowsAhead])) {
-      const float* ahead = vectors.row(rows[i + kRowsAhead]);
-      for (Py_ssize_t j = 0; j < vectors.dim; j += kFloatsInALine) {
-        __builtin_prefetch(ahead + j, 0, kSecondLevel);
-      }
-    }
-    if (exists(rows[i])) {
-      best.Add(Key(InnerProduct(vectors.row(rows[i]), query, vectors.dim), rows[i]));
-    }
-  }
-}
+// Vectors in leaves, of which a query looks into those whose centres promise most.
+struct Leaves {
+  Vectors centers;
+  const int32_t* members;  // rows, leaf after leaf
+  const int64_t* starts;   // where in `members` each leaf begins, and where the last one ends
+  const int8_t* coarse;    // their vectors in bytes, in the same order
+};
 
-// Adds the rows from `start` to `end`, or the eligible ones of them.
-FOR_EACH_PROCESSOR void AddRange(const Vectors& vectors, const float* query, Py_ssize_t start,
-                                 Py_ssize_t end, const uint8_t* eligible, Best& best) {
-  for (Py_ssize_t row = start; row < end; ++row) {
-    const uint64_t key = Key(InnerProduct(vectors.row(row), query, vectors.dim), row);
-    if (eligible == nullptr || eligible[row]) best.Add(key);
-  }
-}
+// The loops as they are compiled for one generation of processors.
+struct Loops {
+  void (*add_rows)(const Vectors&, const float* query, const int64_t* rows, Py_ssize_t n, Best&);
+  void (*add_range)(const Vectors&, const float* query, Py_ssize_t start, Py_ssize_t end,
+                    const uint8_t* eligible, Best&);
+  void (*add_eligible)(const Vectors&, const float* query, const uint8_t* eligible, Best&);
+  void (*add_leaves)(const Leaves&, const float* query, const int16_t* coarse_query,
+                     const uint8_t* eligible, Py_ssize_t n_leaves, int64_t* n_seen,
+                     int64_t* n_kept, Best&);
+};
 
-// Adds all eligible rows, part by part: few of many are gathered, most are read in passing.
-void AddEligible(const Vectors& vectors, const float* query, const uint8_t* eligible, Best& best) {
-  int64_t rows[kRowsInAPart];
-  for (Py_ssize_t start = 0, end = 0; start < vectors.n; start = end) {
-    Py_ssize_t n = 0;
-    while (end < vectors.n && n + 8 <= kRowsInAPart) {
-      uint64_t eight = 1;
-      if (end + 8 <= vectors.n) std::memcpy(&eight, eligible + end, 8);
-      const Py_ssize_t next = std::min<Py_ssize_t>(end + 8, vectors.n);
-      if (eight == 0) {
-        end = next;
-      } else {
-        for (; end < next; ++end) {
-          rows[n] = end;
-          n += eligible[end] != 0;
-        }
-      }
-    }
-    if (end - start < kDense * n) {
-      AddRange(vectors, query, start, end, eligible, best);
-    } else {
-      AddRows(vectors, query, rows, n, best);
-    }
-  }
+namespace any_processor {
+#include "_exact_loops.h"
+constexpr Loops kLoops{AddRows, AddRange, AddEligible, AddLeaves};
+}  // namespace any_processor
+
+#ifdef HAS_GENERATIONS
+#pragma GCC push_options
+#pragma GCC target("avx2")
+namespace avx2 {
+#include "_exact_loops.h"
+constexpr Loops kLoops{AddRows, AddRange, AddEligible, AddLeaves};
+}  // namespace avx2
+#pragma GCC target("avx512f,avx512bw")
+namespace avx512 {
+#include "_exact_loops.h"
+constexpr Loops kLoops{AddRows, AddRange, AddEligible, AddLeaves};
+}  // namespace avx512
+#pragma GCC pop_options
+#endif
+
+// The loops for the processor at hand.
+const Loops& TheLoops() {
+#ifdef HAS_GENERATIONS
+  if (__builtin_cpu_supports("avx512bw")) return avx512::kLoops;
+  if (__builtin_cpu_supports("avx2")) return avx2::kLoops;
+#endif
+  return any_processor::kLoops;
 }
 
 // A set of numbers, made for a few hundred: half of its places stay empty.
@@ -219,6 +203,10 @@ template <>
 constexpr const char* kCodes<float> = "f";
 template <>
 constexpr const char* kCodes<int64_t> = "lq";
+template <>
+constexpr const char* kCodes<int32_t> = "il";
+template <>
+constexpr const char* kCodes<int8_t> = "b";
 template <>
 constexpr const char* kCodes<uint8_t> = "?B";
 
@@ -331,10 +319,11 @@ PyObject* Rescore(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments)
     return RefuseArrays();
   }
   const Vectors vectors = task.vectors();
+  const Loops& loops = TheLoops();
   return Run(rows.n() * rows.width() * vectors.dim > kShortWork, [&] {
     Best best(task.k(), rows.width());
     task.Answer(best, [&](const float* query, Py_ssize_t i, Best& found) {
-      AddRows(vectors, query, rows.line<int64_t>(i), rows.width(), found);
+      loops.add_rows(vectors, query, rows.line<int64_t>(i), rows.width(), found);
     });
   });
 }
@@ -348,14 +337,67 @@ PyObject* Scan(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
     return RefuseArrays();
   }
   const Vectors vectors = task.vectors();
+  const Loops& loops = TheLoops();
   return Run(task.queries.n() * vectors.n * vectors.dim > kShortWork, [&] {
     Best best(task.k(), 2 * task.k() + kRowsInAPart);
     task.Answer(best, [&](const float* query, Py_ssize_t, Best& found) {
       if (eligible.n() == 0) {
-        AddRange(vectors, query, 0, vectors.n, nullptr, found);
+        loops.add_range(vectors, query, 0, vectors.n, nullptr, found);
       } else {
-        AddEligible(vectors, query, eligible.items<uint8_t>(), found);
+        loops.add_eligible(vectors, query, eligible.items<uint8_t>(), found);
       }
+    });
+  });
+}
+
+// Writes a query, times the scales of a vector in bytes, in the largest whole numbers whose sum of
+// products with bytes cannot overflow.
+void WriteCoarse(const float* query, const float* scales, std::vector<int16_t>& coarse) {
+  const size_t dim = coarse.size();
+  float largest = 0;
+  for (size_t i = 0; i < dim; ++i) largest = std::max(largest, std::abs(query[i] * scales[i]));
+  const float limit = std::min<float>(std::numeric_limits<int16_t>::max(),
+                                      std::numeric_limits<int32_t>::max() / 128 / dim);
+  const float factor = largest > 0 ? limit / largest : 0;
+  for (size_t i = 0; i < dim; ++i) coarse[i] = std::lrint(query[i] * scales[i] * factor);
+}
+
+PyObject* ScanLeaves(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
+  if (!Expect(13, n_arguments, "scan_leaves")) return nullptr;
+  const Task task(arguments);
+  const Array eligible(arguments[4]), centers(arguments[5]), members(arguments[6]);
+  const Array starts(arguments[7]), coarse(arguments[8]), scales(arguments[9]);
+  const Array n_seen(arguments[10], PyBUF_WRITABLE), n_kept(arguments[11], PyBUF_WRITABLE);
+  const Array proposed(arguments[12], PyBUF_WRITABLE);
+  const Py_ssize_t n = task.embeddings.n(), dim = task.embeddings.width();
+  if (!task.Fits() || !eligible.Is<uint8_t>(1) || !centers.Is<float>(2) ||
+      !members.Is<int32_t>(1) || !starts.Is<int64_t>(1) || !coarse.Is<int8_t>(2) ||
+      !scales.Is<float>(1) || !n_seen.Is<int64_t>(2) || !n_kept.Is<int64_t>(2) ||
+      !proposed.Is<int64_t>(1) || eligible.n() != n || members.n() != n || coarse.n() != n ||
+      coarse.width() != dim || centers.width() != dim || scales.n() != dim ||
+      starts.n() != centers.n() + 1 || n_seen.n() != task.queries.n() ||
+      n_kept.n() != task.queries.n() || n_seen.width() != n_kept.width() ||
+      n_seen.width() > centers.n() || proposed.n() < Py_ssize_t(task.k())) {
+    return RefuseArrays();
+  }
+  const Vectors vectors = task.vectors();
+  const Loops& loops = TheLoops();
+  const Leaves leaves{{centers.line<float>(0), centers.n(), dim},
+                      members.items<int32_t>(),
+                      starts.items<int64_t>(),
+                      coarse.line<int8_t>(0)};
+  return Run(true, [&] {
+    std::vector<int16_t> coarse_query(dim);
+    Best nearly_best(proposed.n(), 2 * proposed.n() + kRowsInAPart);
+    Best best(task.k(), proposed.n());
+    task.Answer(best, [&](const float* query, Py_ssize_t i, Best& found) {
+      WriteCoarse(query, scales.items<float>(), coarse_query);
+      nearly_best.Clear();
+      loops.add_leaves(leaves, query, coarse_query.data(), eligible.items<uint8_t>(),
+                       n_seen.width(), n_seen.line<int64_t>(i), n_kept.line<int64_t>(i),
+                       nearly_best);
+      const size_t n_proposed = nearly_best.WriteRows(proposed.items<int64_t>());
+      loops.add_rows(vectors, query, proposed.items<int64_t>(), n_proposed, found);
     });
   });
 }
@@ -409,6 +451,27 @@ constexpr char kScanDoc[] =
     "Raises:\n"
     "    ValueError: if the arrays do not fit one another.\n";
 
+constexpr char kScanLeavesDoc[] =
+    "Score the eligible rows of the leaves whose centres have the largest inner products with a\n"
+    "query's, coarsely, and those that seem best exactly; write the best of them, best first.\n\n"
+    "All arrays are in C order. Other threads run meanwhile.\n\n"
+    "Args:\n"
+    "    embeddings: (n_candidates, dim) float32.\n"
+    "    queries: (n_queries, dim) float32.\n"
+    "    best_rows: (n_queries, k) int64, written: -1 where there are no more.\n"
+    "    best_scores: (n_queries, k) float32, written: -inf where there are no more.\n"
+    "    eligible: (n_candidates,) bool.\n"
+    "    centers: (n_leaves, dim) float32.\n"
+    "    members: (n_candidates,) int32, every row once, those of a leaf together.\n"
+    "    starts: (n_leaves + 1,) int64, where each leaf begins in members, and where the last ends.\n"
+    "    coarse: (n_candidates, dim) int8, about the embeddings of the members divided by the scales.\n"
+    "    scales: (dim,) float32.\n"
+    "    n_seen: (n_queries, n_searched) int64, written: the rows of the leaves so far.\n"
+    "    n_kept: (n_queries, n_searched) int64, written: the eligible ones among them.\n"
+    "    proposed: (n,) int64, at least k, written: room for what is scored exactly for a query.\n\n"
+    "Raises:\n"
+    "    ValueError: if the arrays do not fit one another; what is in members and starts is trusted.\n";
+
 constexpr char kDropDoc[] =
     "Move the results that are not excluded to the front, in their order.\n\n"
     "Args:\n"
@@ -428,6 +491,7 @@ PyCFunction AsMethod(Function function) {
 PyMethodDef methods[] = {
     {"rescore", AsMethod(Rescore), METH_FASTCALL, kRescoreDoc},
     {"scan", AsMethod(Scan), METH_FASTCALL, kScanDoc},
+    {"scan_leaves", AsMethod(ScanLeaves), METH_FASTCALL, kScanLeavesDoc},
     {"drop", AsMethod(Drop), METH_FASTCALL, kDropDoc},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -18,4 +18,20 @@ def scan(
     eligible: np.ndarray,
     /,
 ) -> None: ...
+def scan_leaves(
+    embeddings: np.ndarray,
+    queries: np.ndarray,
+    best_rows: np.ndarray,
+    best_scores: np.ndarray,
+    eligible: np.ndarray,
+    centers: np.ndarray,
+    members: np.ndarray,
+    starts: np.ndarray,
+    coarse: np.ndarray,
+    scales: np.ndarray,
+    n_seen: np.ndarray,
+    n_kept: np.ndarray,
+    proposed: np.ndarray,
+    /,
+) -> None: ...
 def drop(rows: np.ndarray, scores: np.ndarray, excluded: np.ndarray, /) -> int: ...

@@ -1,45 +1,36 @@
-"""Search among eligible candidates only: over-fetch or scan, whichever costs less.
+"""Search among eligible candidates only: look for them with the index or scan them, by cost.
 
-An approximate index knows nothing of the mask, so one asks it for more than k and drops what is
-not eligible. How many more depends on what the mask has to do with the query.
+An index knows nothing of the mask, so it has to look deeper than for the best k (``indexer.ways``).
+How deep depends on what the mask has to do with the query.
 
-- Nothing: then one in ``n_candidates / n_eligible`` is wanted, and as many of the proposals are
+- Nothing: then one in ``n_candidates / n_eligible`` is wanted, and as many of what is looked at are
   eligible as of all candidates.
-- It hides the query's best candidates (a user's own history, say): then fewer of the proposals
-  are eligible, and those come from the end of what the index looked at, where it misses most. How
-  many fewer tells how many are hidden, so one asks again for as many more, if it can be afforded;
-  at worst all hidden candidates come before the k-th eligible one.
+- It hides the query's best candidates (a user's own history, say): then fewer are eligible, and
+  those come from the end of what the index looked at, where it misses most. How many fewer tells
+  how many are hidden, so one looks again for as many more, if it can be afforded; at worst all
+  hidden candidates come before the k-th eligible one.
 
 Where neither will do, the eligible rows are scored exactly. So k are found whenever k are
 eligible, also where everything is and an index has looked at too few candidates to find k.
-
-Counting a mask takes nearly as long as scanning the few that it leaves; so a sample of it tells
-first whether they are so few that nothing but a scan can be the cheapest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
 
 import numpy as np
 
-from indexer.exact import ExactScorer, Neighbors, SearchMethod, padded
-
-Propose = Callable[[np.ndarray, int], np.ndarray]
-"""(queries, n) -> rows (n_queries, at least n), -1 where none: an index's proposals."""
-
-Cost = Callable[[int], float]
-"""n -> the work of proposing n, in rows of a sequential exact scan."""
+from indexer.exact import ExactScorer, Neighbors, SearchMethod
+from indexer.mask import Mask
+from indexer.ways import Way
 
 _GATHER_COST = 4.0  # scoring a row that has to be fetched, against the next in memory; measured
 _AFFORDABLE = 0.25  # of the cost of a scan, which may yet have to follow
 _DEVIATIONS = 2.0  # from what is to be expected that chance still explains
-_LEAST_SHARE = 0.5  # of the eligible proposals to expect; fewer do not tell how many are hidden
-_CLEAR_OF_THE_END = 2  # times the hidden to fetch past, as an index misses most at the end
-_SAMPLE_SIZE = 2048  # candidates whose eligibility is looked at before all are counted
+_CLEAR_OF_THE_END = 2  # times the hidden to look past, as an index misses most at the end
+_DEPTHS_PER_DOUBLING = 16  # of which params are looked up, and remembered
 
 
 class EligibleSearch:
@@ -48,49 +39,28 @@ class EligibleSearch:
     Args:
         exact: the exact scores of the corpus.
         k: candidates wanted per query.
-        eligible: (n_candidates,) bool; None if all are.
-        propose: the index's own search, which knows no mask.
-        cost: what ``propose`` costs per query.
+        mask: what is eligible.
+        ways: in which the index can look for them.
     """
 
-    def __init__(
-        self,
-        exact: ExactScorer,
-        k: int,
-        eligible: np.ndarray | None,
-        propose: Propose,
-        cost: Cost,
-    ) -> None:
+    def __init__(self, exact: ExactScorer, k: int, mask: Mask, ways: Sequence[Way]) -> None:
         self._exact = exact
         self._k = k
-        self._eligible = eligible
-        self._propose = propose
-        self._cost = cost
+        self._mask = mask
+        self._ways = ways
         self._n_candidates = len(exact.embeddings)
-
-    @cached_property
-    def n_eligible(self) -> int:
-        """How many candidates are eligible."""
-        if self._eligible is None:
-            return self._n_candidates
-        return int(np.count_nonzero(self._eligible))
 
     @property
     def scan_cost(self) -> float:
         """What scoring the eligible costs, in rows of a sequential exact scan."""
-        return self._scan_cost(self.n_eligible)
-
-    @property
-    def includes_all(self) -> bool:
-        """Whether every candidate is eligible."""
-        return self._sampled_share == 1 and self.n_eligible == self._n_candidates
+        return self._scan_cost(self._mask.share)
 
     def search(self, queries: np.ndarray) -> Neighbors:
         """Return the best k eligible candidates of each query (n_queries, dim) float32."""
-        if self._is_surely_scanned():
-            return self._scan(queries)
+        if not self._mask.is_sampled and self._is_surely_scanned():
+            return self._scan(queries)  # without counting what is eligible, which takes as long
         neighbors = Neighbors.none(len(queries), self._k, SearchMethod.MASKED_SCAN)
-        if self.n_eligible == 0:
+        if self._mask.share == 0:
             return neighbors
         return self.complete(queries, neighbors, np.arange(len(queries)))
 
@@ -104,79 +74,55 @@ class EligibleSearch:
             neighbors: where the answers go.
             unanswered: (n,) int64, the lines without an answer.
         """
-        budget = _AFFORDABLE * self.scan_cost
-        n_fetched = self._depth(0)
-        # An index costs a row or more for each proposal, and asking it what it costs, some.
-        while len(unanswered) and n_fetched <= budget and (cost := self._cost(n_fetched)) <= budget:
+        budget, depth = _AFFORDABLE * self.scan_cost, self._depth(0)
+        n_wanted = self._mask.wanted(self._k)
+        while len(unanswered):
+            cost, way = self._cheapest(depth, self._mask.share)
+            if cost > budget:
+                return _fill(neighbors, unanswered, self._scan(queries[unanswered]))
             budget -= cost
-            found, n_hidden = self._over_fetch(queries[unanswered], n_fetched)
+            found, n_hidden = way.look(queries[unanswered], self._k, depth, self._mask)
             neighbors = _fill(neighbors, unanswered, found)
-            is_full = found.rows[:, min(self._k, self.n_eligible) - 1] >= 0
-            is_deep = self._share * n_fetched >= self._k + _CLEAR_OF_THE_END * n_hidden
-            is_answer = is_full & is_deep
-            unanswered, n_hidden = unanswered[~is_answer], n_hidden[~is_answer]
-            n_fetched = max(2 * n_fetched, self._depth(n_hidden.min(initial=self._n_candidates)))
-        if len(unanswered):
-            neighbors = _fill(neighbors, unanswered, self._scan(queries[unanswered]))
+            enough = (self._mask.share * depth - self._k) / _CLEAR_OF_THE_END
+            short = [
+                i
+                for i, hidden in enumerate(n_hidden)
+                if hidden > enough or found.rows.item(i, n_wanted - 1) < 0
+            ]
+            unanswered = unanswered[short]
+            if short:
+                depth = max(2 * depth, self._depth(min(n_hidden[i] for i in short)))
         return neighbors
 
     def _is_surely_scanned(self) -> bool:
-        """Whether even the most that may be eligible, by the sample, leave no budget to fetch k."""
-        n_seen = self._sampled_share * _SAMPLE_SIZE
-        most = (n_seen + _DEVIATIONS * math.sqrt(n_seen) + _DEVIATIONS) / _SAMPLE_SIZE
-        budget = _AFFORDABLE * self._scan_cost(most * self._n_candidates)
-        n_fetched = math.ceil(self._k / min(most, 1.0))
-        return n_fetched > budget or self._cost(n_fetched) > budget
+        """Whether even the most that may be eligible, by the sample, leave no budget to look."""
+        most = self._mask.greatest_share
+        depth = self._rounded(self._k / min(most, 1.0))
+        cost, _ = self._cheapest(depth, most)
+        return cost > _AFFORDABLE * self._scan_cost(most)
 
-    @cached_property
-    def _sampled_share(self) -> float:
-        """The share of a sample of the candidates that is eligible."""
-        if self._eligible is None:
-            return 1.0
-        sample = self._eligible.take(_sampled_rows(self._n_candidates))
-        return int(np.count_nonzero(sample)) / _SAMPLE_SIZE
+    def _cheapest(self, depth: int, share: float) -> tuple[float, Way]:
+        """Return the cheapest way to look so deep, and its cost."""
+        return min(((way.cost(depth, share), way) for way in self._ways), key=lambda one: one[0])
 
-    def _scan_cost(self, n_eligible: float) -> float:
-        return min(_GATHER_COST * n_eligible, self._n_candidates)
+    def _scan_cost(self, share: float) -> float:
+        return min(_GATHER_COST * share, 1.0) * self._n_candidates
 
     def _scan(self, queries: np.ndarray) -> Neighbors:
         """Score all that are eligible."""
-        found = self._exact.search(queries, self._k, self._eligible)
+        found = self._exact.search(queries, self._k, self._mask.eligible)
         return replace(found, method=SearchMethod.MASKED_SCAN)
 
-    @property
-    def _share(self) -> float:
-        """The share of the candidates that are eligible."""
-        return self.n_eligible / self._n_candidates
-
     def _depth(self, n_hidden: float) -> int:
-        """Return how many to fetch if so many of a query's best candidates are hidden."""
-        spare = _DEVIATIONS * math.sqrt(self._k * (1 - self._share))
-        wanted = self._k + spare + _CLEAR_OF_THE_END * n_hidden
-        return min(math.ceil(wanted / self._share), self._n_candidates)
+        """Return how deep to look if so many of a query's best candidates are hidden."""
+        share = self._mask.share
+        spare = _DEVIATIONS * math.sqrt(self._k * (1 - share))
+        return self._rounded((self._k + spare + _CLEAR_OF_THE_END * n_hidden) / share)
 
-    def _over_fetch(self, queries: np.ndarray, n_fetched: int) -> tuple[Neighbors, np.ndarray]:
-        """Return the best eligible proposals, and how many (n_queries,) the mask seems to hide."""
-        proposed = self._propose(queries, n_fetched)
-        kept = proposed >= 0
-        n_proposed = np.count_nonzero(kept, axis=1)
-        if self._eligible is not None:
-            kept &= self._eligible.take(proposed, mode="clip")
-        n_kept = np.count_nonzero(kept, axis=1)
-        eligible_rows = padded([line[keep] for line, keep in zip(proposed, kept, strict=True)])
-        found = self._exact.rescore(queries, eligible_rows, self._k)
-        expected = self._share * n_proposed
-        by_chance = _DEVIATIONS * np.sqrt(expected * (1 - self._share))
-        n_hidden = np.maximum(expected - n_kept - by_chance, 0)
-        # If most are hidden, those that are not proposed may be, too.
-        n_hidden[n_kept < _LEAST_SHARE * expected] = self._n_candidates - self.n_eligible
-        return replace(found, method=SearchMethod.OVER_FETCH), n_hidden
-
-
-@lru_cache(maxsize=8)
-def _sampled_rows(n_candidates: int) -> np.ndarray:
-    """Return the rows (n,) int64 of the sample, in rising order; some may come twice."""
-    return np.sort(np.random.default_rng(0).integers(n_candidates, size=_SAMPLE_SIZE))
+    def _rounded(self, depth: float) -> int:
+        """Return a depth that is not less, of not too many different ones."""
+        step = max(1, (1 << math.floor(math.log2(depth))) // _DEPTHS_PER_DOUBLING)
+        return min(math.ceil(depth / step) * step, self._n_candidates)
 
 
 def _fill(neighbors: Neighbors, lines: np.ndarray, found: Neighbors) -> Neighbors:

@@ -17,6 +17,8 @@ from functools import cached_property
 
 import numpy as np
 
+from indexer.leaves import LeafCounts, Leaves
+
 try:
     from indexer import _exact
 except ImportError as error:
@@ -35,7 +37,7 @@ _MIN_GROUP_SIZE = 8  # ... and large enough to be worth it
 
 _ALL = np.empty(0, dtype=bool)  # the mask of a scan that has none
 
-Kernel = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
+Kernel = Callable[..., None]
 """(embeddings, queries, best rows, best scores, what to look at) -> nothing; writes the best."""
 
 
@@ -100,6 +102,31 @@ class ExactScorer:
         mask = _ALL if eligible is None else np.ascontiguousarray(eligible)
         return self._answered(_exact.scan, queries, k, mask)
 
+    def search_leaves(
+        self,
+        queries: np.ndarray,
+        k: int,
+        eligible: np.ndarray,
+        leaves: Leaves,
+        *,
+        n_searched: int,
+        n_rescored: int,
+    ) -> tuple[Neighbors, LeafCounts]:
+        """Return the best eligible candidates in the most promising leaves, and what was there.
+
+        Args:
+            queries: (n_queries, dim) float32.
+            k: candidates wanted per query.
+            eligible: (n_candidates,) bool.
+            leaves: those of this corpus; what they say of rows is trusted.
+            n_searched: how many leaves to look into, at most all.
+            n_rescored: how many of what is in them to score exactly, at least k.
+        """
+        counts = LeafCounts(*np.empty((2, len(queries), n_searched), dtype=np.int64))
+        room = np.empty(n_rescored, dtype=np.int64)
+        among = (np.ascontiguousarray(eligible), *leaves, *counts, room)
+        return self._answered(_exact.scan_leaves, queries, k, *among), counts
+
     def rescore(self, queries: np.ndarray, rows: np.ndarray, k: int) -> Neighbors:
         """Return the best k of the rows proposed for each query, repeated ones counted once.
 
@@ -111,12 +138,12 @@ class ExactScorer:
         return self._answered(_exact.rescore, queries, k, np.ascontiguousarray(rows, np.int64))
 
     def _answered(
-        self, kernel: Kernel, queries: np.ndarray, k: int, among: np.ndarray
+        self, kernel: Kernel, queries: np.ndarray, k: int, *among: np.ndarray
     ) -> Neighbors:
         """Return what a kernel finds among what it is to look at."""
         rows = np.empty((len(queries), k), dtype=np.int64)
         scores = np.empty((len(queries), k), dtype=np.float32)
-        kernel(self.embeddings, np.ascontiguousarray(queries), rows, scores, among)
+        kernel(self.embeddings, np.ascontiguousarray(queries), rows, scores, *among)
         return Neighbors(rows, scores)
 
     def _shortlist(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> np.ndarray:

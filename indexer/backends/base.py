@@ -28,6 +28,8 @@ from indexer.backends.params import BuildParams, SearchParams, Series, look_up_p
 from indexer.eligibility import EligibleSearch
 from indexer.exact import ExactScorer, Neighbors, SearchMethod
 from indexer.filters import Restriction
+from indexer.mask import Mask
+from indexer.ways import OverFetch, Way
 
 
 class BackendUnavailableError(Exception):
@@ -292,7 +294,8 @@ class LocalIndex(Index[S], Generic[B, S]):
         (short,) = (neighbors.rows[:, n_wanted - 1] < 0).nonzero()
         if len(short) == 0:
             return neighbors
-        return self._eligible_search(k, params, None).complete(queries, neighbors, short)
+        everything = Mask(None, self.n_candidates)
+        return self._eligible_search(k, params, everything).complete(queries, neighbors, short)
 
     def _search_eligible(
         self,
@@ -304,16 +307,20 @@ class LocalIndex(Index[S], Generic[B, S]):
     ) -> Neighbors:
         """Search among some; a backend that filters itself overrides this."""
         del restriction
-        search = self._eligible_search(k, params, eligible)
-        if search.includes_all:
+        mask = Mask(eligible, self.n_candidates)
+        if mask.includes_all:
             return self._search_all(queries, k, params)
-        return search.search(queries)
+        return self._eligible_search(k, params, mask).search(queries)
 
-    def _eligible_search(self, k: int, params: S, eligible: np.ndarray | None) -> EligibleSearch:
-        return EligibleSearch(
-            self._exact,
-            k,
-            eligible,
-            propose=lambda queries, n: self._search(queries, n, self.params_at(n, params, k)),
-            cost=lambda n: self.cost(n, self.params_at(n, params, k)),
-        )
+    def _eligible_search(self, k: int, params: S, mask: Mask) -> EligibleSearch:
+        return EligibleSearch(self._exact, k, mask, self._ways(k, params))
+
+    def _ways(self, k: int, params: S) -> list[Way]:
+        """Return how the index can look deeper than k at the recall of ``params``."""
+        return [
+            OverFetch(
+                self._exact,
+                propose=lambda queries, n: self._search(queries, n, self.params_at(n, params, k)),
+                cost=lambda n: self.cost(n, self.params_at(n, params, k)),
+            )
+        ]

@@ -24,6 +24,7 @@ from indexer.engines.milvus_expressions import Fields, expression_for
 from indexer.engines.milvus_schema import ROW, storable
 from indexer.exact import Neighbors
 from indexer.filters import Restriction
+from indexer.mask import Mask
 from indexer.metadata import MetadataType, typed_columns
 from indexer.recall import recall_at_k
 
@@ -190,14 +191,15 @@ class MilvusIndex(LocalIndex[MilvusBuildParams, MilvusSearchParams]):
         restriction: Restriction | None,
     ) -> Neighbors:
         """Have Milvus filter, if it can and a scan of the eligible would cost more."""
-        search = self._eligible_search(k, params, eligible)
+        mask = Mask(eligible, self.n_candidates)
+        search = self._eligible_search(k, params, mask)
         filters = None if restriction is None else self._expression(restriction)
-        if filters is None or search.includes_all or search.scan_cost <= self.cost(k, params):
+        if filters is None or mask.includes_all or search.scan_cost <= self.cost(k, params):
             return super()._search_eligible(queries, k, params, eligible, restriction)
         expression, n_unsaid = filters
-        n_wanted = min(k, search.n_eligible)
+        n_wanted = min(k, mask.n_eligible)
         rows = self._proposed(queries, k + n_unsaid, params, expression)
-        rows = np.where(eligible.take(rows, mode="clip"), rows, -1)
+        rows = np.where(mask.keeps(rows), rows, -1)
         found = self._exact.rescore(queries, rows, k)
         (short,) = (found.rows[:, n_wanted - 1] < 0).nonzero()
         return search.complete(queries, found, short) if len(short) else found

@@ -26,8 +26,13 @@ from pydantic import Field
 
 from indexer.backends.base import BackendUnavailableError, LocalIndex
 from indexer.backends.params import BuildParams, SearchParams, geometric
+from indexer.leaves import Leaves, members_by_leaf
+from indexer.ways import LeafScan, Way
 
 _ASSETS = "scann_assets.pbtxt"
+_PARTITIONER, _LEAF_OF_EACH = "serialized_partitioner.pb", "datapoint_to_token.npy"
+_BYTES, _MULTIPLIERS = "int8_dataset.npy", "int8_multipliers.npy"
+_BY_LEAF = "by_leaf.npy"  # ours: the bytes of the vectors, leaf by leaf
 _PICKLED_IDS = "scann_docids.pkl"
 _ASSET_PATH = re.compile(r'asset_path:\s*"([^"]*)"')
 
@@ -43,6 +48,7 @@ _MOST_REORDERED = 16  # times k; more do not help where too few leaves are searc
 _ALWAYS_TRIED = 10_000  # ... but where the best are badly quantised, and few are wanted of many
 _REORDERING_COST = 3.0  # the same for reordering it by bytes
 _RESCORING_COST = 8.0  # the same for fetching and rescoring a proposed row
+_ROWS_AT_ONCE = 1 << 16  # written
 _RESCORED_BEYOND = 1 / 8  # of k, beside k themselves; more were measured to find no more
 
 
@@ -83,6 +89,8 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
     variants_scale = False
 
     _searcher: Any
+    _leaves: Leaves | None = None
+    """The tree's; None if there is none, or before it was saved, as only its files tell."""
 
     @property
     def is_deterministic(self) -> bool:
@@ -152,7 +160,7 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
     def cost(self, k: int, params: ScannSearchParams) -> float:
         """Return the cost of the vectors in the searched leaves and of those that are left."""
         num_leaves = self.build_params.num_leaves or 1
-        scored = self.n_candidates * self._leaves(params) / num_leaves
+        scored = self.n_candidates * self._n_searched(params) / num_leaves
         return (
             num_leaves
             + _QUANTISED_COST * scored
@@ -163,6 +171,10 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
     def save(self, directory: Path) -> None:
         """Write the quantised vectors, with paths relative to the folder."""
         self._searcher.serialize(str(directory), relative_path=True)
+        leaf_of = self._leaf_of_each(directory)
+        if leaf_of is not None:
+            _write_by_leaf(directory, members_by_leaf(leaf_of))
+            self._leaves = self._read_leaves(directory)
 
     def _build(self) -> None:
         by_bytes = _library().scann_builder.ReorderType.INT8
@@ -204,6 +216,45 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
         found = self._searcher.size()
         if found != self.n_candidates:
             raise ValueError(f"{directory} holds {found} vectors, the corpus {self.n_candidates}")
+        self._leaves = self._read_leaves(directory)
+
+    def _leaf_of_each(self, directory: Path) -> np.ndarray | None:
+        """Return the leaf of each candidate (n_candidates,) int32; None if each is not in one."""
+        if self.build_params.num_leaves is None or self.build_params.soar_lambda is not None:
+            return None  # SOAR has each vector in two leaves
+        leaf_of: np.ndarray = np.load(directory / _LEAF_OF_EACH, allow_pickle=False)
+        return leaf_of
+
+    def _read_leaves(self, directory: Path) -> Leaves | None:
+        """Return the leaves of the tree, of which ScaNN itself tells no caller."""
+        leaf_of = self._leaf_of_each(directory)
+        if leaf_of is None or not (directory / _BY_LEAF).exists():
+            return None  # an index that was built before there was such a file
+        partitioner = _partitioner_type()()
+        partitioner.ParseFromString((directory / _PARTITIONER).read_bytes())
+        root = partitioner.kmeans.kmeans_tree.root
+        if [child.leaf_id for child in root.children] != list(range(len(root.centers))):
+            return None  # a tree of another shape than ScaNN has made so far
+        centers = np.array([center.dimension for center in root.centers], dtype=np.float32)
+        coarse = np.load(directory / _BY_LEAF, mmap_mode="r", allow_pickle=False)
+        scales = 1 / np.load(directory / _MULTIPLIERS, allow_pickle=False)
+        shapes = (leaf_of.shape, centers.shape[1:], coarse.shape, scales.shape)
+        if shapes != ((self.n_candidates,), (self.dim,), self.embeddings.shape, (self.dim,)):
+            raise ValueError(f"{directory} holds no leaves of {self.n_candidates} vectors")
+        return Leaves.of(centers, leaf_of, coarse, scales)
+
+    def _ways(self, k: int, params: ScannSearchParams) -> list[Way]:
+        """Return how the index can look deeper than k at the recall of ``params``."""
+        ways = super()._ways(k, params)
+        # Where all leaves are searched, more is asked for than the best by bytes.
+        if self._leaves is not None and params.leaves_to_search is not None:
+            scan = LeafScan(
+                *(self._exact, self._leaves),
+                lambda n: self._n_searched(self.params_at(n, params, k)),
+                _n_rescored,
+            )
+            ways.append(scan)
+        return ways
 
     def _search(self, queries: np.ndarray, k: int, params: ScannSearchParams) -> np.ndarray:
         n_proposed = min(max(params.final_num_neighbors, k), self.n_candidates)
@@ -211,7 +262,7 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
         effort = {
             "final_num_neighbors": n_proposed,
             "pre_reorder_num_neighbors": n_reordered,
-            "leaves_to_search": self._leaves(params),
+            "leaves_to_search": self._n_searched(params),
         }
         rows: np.ndarray
         if len(queries) == 1:  # finds what a batch finds, a sixth faster, and pads nothing
@@ -230,7 +281,7 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
                 f"candidates, not {self.n_candidates}; leave num_leaves out"
             )
 
-    def _leaves(self, params: ScannSearchParams) -> int:
+    def _n_searched(self, params: ScannSearchParams) -> int:
         """Return how many leaves a search looks at; without a tree, all are in one."""
         num_leaves = self.build_params.num_leaves or 1
         return min(params.leaves_to_search or num_leaves, num_leaves)
@@ -241,8 +292,25 @@ def _search_params(k: int, n_reordered: int, leaves: int | None = None) -> Scann
     return ScannSearchParams(
         leaves_to_search=leaves,
         pre_reorder_num_neighbors=n_reordered,
-        final_num_neighbors=min(n_reordered, k + math.ceil(k * _RESCORED_BEYOND)),
+        final_num_neighbors=min(n_reordered, _n_rescored(k)),
     )
+
+
+def _n_rescored(k: int) -> int:
+    """Return how many of the best by bytes hold the best k."""
+    return k + math.ceil(k * _RESCORED_BEYOND)
+
+
+def _write_by_leaf(directory: Path, members: np.ndarray) -> None:
+    """Write the bytes that ScaNN keeps of each vector once more, in the order of ``members``."""
+    by_row = np.load(directory / _BYTES, mmap_mode="r", allow_pickle=False)
+    by_leaf = np.lib.format.open_memmap(
+        directory / _BY_LEAF, mode="w+", dtype=by_row.dtype, shape=by_row.shape
+    )
+    for start in range(0, len(members), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        by_leaf[part] = by_row[members[part]]
+    by_leaf.flush()
 
 
 @cache
@@ -258,6 +326,14 @@ def _library() -> ModuleType:
         ) from error
     library: ModuleType = scann_ops_pybind
     return library
+
+
+@cache
+def _partitioner_type() -> Any:
+    """Return the message that ScaNN keeps the centres of a tree's leaves in."""
+    with _hidden("tensorflow"):
+        from scann.partitioning import partitioner_pb2  # noqa: PLC0415
+    return partitioner_pb2.SerializedPartitioner
 
 
 @contextmanager

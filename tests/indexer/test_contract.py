@@ -125,8 +125,10 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture(scope="module")
-def index(case: Case, corpus: np.ndarray) -> AnyIndex:
-    return build(case.name, corpus, case.build_params)
+def index(case: Case, corpus: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> AnyIndex:
+    built = build(case.name, corpus, case.build_params)
+    built.save(tmp_path_factory.mktemp("saved"))  # what is searched has been saved or loaded
+    return built
 
 
 every_backend = pytest.mark.parametrize("name", BACKENDS)

@@ -1,12 +1,17 @@
 """How a mask is searched, on candidates 0 to 9,999 of which a lower one is always better."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from indexer.eligibility import EligibleSearch, _sampled_rows
+from indexer.eligibility import EligibleSearch
 from indexer.exact import ExactScorer, Neighbors, SearchMethod
+from indexer.mask import Mask, sampled_rows
+from indexer.ways import LeafScan, OverFetch
+from tests.indexer.test_leaves import in_leaves
 
 N = 10_000
 QUERIES = np.ones((2, 1), dtype=np.float32)
@@ -31,8 +36,8 @@ def search(
         asked.append(n)
         return np.tile(propose(n), (len(queries), 1))
 
-    eligible_search = EligibleSearch(exact, k, eligible, recording, cost=float)
-    return eligible_search.search(QUERIES), asked
+    ways = [OverFetch(exact, recording, cost=float)]
+    return EligibleSearch(exact, k, Mask(eligible, N), ways).search(QUERIES), asked
 
 
 def test_by_chance_more_are_fetched(exact: ExactScorer) -> None:
@@ -40,7 +45,10 @@ def test_by_chance_more_are_fetched(exact: ExactScorer) -> None:
     found, asked = search(exact, eligible)
     assert found.method == SearchMethod.OVER_FETCH
     assert [list(range(0, 40, 4))] * 2 == found.rows.tolist()
-    assert asked == [62]  # (10 + 2 * sqrt(10 * 3 / 4)) * 4
+    share = Mask(eligible, N).share
+    assert share == pytest.approx(0.25, abs=0.03)
+    (n_asked,) = asked  # (10 + 2 * sqrt(10 * 3 / 4)) * 4, rounded up by a sixteenth at most
+    assert 0 <= n_asked - (10 + 2 * math.sqrt(10 * (1 - share))) / share < 4
 
 
 def test_a_few_hidden_ones_are_fetched_too(exact: ExactScorer) -> None:
@@ -48,7 +56,7 @@ def test_a_few_hidden_ones_are_fetched_too(exact: ExactScorer) -> None:
     found, asked = search(exact, eligible)
     assert found.method == SearchMethod.OVER_FETCH
     assert [list(range(100, 110))] * 2 == found.rows.tolist()
-    assert asked == [11, 213]  # by chance; past twice as many as there can be before the tenth
+    assert asked == [11, 216]  # by chance; past twice as many as there can be before the tenth
 
 
 def test_many_hidden_ones_are_scanned_for(exact: ExactScorer) -> None:
@@ -56,7 +64,7 @@ def test_many_hidden_ones_are_scanned_for(exact: ExactScorer) -> None:
     found, asked = search(exact, eligible)
     assert found.method == SearchMethod.MASKED_SCAN
     assert [list(range(5000, 5010))] * 2 == found.rows.tolist()
-    assert asked == [29]
+    assert asked == [27]  # the sample says that 0.535 of them are eligible
 
 
 def test_what_comes_from_the_end_of_the_proposals_is_not_trusted(exact: ExactScorer) -> None:
@@ -93,11 +101,10 @@ def test_a_mask_of_which_the_sample_gives_a_wrong_idea(
     exact: ExactScorer, seen_are_eligible: bool
 ) -> None:
     eligible = np.full(N, not seen_are_eligible)
-    eligible[_sampled_rows(N)] = seen_are_eligible
+    eligible[sampled_rows(N)] = seen_are_eligible
     found, _ = search(exact, eligible, k=5)
     assert [np.flatnonzero(eligible)[:5].tolist()] * 2 == found.rows.tolist()
-    masked = EligibleSearch(exact, 5, eligible, lambda _, n: np.arange(n)[None], float)
-    assert not masked.includes_all
+    assert not Mask(eligible, N).includes_all
 
 
 def test_an_index_that_finds_nothing_is_replaced(exact: ExactScorer) -> None:
@@ -124,6 +131,56 @@ def test_only_the_queries_that_need_it_are_scanned(exact: ExactScorer) -> None:
             scanned.append(len(some))
             return original(some, k, rows)
 
-    found = EligibleSearch(Spy(exact.embeddings), 5, eligible, propose, float).search(queries)
+    ways = [OverFetch(exact, propose, float)]
+    found = EligibleSearch(Spy(exact.embeddings), 5, Mask(eligible, N), ways).search(queries)
     assert [list(range(3000, 3005))] * 2 == found.rows.tolist()
     assert scanned == [1]
+
+
+class TestLeafScan:
+    """Leaves of a hundred candidates each, the best first."""
+
+    @staticmethod
+    def search(
+        exact: ExactScorer, eligible: np.ndarray, k: int = 10
+    ) -> tuple[Neighbors, list[int]]:
+        """Search with leaves alone; also return how many of them were looked into each time."""
+        asked: list[int] = []
+        leaves = in_leaves(exact.embeddings, np.arange(N) // 100, n_leaves=N // 100)
+
+        class Recording(LeafScan):
+            def look(self, *arguments: Any) -> Any:
+                asked.append(self._n_searched(arguments[2]))
+                return super().look(*arguments)
+
+        way = Recording(exact, leaves, lambda depth: -(-depth // 100), lambda k: 3 * k)
+        return EligibleSearch(exact, k, Mask(eligible, N), [way]).search(QUERIES), asked
+
+    def test_by_chance(self, exact: ExactScorer) -> None:
+        eligible = np.arange(N) % 20 == 0
+        found, asked = self.search(exact, eligible)
+        assert found.method == SearchMethod.INDEX
+        assert [list(range(0, 200, 20))] * 2 == found.rows.tolist()
+        assert asked == [4]  # (10 + 2 * sqrt(10 * 19 / 20)) * 20 candidates
+
+    def test_what_hides_the_best_shows_in_the_first_leaves(self, exact: ExactScorer) -> None:
+        eligible = (np.arange(N) % 3 == 0) & (np.arange(N) >= 100)
+        found, asked = self.search(exact, eligible, k=60)
+        assert [list(range(102, 282, 3))] * 2 == found.rows.tolist()
+        assert found.method == SearchMethod.INDEX
+        assert asked[0] < asked[1] == asked[-1]
+
+    def test_most_are_hidden(self, exact: ExactScorer) -> None:
+        found, asked = self.search(exact, np.arange(N) >= 5000)
+        assert found.method == SearchMethod.MASKED_SCAN
+        assert [list(range(5000, 5010))] * 2 == found.rows.tolist()
+        assert len(asked) == 1
+
+    def test_too_few_in_the_leaves(self, exact: ExactScorer) -> None:
+        """A sample of the mask that gives a wrong idea of it."""
+        eligible = np.zeros(N, dtype=bool)
+        eligible[sampled_rows(N)] = True
+        eligible[:2000] = False
+        eligible[[3, 1999]] = True
+        found, _ = self.search(exact, eligible, k=5)
+        assert [np.flatnonzero(eligible)[:5].tolist()] * 2 == found.rows.tolist()

@@ -1,5 +1,6 @@
 """What only ScaNN does."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 from indexer.backends import BACKENDS, available_backends
 from indexer.backends import scann as backend
+from indexer.exact import SearchMethod
+from indexer.recall import recall_at_k
 
 pytestmark = pytest.mark.skipif(
     BACKENDS["scann"].unavailable() is not None, reason=str(BACKENDS["scann"].unavailable())
@@ -77,3 +80,53 @@ def test_a_tree_of_more_leaves_than_candidates_is_refused() -> None:
     params = backend.ScannBuildParams(num_leaves=40)
     with pytest.raises(ValueError, match="40 leaves takes at least 40 candidates, not 30"):
         backend.ScannIndex.build(embeddings, params)
+
+
+@pytest.fixture(scope="module")
+def saved_tree(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((30, 16))
+    embeddings = centres[rng.integers(0, 30, 20_000)] + 0.5 * rng.standard_normal((20_000, 16))
+    embeddings = embeddings.astype(np.float32)
+    index = backend.ScannIndex.build(embeddings, backend.ScannBuildParams(num_leaves=140, avq=4.0))
+    directory = tmp_path_factory.mktemp("tree")
+    index.save(directory)
+    return directory, embeddings, index.build_params
+
+
+def test_among_eligible_candidates_its_leaves_are_searched(saved_tree) -> None:
+    embeddings = saved_tree[1]
+    index = backend.ScannIndex.load(*saved_tree)
+    params = backend.ScannSearchParams(
+        leaves_to_search=10, pre_reorder_num_neighbors=200, final_num_neighbors=45
+    )
+    eligible = np.random.default_rng(1).random(20_000) < 0.3
+    queries = embeddings[:50] + 0.1
+    found = index.search(queries, 20, params, eligible)
+    assert found.method is SearchMethod.INDEX
+    assert eligible[found.rows].all()
+    exact = BACKENDS["brute_force"].build(embeddings).search(queries, 20, eligible=eligible)
+    assert recall_at_k(found, exact).mean() >= 0.97
+    batch = found.rows.tolist()
+    assert batch == [
+        index.search(one[None], 20, params, eligible).rows[0].tolist() for one in queries
+    ]
+
+
+def test_an_index_of_before_there_were_leaves_to_read(saved_tree, tmp_path) -> None:
+    directory, embeddings, params = saved_tree
+    before = shutil.copytree(directory, tmp_path / "before")
+    (before / "by_leaf.npy").unlink()
+    index = backend.ScannIndex.load(before, embeddings, params)
+    eligible = np.arange(20_000) % 2 == 0
+    found = index.search(embeddings[:1], 20, index.default_search_params(20), eligible)
+    assert found.method is SearchMethod.OVER_FETCH
+    assert np.count_nonzero(found.rows >= 0) == 20
+
+
+def test_leaves_of_another_corpus_are_refused(saved_tree, tmp_path) -> None:
+    directory, embeddings, params = saved_tree
+    other = shutil.copytree(directory, tmp_path / "other")
+    np.save(other / "by_leaf.npy", np.zeros((20_000, 15), np.int8))
+    with pytest.raises(ValueError, match="holds no leaves of 20000 vectors"):
+        backend.ScannIndex.load(other, embeddings, params)
