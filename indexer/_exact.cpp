@@ -121,11 +121,13 @@ class Best {
   Keys keys_;
 };
 
-// Vectors in leaves, of which a query looks into those whose centres promise most.
-struct Leaves {
-  Vectors centers;
-  const int32_t* members;  // rows, leaf after leaf
-  const int64_t* starts;   // where in `members` each leaf begins, and where the last one ends
+// Vectors in cells, of which a query looks into those whose centres promise most.
+struct Cells {
+  Py_ssize_t n;
+  Py_ssize_t dim;
+  const int8_t* centers;
+  const int32_t* members;  // rows, cell after cell
+  const int64_t* starts;   // where in `members` each cell begins, and where the last one ends
   const int8_t* coarse;    // their vectors in bytes, in the same order
 };
 
@@ -135,14 +137,13 @@ struct Loops {
   void (*add_range)(const Vectors&, const float* query, Py_ssize_t start, Py_ssize_t end,
                     const uint8_t* eligible, Best&);
   void (*add_eligible)(const Vectors&, const float* query, const uint8_t* eligible, Best&);
-  void (*add_leaves)(const Leaves&, const float* query, const int16_t* coarse_query,
-                     const uint8_t* eligible, Py_ssize_t n_leaves, int64_t* n_seen,
-                     int64_t* n_kept, Best&);
+  void (*add_cells)(const Cells&, const int16_t* query, const uint8_t* eligible,
+                    Py_ssize_t n_searched, int64_t* n_seen, int64_t* n_kept, Best&);
 };
 
 namespace any_processor {
 #include "_exact_loops.h"
-constexpr Loops kLoops{AddRows, AddRange, AddEligible, AddLeaves};
+constexpr Loops kLoops{AddRows, AddRange, AddEligible, AddCells};
 }  // namespace any_processor
 
 #ifdef HAS_GENERATIONS
@@ -150,12 +151,12 @@ constexpr Loops kLoops{AddRows, AddRange, AddEligible, AddLeaves};
 #pragma GCC target("avx2")
 namespace avx2 {
 #include "_exact_loops.h"
-constexpr Loops kLoops{AddRows, AddRange, AddEligible, AddLeaves};
+constexpr Loops kLoops{AddRows, AddRange, AddEligible, AddCells};
 }  // namespace avx2
 #pragma GCC target("avx512f,avx512bw")
 namespace avx512 {
 #include "_exact_loops.h"
-constexpr Loops kLoops{AddRows, AddRange, AddEligible, AddLeaves};
+constexpr Loops kLoops{AddRows, AddRange, AddEligible, AddCells};
 }  // namespace avx512
 #pragma GCC pop_options
 #endif
@@ -362,15 +363,15 @@ void WriteCoarse(const float* query, const float* scales, std::vector<int16_t>& 
   for (size_t i = 0; i < dim; ++i) coarse[i] = std::lrint(query[i] * scales[i] * factor);
 }
 
-PyObject* ScanLeaves(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
-  if (!Expect(13, n_arguments, "scan_leaves")) return nullptr;
+PyObject* ScanCells(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
+  if (!Expect(13, n_arguments, "scan_cells")) return nullptr;
   const Task task(arguments);
   const Array eligible(arguments[4]), centers(arguments[5]), members(arguments[6]);
   const Array starts(arguments[7]), coarse(arguments[8]), scales(arguments[9]);
   const Array n_seen(arguments[10], PyBUF_WRITABLE), n_kept(arguments[11], PyBUF_WRITABLE);
   const Array proposed(arguments[12], PyBUF_WRITABLE);
   const Py_ssize_t n = task.embeddings.n(), dim = task.embeddings.width();
-  if (!task.Fits() || !eligible.Is<uint8_t>(1) || !centers.Is<float>(2) ||
+  if (!task.Fits() || !eligible.Is<uint8_t>(1) || !centers.Is<int8_t>(2) ||
       !members.Is<int32_t>(1) || !starts.Is<int64_t>(1) || !coarse.Is<int8_t>(2) ||
       !scales.Is<float>(1) || !n_seen.Is<int64_t>(2) || !n_kept.Is<int64_t>(2) ||
       !proposed.Is<int64_t>(1) || eligible.n() != n || members.n() != n || coarse.n() != n ||
@@ -382,10 +383,12 @@ PyObject* ScanLeaves(PyObject*, PyObject* const* arguments, Py_ssize_t n_argumen
   }
   const Vectors vectors = task.vectors();
   const Loops& loops = TheLoops();
-  const Leaves leaves{{centers.line<float>(0), centers.n(), dim},
-                      members.items<int32_t>(),
-                      starts.items<int64_t>(),
-                      coarse.line<int8_t>(0)};
+  const Cells cells{centers.n(),
+                    dim,
+                    centers.line<int8_t>(0),
+                    members.items<int32_t>(),
+                    starts.items<int64_t>(),
+                    coarse.line<int8_t>(0)};
   return Run(true, [&] {
     std::vector<int16_t> coarse_query(dim);
     Best nearly_best(proposed.n(), 2 * proposed.n() + kRowsInAPart);
@@ -393,9 +396,8 @@ PyObject* ScanLeaves(PyObject*, PyObject* const* arguments, Py_ssize_t n_argumen
     task.Answer(best, [&](const float* query, Py_ssize_t i, Best& found) {
       WriteCoarse(query, scales.items<float>(), coarse_query);
       nearly_best.Clear();
-      loops.add_leaves(leaves, query, coarse_query.data(), eligible.items<uint8_t>(),
-                       n_seen.width(), n_seen.line<int64_t>(i), n_kept.line<int64_t>(i),
-                       nearly_best);
+      loops.add_cells(cells, coarse_query.data(), eligible.items<uint8_t>(), n_seen.width(),
+                      n_seen.line<int64_t>(i), n_kept.line<int64_t>(i), nearly_best);
       const size_t n_proposed = nearly_best.WriteRows(proposed.items<int64_t>());
       loops.add_rows(vectors, query, proposed.items<int64_t>(), n_proposed, found);
     });
@@ -451,8 +453,8 @@ constexpr char kScanDoc[] =
     "Raises:\n"
     "    ValueError: if the arrays do not fit one another.\n";
 
-constexpr char kScanLeavesDoc[] =
-    "Score the eligible rows of the leaves whose centres have the largest inner products with a\n"
+constexpr char kScanCellsDoc[] =
+    "Score the eligible rows of the cells whose centres have the largest inner products with a\n"
     "query's, coarsely, and those that seem best exactly; write the best of them, best first.\n\n"
     "All arrays are in C order. Other threads run meanwhile.\n\n"
     "Args:\n"
@@ -461,12 +463,12 @@ constexpr char kScanLeavesDoc[] =
     "    best_rows: (n_queries, k) int64, written: -1 where there are no more.\n"
     "    best_scores: (n_queries, k) float32, written: -inf where there are no more.\n"
     "    eligible: (n_candidates,) bool.\n"
-    "    centers: (n_leaves, dim) float32.\n"
-    "    members: (n_candidates,) int32, every row once, those of a leaf together.\n"
-    "    starts: (n_leaves + 1,) int64, where each leaf begins in members, and where the last ends.\n"
+    "    centers: (n_cells, dim) int8, about their centres divided by the scales.\n"
+    "    members: (n_candidates,) int32, every row once, those of a cell together.\n"
+    "    starts: (n_cells + 1,) int64, where each cell begins in members, and where the last ends.\n"
     "    coarse: (n_candidates, dim) int8, about the embeddings of the members divided by the scales.\n"
     "    scales: (dim,) float32.\n"
-    "    n_seen: (n_queries, n_searched) int64, written: the rows of the leaves so far.\n"
+    "    n_seen: (n_queries, n_searched) int64, written: the rows of the cells so far.\n"
     "    n_kept: (n_queries, n_searched) int64, written: the eligible ones among them.\n"
     "    proposed: (n,) int64, at least k, written: room for what is scored exactly for a query.\n\n"
     "Raises:\n"
@@ -491,7 +493,7 @@ PyCFunction AsMethod(Function function) {
 PyMethodDef methods[] = {
     {"rescore", AsMethod(Rescore), METH_FASTCALL, kRescoreDoc},
     {"scan", AsMethod(Scan), METH_FASTCALL, kScanDoc},
-    {"scan_leaves", AsMethod(ScanLeaves), METH_FASTCALL, kScanLeavesDoc},
+    {"scan_cells", AsMethod(ScanCells), METH_FASTCALL, kScanCellsDoc},
     {"drop", AsMethod(Drop), METH_FASTCALL, kDropDoc},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -18,7 +18,7 @@ def scan(
     eligible: np.ndarray,
     /,
 ) -> None: ...
-def scan_leaves(
+def scan_cells(
     embeddings: np.ndarray,
     queries: np.ndarray,
     best_rows: np.ndarray,

@@ -95,41 +95,40 @@ void AddEligible(const Vectors& vectors, const float* query, const uint8_t* elig
 }
 
 // Adds members by their coarse scores.
-void AddMembers(const Leaves& leaves, const int16_t* query, const int64_t* places, Py_ssize_t n,
+void AddMembers(const Cells& cells, const int16_t* query, const int64_t* places, Py_ssize_t n,
                 Best& best) {
-  const Py_ssize_t dim = leaves.centers.dim;
   for (Py_ssize_t i = 0; i < n; ++i) {
-    if (i + kRowsAhead < n) __builtin_prefetch(leaves.coarse + places[i + kRowsAhead] * dim);
-    const int32_t score = CoarseProduct(leaves.coarse + places[i] * dim, query, dim);
-    best.Add(Key(static_cast<float>(score), leaves.members[places[i]]));
+    if (i + kRowsAhead < n) __builtin_prefetch(cells.coarse + places[i + kRowsAhead] * cells.dim);
+    const int32_t score = CoarseProduct(cells.coarse + places[i] * cells.dim, query, cells.dim);
+    best.Add(Key(static_cast<float>(score), cells.members[places[i]]));
   }
 }
 
-// Adds the eligible rows of as many leaves as there is room for in `n_seen` and `n_kept`, which
-// then tell how many rows were in the leaves so far, and how many of them were eligible.
-void AddLeaves(const Leaves& leaves, const float* query, const int16_t* coarse_query,
-               const uint8_t* eligible, Py_ssize_t n_leaves, int64_t* n_seen, int64_t* n_kept,
-               Best& best) {
-  std::vector<uint64_t> nearest(leaves.centers.n);
-  for (Py_ssize_t leaf = 0; leaf < leaves.centers.n; ++leaf) {
-    nearest[leaf] = Key(InnerProduct(leaves.centers.row(leaf), query, leaves.centers.dim), leaf);
+// Adds the eligible rows of as many cells as there is room for in `n_seen` and `n_kept`, which
+// then tell how many rows were in the cells so far, and how many of them were eligible.
+void AddCells(const Cells& cells, const int16_t* query, const uint8_t* eligible,
+              Py_ssize_t n_searched, int64_t* n_seen, int64_t* n_kept, Best& best) {
+  std::vector<uint64_t> nearest(cells.n);
+  for (Py_ssize_t cell = 0; cell < cells.n; ++cell) {
+    const int32_t score = CoarseProduct(cells.centers + cell * cells.dim, query, cells.dim);
+    nearest[cell] = Key(static_cast<float>(score), cell);
   }
-  std::partial_sort(nearest.begin(), nearest.begin() + n_leaves, nearest.end());
+  std::partial_sort(nearest.begin(), nearest.begin() + n_searched, nearest.end());
   int64_t places[kRowsInAPart];
   Py_ssize_t n = 0;
   int64_t seen = 0, added = 0;
-  for (Py_ssize_t i = 0; i < n_leaves; ++i) {
-    const int64_t leaf = RowOf(nearest[i]);
-    const int64_t last = leaves.starts[leaf + 1];
-    seen += last - leaves.starts[leaf];
-    for (int64_t at = leaves.starts[leaf]; at < last;) {
+  for (Py_ssize_t i = 0; i < n_searched; ++i) {
+    const int64_t cell = RowOf(nearest[i]);
+    const int64_t last = cells.starts[cell + 1];
+    seen += last - cells.starts[cell];
+    for (int64_t at = cells.starts[cell]; at < last;) {
       const int64_t end = std::min<int64_t>(last, at + kRowsInAPart - n);
       for (; at < end; ++at) {
         places[n] = at;
-        n += eligible[leaves.members[at]] != 0;
+        n += eligible[cells.members[at]] != 0;
       }
       if (n == kRowsInAPart) {
-        AddMembers(leaves, coarse_query, places, n, best);
+        AddMembers(cells, query, places, n, best);
         added += n;
         n = 0;
       }
@@ -137,6 +136,6 @@ void AddLeaves(const Leaves& leaves, const float* query, const int16_t* coarse_q
     n_seen[i] = seen;
     n_kept[i] = added + n;
   }
-  AddMembers(leaves, coarse_query, places, n, best);
+  AddMembers(cells, query, places, n, best);
 }
 

@@ -245,11 +245,12 @@ def _cheapest(entry: BackendEntry, options: BuildOptions) -> OperatingPoint:
 
 def _build_backend(name: str, corpus: Corpus, gauge: _Gauge, staged: Path) -> BackendEntry:
     index, build_seconds = _best_index(name, corpus, gauge)
+    size_bytes = _save(index, staged / name)  # before it is tuned: what is saved tells more
     return BackendEntry(
         build_params=index.build_params.model_dump(),
         operating_points=gauge.operating_points(index),
         build_seconds=round(build_seconds, 3),
-        size_bytes=_save(index, staged / name),
+        size_bytes=size_bytes,
     )
 
 

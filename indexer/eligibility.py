@@ -75,10 +75,10 @@ class EligibleSearch:
             unanswered: (n,) int64, the lines without an answer.
         """
         budget, depth = _AFFORDABLE * self.scan_cost, self._depth(0)
-        n_wanted = self._mask.wanted(self._k)
+        n_wanted, ways = self._mask.wanted(self._k), self._ways
         while len(unanswered):
-            cost, way = self._cheapest(depth, self._mask.share)
-            if cost > budget:
+            cost, way = _cheapest(ways, depth, self._mask.share)
+            if way is None or cost > budget:
                 return _fill(neighbors, unanswered, self._scan(queries[unanswered]))
             budget -= cost
             found, n_hidden = way.look(queries[unanswered], self._k, depth, self._mask)
@@ -92,18 +92,15 @@ class EligibleSearch:
             unanswered = unanswered[short]
             if short:
                 depth = max(2 * depth, self._depth(min(n_hidden[i] for i in short)))
+                ways = [one for one in ways if one.looks_past_hidden]
         return neighbors
 
     def _is_surely_scanned(self) -> bool:
         """Whether even the most that may be eligible, by the sample, leave no budget to look."""
         most = self._mask.greatest_share
         depth = self._rounded(self._k / min(most, 1.0))
-        cost, _ = self._cheapest(depth, most)
+        cost, _ = _cheapest(self._ways, depth, most)
         return cost > _AFFORDABLE * self._scan_cost(most)
-
-    def _cheapest(self, depth: int, share: float) -> tuple[float, Way]:
-        """Return the cheapest way to look so deep, and its cost."""
-        return min(((way.cost(depth, share), way) for way in self._ways), key=lambda one: one[0])
 
     def _scan_cost(self, share: float) -> float:
         return min(_GATHER_COST * share, 1.0) * self._n_candidates
@@ -123,6 +120,12 @@ class EligibleSearch:
         """Return a depth that is not less, of not too many different ones."""
         step = max(1, (1 << math.floor(math.log2(depth))) // _DEPTHS_PER_DOUBLING)
         return min(math.ceil(depth / step) * step, self._n_candidates)
+
+
+def _cheapest(ways: Sequence[Way], depth: int, share: float) -> tuple[float, Way | None]:
+    """Return the cheapest way to look so deep, and its cost."""
+    costs: list[tuple[float, Way | None]] = [(way.cost(depth, share), way) for way in ways]
+    return min(costs, key=lambda one: one[0], default=(math.inf, None))
 
 
 def _fill(neighbors: Neighbors, lines: np.ndarray, found: Neighbors) -> Neighbors:

@@ -1,4 +1,4 @@
-"""Exact inner products and their order: every score that leaves an index is computed here.
+"""Exact inner products and their order: every score that cells an index is computed here.
 
 There is one kernel, compiled (``_exact.cpp``): one inner product per pair of a query and a row,
 whose bits do not depend on what else is scored with it. For many queries at once a matrix product
@@ -14,10 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from indexer.leaves import LeafCounts, Leaves
+if TYPE_CHECKING:
+    from indexer.cells import Cells
 
 try:
     from indexer import _exact
@@ -72,6 +74,18 @@ class Neighbors:
         return cls(rows, np.full((n_queries, k), -np.inf, dtype=np.float32), method)
 
 
+class CellCounts(NamedTuple):
+    """What was in the cells that were searched, the most promising first.
+
+    Attributes:
+        n_seen: (n_queries, n_searched) int64, the candidates in the cells so far.
+        n_kept: (n_queries, n_searched) int64, the eligible ones among them.
+    """
+
+    n_seen: np.ndarray
+    n_kept: np.ndarray
+
+
 class ExactScorer:
     """Exact scores over one corpus.
 
@@ -102,30 +116,30 @@ class ExactScorer:
         mask = _ALL if eligible is None else np.ascontiguousarray(eligible)
         return self._answered(_exact.scan, queries, k, mask)
 
-    def search_leaves(
+    def search_cells(
         self,
         queries: np.ndarray,
         k: int,
         eligible: np.ndarray,
-        leaves: Leaves,
+        cells: Cells,
         *,
         n_searched: int,
         n_rescored: int,
-    ) -> tuple[Neighbors, LeafCounts]:
-        """Return the best eligible candidates in the most promising leaves, and what was there.
+    ) -> tuple[Neighbors, CellCounts]:
+        """Return the best eligible candidates in the most promising cells, and what was there.
 
         Args:
             queries: (n_queries, dim) float32.
             k: candidates wanted per query.
             eligible: (n_candidates,) bool.
-            leaves: those of this corpus; what they say of rows is trusted.
-            n_searched: how many leaves to look into, at most all.
+            cells: those of this corpus; what they say of rows is trusted.
+            n_searched: how many cells to look into, at most all.
             n_rescored: how many of what is in them to score exactly, at least k.
         """
-        counts = LeafCounts(*np.empty((2, len(queries), n_searched), dtype=np.int64))
+        counts = CellCounts(*np.empty((2, len(queries), n_searched), dtype=np.int64))
         room = np.empty(n_rescored, dtype=np.int64)
-        among = (np.ascontiguousarray(eligible), *leaves, *counts, room)
-        return self._answered(_exact.scan_leaves, queries, k, *among), counts
+        among = (np.ascontiguousarray(eligible), *cells.arrays, *counts, room)
+        return self._answered(_exact.scan_cells, queries, k, *among), counts
 
     def rescore(self, queries: np.ndarray, rows: np.ndarray, k: int) -> Neighbors:
         """Return the best k of the rows proposed for each query, repeated ones counted once.

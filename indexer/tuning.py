@@ -30,6 +30,7 @@ _MOST_SCANS, _ALWAYS_AFFORDABLE = 4, 250_000  # cost of params worth trying: sca
 _TIMED_SECONDS = 0.1
 _MIN_TIMED, _MAX_TIMED = 3, 500
 _WORTH_TRYING = 1.5  # times the least cost known to suffice; the cost model is a rough one
+_BEYOND_TARGET = 0.25  # of what is missing from 1; about what points deliver beyond their target
 _FINALISTS = 3  # params that are timed for each target
 
 AnyIndex = LocalIndex[Any, Any]
@@ -147,6 +148,9 @@ class _Trials:
         params, latencies = min(timed, key=lambda one: float(np.median(one[1])))
         found = self._index.search(self._queries.unseen, self._k, params)
         recalls = recall_at_k(found, _top(self._queries.exact_unseen, self._k))
+        params = self._index.prepared_for_masks(
+            params, self._choosing, self._exact, _under_masks(target)
+        )
         return _point(target, self._k, params, recalls, latencies)
 
     def _enough(self, target: float) -> list[SearchParams]:
@@ -199,6 +203,11 @@ class _Trials:
         depths = (self._fewest, self._k)
         recalls = [recall_at_k(_top(found, n), _top(self._exact, n)) for n in depths]
         return min(float(one.mean()) - standard_error(one) for one in recalls)
+
+
+def _under_masks(target: float) -> float:
+    """Return the recall to prepare for under masks: without, points deliver more than asked."""
+    return target + _BEYOND_TARGET * (1 - target)
 
 
 def _exhaustive_point(index: AnyIndex, queries: TuningQueries, k: int) -> OperatingPoint:

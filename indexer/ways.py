@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
+from indexer.cells import Cells
 from indexer.exact import ExactScorer, Neighbors, SearchMethod, padded
-from indexer.leaves import Leaves
 from indexer.mask import Mask
 
 Propose = Callable[[np.ndarray, int], np.ndarray]
@@ -20,12 +20,16 @@ Propose = Callable[[np.ndarray, int], np.ndarray]
 _DEVIATIONS = 2.0  # from what is to be expected that chance still explains ...
 _MOST_DEVIATIONS = 3.0  # ... and where it has many chances
 _LEAST_SHARE = 0.5  # of the eligible ones to expect; fewer do not tell how many are hidden
-_LOOKING_COST = 0.07  # at a candidate's eligibility, against a row of a sequential scan; measured
-_SCORING_COST = 2.0  # of one that has to be fetched; measured
+# Of a cell's centre, of a candidate whose eligibility is looked at, and of one that is scored in
+# bytes: against a row of a sequential scan; measured.
+_CENTER_COST, _LOOKING_COST, _SCORING_COST = 0.3, 0.1, 1.0
 
 
 class Way(Protocol):
     """How an index looks for eligible candidates, as deep as it is told to."""
+
+    looks_past_hidden: ClassVar[bool]
+    """Whether it can be trusted where the mask hides a query's best candidates."""
 
     def cost(self, depth: int, share: float) -> float:
         """Return the work per query, in rows of a sequential exact scan.
@@ -61,6 +65,8 @@ class OverFetch:
         cost: n -> what ``propose`` costs per query.
     """
 
+    looks_past_hidden: ClassVar[bool] = True
+
     def __init__(self, exact: ExactScorer, propose: Propose, cost: Callable[[int], float]) -> None:
         self._exact = exact
         self._propose = propose
@@ -86,47 +92,51 @@ class OverFetch:
         return replace(found, method=SearchMethod.OVER_FETCH), n_hidden
 
 
-class LeafScan:
-    """Scores what is eligible in those leaves of an index that a search would look into.
+class CellScan:
+    """Scores what is eligible in those cells of an index that a search would look into.
 
-    Whether a candidate is eligible is known before it is scored: a tenth of a leaf costs a tenth.
+    Whether a candidate is eligible is known before it is scored: a tenth of a cell costs a tenth.
+    Of the best so many, those that are not among the very best lie in other cells more often; so
+    this is no way to find those alone.
 
     Args:
         exact: the exact scores of the corpus.
-        leaves: the index's.
-        n_searched: depth -> how many leaves hold the best so many, at the recall in question.
+        cells: the index's.
+        n_searched: depth -> how many cells hold the best so many, at the recall in question.
         n_rescored: k -> how many of the coarsely best hold the best k.
     """
+
+    looks_past_hidden: ClassVar[bool] = False
 
     def __init__(
         self,
         exact: ExactScorer,
-        leaves: Leaves,
+        cells: Cells,
         n_searched: Callable[[int], int],
         n_rescored: Callable[[int], int],
     ) -> None:
         self._exact = exact
-        self._leaves = leaves
+        self._cells = cells
         self._n_searched = n_searched
         self._n_rescored = n_rescored
 
     def cost(self, depth: int, share: float) -> float:
         """Return the work per query; see ``Way``."""
-        n_leaves = len(self._leaves.centers)
-        n_seen = len(self._leaves.members) * self._n_searched(depth) / n_leaves
-        return n_leaves + n_seen * (_LOOKING_COST + share * _SCORING_COST)
+        n_cells = len(self._cells.centers)
+        n_seen = len(self._cells.members) * self._n_searched(depth) / n_cells
+        return _CENTER_COST * n_cells + n_seen * (_LOOKING_COST + share * _SCORING_COST)
 
     def look(
         self, queries: np.ndarray, k: int, depth: int, mask: Mask
     ) -> tuple[Neighbors, list[float]]:
-        """Return the best eligible candidates of the leaves; see ``Way``.
+        """Return the best eligible candidates of the cells; see ``Way``.
 
-        What hides a query's best candidates shows in the first leaves, where most of those are,
+        What hides a query's best candidates shows in the first cells, where most of those are,
         and is lost among all that the later ones hold.
         """
         eligible = np.ones(mask.n_candidates, bool) if mask.eligible is None else mask.eligible
-        found, counts = self._exact.search_leaves(
-            *(queries, k, eligible, self._leaves),
+        found, counts = self._exact.search_cells(
+            *(queries, k, eligible, self._cells),
             n_searched=self._n_searched(depth),
             n_rescored=self._n_rescored(k),
         )

@@ -219,6 +219,20 @@ class LocalIndex(Index[S], Generic[B, S]):
     def cost(self, k: int, params: S) -> float:
         """Return roughly the work of one search, in rows of a sequential exact scan."""
 
+    def prepared_for_masks(
+        self, params: S, queries: np.ndarray, exact: Neighbors, recall: float
+    ) -> S:
+        """Return search params with what a search among eligible candidates takes beside them.
+
+        Args:
+            params: an operating point's.
+            queries: (n_queries, dim) float32.
+            exact: the exact answers to them.
+            recall: the share of those answers that is to be looked at.
+        """
+        del queries, exact, recall
+        return params
+
     @abstractmethod
     def save(self, directory: Path) -> None:
         """Write what ``load`` needs, without the embeddings, into an existing folder."""

@@ -26,13 +26,14 @@ from pydantic import Field
 
 from indexer.backends.base import BackendUnavailableError, LocalIndex
 from indexer.backends.params import BuildParams, SearchParams, geometric
-from indexer.leaves import Leaves, members_by_leaf
-from indexer.ways import LeafScan, Way
+from indexer.cells import Cells
+from indexer.exact import Neighbors
+from indexer.ways import CellScan, Way
 
 _ASSETS = "scann_assets.pbtxt"
 _PARTITIONER, _LEAF_OF_EACH = "serialized_partitioner.pb", "datapoint_to_token.npy"
 _BYTES, _MULTIPLIERS = "int8_dataset.npy", "int8_multipliers.npy"
-_BY_LEAF = "by_leaf.npy"  # ours: the bytes of the vectors, leaf by leaf
+_CELLS = "cells"  # our folder beside ScaNN's files
 _PICKLED_IDS = "scann_docids.pkl"
 _ASSET_PATH = re.compile(r'asset_path:\s*"([^"]*)"')
 
@@ -48,7 +49,6 @@ _MOST_REORDERED = 16  # times k; more do not help where too few leaves are searc
 _ALWAYS_TRIED = 10_000  # ... but where the best are badly quantised, and few are wanted of many
 _REORDERING_COST = 3.0  # the same for reordering it by bytes
 _RESCORING_COST = 8.0  # the same for fetching and rescoring a proposed row
-_ROWS_AT_ONCE = 1 << 16  # written
 _RESCORED_BEYOND = 1 / 8  # of k, beside k themselves; more were measured to find no more
 
 
@@ -78,6 +78,8 @@ class ScannSearchParams(SearchParams):
     """Candidates that ScaNN reorders by bytes, ``final_num_neighbors`` at least."""
     final_num_neighbors: int = Field(ge=1)
     """Candidates that it then proposes for rescoring, k at least."""
+    cells_to_search: int | None = Field(default=None, ge=1)
+    """Parts of partitions searched, by us, where not all candidates are eligible; None for none."""
 
 
 class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
@@ -89,8 +91,8 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
     variants_scale = False
 
     _searcher: Any
-    _leaves: Leaves | None = None
-    """The tree's; None if there is none, or before it was saved, as only its files tell."""
+    _cells: Cells | None = None
+    """The tree's leaves, parted; None if there is none, or before it was saved: its files tell."""
 
     @property
     def is_deterministic(self) -> bool:
@@ -171,10 +173,10 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
     def save(self, directory: Path) -> None:
         """Write the quantised vectors, with paths relative to the folder."""
         self._searcher.serialize(str(directory), relative_path=True)
-        leaf_of = self._leaf_of_each(directory)
-        if leaf_of is not None:
-            _write_by_leaf(directory, members_by_leaf(leaf_of))
-            self._leaves = self._read_leaves(directory)
+        self._cells = self._parted_leaves(directory)
+        if self._cells is not None:
+            (directory / _CELLS).mkdir()
+            self._cells.save(directory / _CELLS)
 
     def _build(self) -> None:
         by_bytes = _library().scann_builder.ReorderType.INT8
@@ -216,44 +218,51 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
         found = self._searcher.size()
         if found != self.n_candidates:
             raise ValueError(f"{directory} holds {found} vectors, the corpus {self.n_candidates}")
-        self._leaves = self._read_leaves(directory)
+        if (directory / _CELLS).exists():  # an older index may have none
+            self._cells = Cells.load(directory / _CELLS, self.embeddings.shape)
 
-    def _leaf_of_each(self, directory: Path) -> np.ndarray | None:
-        """Return the leaf of each candidate (n_candidates,) int32; None if each is not in one."""
+    def _parted_leaves(self, directory: Path) -> Cells | None:
+        """Return the leaves of the tree, of which ScaNN tells nobody but its files; None if none.
+
+        SOAR has each vector in two leaves, and these are as good as none here.
+        """
         if self.build_params.num_leaves is None or self.build_params.soar_lambda is not None:
-            return None  # SOAR has each vector in two leaves
-        leaf_of: np.ndarray = np.load(directory / _LEAF_OF_EACH, allow_pickle=False)
-        return leaf_of
-
-    def _read_leaves(self, directory: Path) -> Leaves | None:
-        """Return the leaves of the tree, of which ScaNN itself tells no caller."""
-        leaf_of = self._leaf_of_each(directory)
-        if leaf_of is None or not (directory / _BY_LEAF).exists():
-            return None  # an index that was built before there was such a file
+            return None
         partitioner = _partitioner_type()()
         partitioner.ParseFromString((directory / _PARTITIONER).read_bytes())
         root = partitioner.kmeans.kmeans_tree.root
         if [child.leaf_id for child in root.children] != list(range(len(root.centers))):
             return None  # a tree of another shape than ScaNN has made so far
-        centers = np.array([center.dimension for center in root.centers], dtype=np.float32)
-        coarse = np.load(directory / _BY_LEAF, mmap_mode="r", allow_pickle=False)
-        scales = 1 / np.load(directory / _MULTIPLIERS, allow_pickle=False)
-        shapes = (leaf_of.shape, centers.shape[1:], coarse.shape, scales.shape)
-        if shapes != ((self.n_candidates,), (self.dim,), self.embeddings.shape, (self.dim,)):
-            raise ValueError(f"{directory} holds no leaves of {self.n_candidates} vectors")
-        return Leaves.of(centers, leaf_of, coarse, scales)
+        return Cells.part(
+            self.embeddings,
+            np.array([center.dimension for center in root.centers], dtype=np.float32),
+            np.load(directory / _LEAF_OF_EACH, allow_pickle=False),
+            np.load(directory / _BYTES, mmap_mode="r", allow_pickle=False),
+            1 / np.load(directory / _MULTIPLIERS, allow_pickle=False),
+        )
+
+    def prepared_for_masks(
+        self, params: ScannSearchParams, queries: np.ndarray, exact: Neighbors, recall: float
+    ) -> ScannSearchParams:
+        """Return the params, with how many cells to search for what is eligible."""
+        if self._cells is None:
+            return params
+        n_cells = self._cells.n_holding(queries, exact.rows, recall)
+        return params.model_copy(update={"cells_to_search": n_cells})
 
     def _ways(self, k: int, params: ScannSearchParams) -> list[Way]:
         """Return how the index can look deeper than k at the recall of ``params``."""
         ways = super()._ways(k, params)
-        # Where all leaves are searched, more is asked for than the best by bytes.
-        if self._leaves is not None and params.leaves_to_search is not None:
-            scan = LeafScan(
-                *(self._exact, self._leaves),
-                lambda n: self._n_searched(self.params_at(n, params, k)),
-                _n_rescored,
-            )
-            ways.append(scan)
+        fewest = params.cells_to_search
+        if self._cells is not None and fewest is not None:
+            n_cells = len(self._cells.centers)
+
+            def n_searched(depth: int) -> int:
+                # The mask may leave the very best alone, which can be the hardest to find.
+                found = self.params_at(depth, params, k).cells_to_search
+                return min(max(fewest, found or n_cells), n_cells)
+
+            ways.append(CellScan(self._exact, self._cells, n_searched, _n_rescored))
         return ways
 
     def _search(self, queries: np.ndarray, k: int, params: ScannSearchParams) -> np.ndarray:
@@ -299,18 +308,6 @@ def _search_params(k: int, n_reordered: int, leaves: int | None = None) -> Scann
 def _n_rescored(k: int) -> int:
     """Return how many of the best by bytes hold the best k."""
     return k + math.ceil(k * _RESCORED_BEYOND)
-
-
-def _write_by_leaf(directory: Path, members: np.ndarray) -> None:
-    """Write the bytes that ScaNN keeps of each vector once more, in the order of ``members``."""
-    by_row = np.load(directory / _BYTES, mmap_mode="r", allow_pickle=False)
-    by_leaf = np.lib.format.open_memmap(
-        directory / _BY_LEAF, mode="w+", dtype=by_row.dtype, shape=by_row.shape
-    )
-    for start in range(0, len(members), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
-        by_leaf[part] = by_row[members[part]]
-    by_leaf.flush()
 
 
 @cache

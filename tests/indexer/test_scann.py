@@ -94,39 +94,41 @@ def saved_tree(tmp_path_factory):
     return directory, embeddings, index.build_params
 
 
-def test_among_eligible_candidates_its_leaves_are_searched(saved_tree) -> None:
+def test_among_eligible_candidates_parts_of_its_leaves_are_searched(saved_tree) -> None:
     embeddings = saved_tree[1]
     index = backend.ScannIndex.load(*saved_tree)
+    queries = embeddings[:50] + 0.1
+    exact = BACKENDS["brute_force"].build(embeddings)
     params = backend.ScannSearchParams(
         leaves_to_search=10, pre_reorder_num_neighbors=200, final_num_neighbors=45
     )
+    params = index.prepared_for_masks(params, queries, exact.search(queries, 70), recall=0.99)
+    assert params.cells_to_search is not None
     eligible = np.random.default_rng(1).random(20_000) < 0.3
-    queries = embeddings[:50] + 0.1
     found = index.search(queries, 20, params, eligible)
     assert found.method is SearchMethod.INDEX
     assert eligible[found.rows].all()
-    exact = BACKENDS["brute_force"].build(embeddings).search(queries, 20, eligible=eligible)
-    assert recall_at_k(found, exact).mean() >= 0.97
-    batch = found.rows.tolist()
-    assert batch == [
-        index.search(one[None], 20, params, eligible).rows[0].tolist() for one in queries
-    ]
+    assert recall_at_k(found, exact.search(queries, 20, eligible=eligible)).mean() >= 0.97
+    one_by_one = [index.search(one[None], 20, params, eligible).rows[0] for one in queries]
+    np.testing.assert_array_equal(one_by_one, found.rows)
 
 
-def test_an_index_of_before_there_were_leaves_to_read(saved_tree, tmp_path) -> None:
+def test_an_index_of_before_there_were_parts(saved_tree, tmp_path) -> None:
     directory, embeddings, params = saved_tree
     before = shutil.copytree(directory, tmp_path / "before")
-    (before / "by_leaf.npy").unlink()
+    shutil.rmtree(before / "cells")
     index = backend.ScannIndex.load(before, embeddings, params)
     eligible = np.arange(20_000) % 2 == 0
-    found = index.search(embeddings[:1], 20, index.default_search_params(20), eligible)
+    params = index.default_search_params(20)
+    assert params == index.prepared_for_masks(params, embeddings[:9], None, recall=0.99)
+    found = index.search(embeddings[:1], 20, params, eligible)
     assert found.method is SearchMethod.OVER_FETCH
     assert np.count_nonzero(found.rows >= 0) == 20
 
 
-def test_leaves_of_another_corpus_are_refused(saved_tree, tmp_path) -> None:
+def test_parts_of_another_corpus_are_refused(saved_tree, tmp_path) -> None:
     directory, embeddings, params = saved_tree
     other = shutil.copytree(directory, tmp_path / "other")
-    np.save(other / "by_leaf.npy", np.zeros((20_000, 15), np.int8))
-    with pytest.raises(ValueError, match="holds no leaves of 20000 vectors"):
+    np.save(other / "cells" / "coarse.npy", np.zeros((20_000, 15), np.int8))
+    with pytest.raises(ValueError, match="holds no cells of 20000 vectors"):
         backend.ScannIndex.load(other, embeddings, params)
