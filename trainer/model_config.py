@@ -50,6 +50,10 @@ class TowersConfig(BaseModel):
     """What the sequence head counts in the score; the taste head counts 1. If it is not given, what
     finds most on a validation part of the train rows, cut in the manner of the split: the more one
     asks what comes next, rather than what else there was, the more it should count."""
+    trend_half_life_days: float | None = Field(None, ge=0)
+    """Popularity is that of the end of the train rows, where an interaction counts half after so
+    long; 0: that of all of them. If it is not given, what finds most on the validation part on
+    which ``sequence_weight`` is found, beyond chance; 0 if that is given."""
     recency: float = Field(1.0, ge=0)
     """The n-th newest interaction weighs n to the power of minus this in the sequence head."""
     target_decay: float = Field(1.0, ge=0)
@@ -85,6 +89,11 @@ class TowersConfig(BaseModel):
     def settled_sequence_weight(self) -> float:
         """``sequence_weight``, or the usual one if it is not given."""
         return USUAL_SEQUENCE_WEIGHT if self.sequence_weight is None else self.sequence_weight
+
+    @property
+    def settled_trend_half_life_days(self) -> float:
+        """``trend_half_life_days``, or 0 if it is not given."""
+        return 0.0 if self.trend_half_life_days is None else self.trend_half_life_days
 
     def is_sampled(self, n_candidates: int) -> bool:
         """Whether only some of so many candidates compete in a step."""

@@ -23,7 +23,7 @@ import numpy as np
 
 from trainer.compression import compress
 from trainer.encoder import Catalogue, FeatureEncoder, dense
-from trainer.features import HISTORY, USER_ID, Features
+from trainer.features import CANDIDATE_ID, HISTORY, USER_ID, Features
 from trainer.keras import tf, tfrs
 from trainer.losses import SoftmaxRetrieval
 from trainer.model_config import MAX_FULL, TowersConfig
@@ -183,6 +183,7 @@ class CandidateTower(tf.keras.layers.Layer):  # type: ignore[misc]
 
     def __init__(self, features: Features, config: TowersConfig, seed: int) -> None:
         super().__init__(name="candidate_tower")
+        self._config = config
         wide = len(HEADS) * (config.width + 1)
         self.encoder = FeatureEncoder(features.candidate, wide, config.width**-0.5, seed)
         self.center = self.add_weight("center", (wide,), trainable=False)
@@ -196,6 +197,18 @@ class CandidateTower(tf.keras.layers.Layer):  # type: ignore[misc]
             name: tf.concat([tf.math.l2_normalize(part[:, :-1], axis=1), part[:, -1:]], axis=1)
             for name, part in parts.items()
         }
+
+    def shift_biases(self, tokens: np.ndarray, shifts: np.ndarray) -> None:
+        """Add to the biases of candidates that have a part of their own.
+
+        Args:
+            tokens: (n,) int32, the candidates' ids as the tower reads them.
+            shifts: (n,) float32, to be added to their scores.
+        """
+        table = self.encoder.table(CANDIDATE_ID)
+        bias = HEADS.index("taste") * (table.shape[1] // len(HEADS)) + self._config.width
+        places = np.stack([tokens, np.full_like(tokens, bias)], axis=1)
+        table.assign(tf.tensor_scatter_nd_add(table, places, shifts))
 
     def wide(self, inputs: dict[str, Any]) -> Any:
         """Embed candidates before compression: (n, wide) float32."""
@@ -236,6 +249,7 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
             config.user_weight, config.hard_negatives, mixed_precision=config.mixed_precision
         )
         self._dim = config.dim
+        self._ids = {name: corpus[name] for name in corpus if name == CANDIDATE_ID}
         self._catalogue = Catalogue(features.candidate, corpus)
 
     def compute_loss(self, inputs: dict[str, Any], training: bool = False) -> Any:
@@ -268,6 +282,11 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
         ]
         # Keras sums the losses and the gradients of all workers.
         return tf.add_n(losses) / tf.distribute.get_strategy().num_replicas_in_sync
+
+    def shift_biases(self, shifts: np.ndarray) -> None:
+        """Add (n_candidates,) float32 to the candidates' scores, as far as they have own biases."""
+        if CANDIDATE_ID in self._ids:
+            self.candidate_tower.shift_biases(self._ids[CANDIDATE_ID][:, 0], shifts)
 
     def embed_corpus(self) -> tuple[Any, Any]:
         """Embed all candidates before compression, as parts of histories and as answers.

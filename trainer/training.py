@@ -25,6 +25,7 @@ from trainer.optimizers import LazyAdam
 from trainer.splits import Split
 from trainer.towers import TwoTowers
 from trainer.trained_towers import Towers
+from trainer.trend import bias_shifts
 from trainer.validation import Validation
 from trainer.warm_start import warm_start
 
@@ -110,6 +111,9 @@ def fit(
                 callbacks=[monitor, *_tensorboard(tensorboard)],
                 verbose=0,
             )
+    shifts = bias_shifts(dataset, train_rows, config.settled_trend_half_life_days)
+    if shifts is not None:
+        model.shift_biases(shifts)
     _finish(model, histories, dataset.n_candidates, context)
     return Towers(model, config, features, vocabularies, corpus, histories, context)
 

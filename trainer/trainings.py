@@ -12,7 +12,15 @@ import numpy as np
 
 from trainer import checkpoints
 from trainer.acceptance import WorseError
-from trainer.balance import METRIC, Balance, can_be_found, find_balance, rehearsal
+from trainer.balance import (
+    METRIC,
+    Balance,
+    Trend,
+    can_be_found,
+    find_balance,
+    find_trend,
+    rehearsal,
+)
 from trainer.bundle import TowerBundle
 from trainer.checkpoints import Curve
 from trainer.config import Config
@@ -30,6 +38,7 @@ from trainer.splits import Split, SplitKind
 from trainer.splits import split as split_dataset
 from trainer.trained_towers import Towers
 from trainer.training import fit
+from trainer.trend import HALF_LIVES_DAYS, bias_shifts
 from trainer.validation import MONITOR, Validation, best_epoch, validation_of
 from trainer.warm_start import has_seen
 
@@ -98,6 +107,8 @@ class Trainings:
     def find_balance(self, validation: Split, towers: Towers | None = None) -> None:
         """Find how much the sequence head should count, if the configuration does not say it.
 
+        And with it how fast popularity changes, if that is open as well.
+
         Where too few users could tell, or what would tell cannot be trained, it stays open.
 
         Args:
@@ -109,17 +120,29 @@ class Trainings:
         if not can_be_found(self.dataset, validation):
             return
         try:
-            found = self._balance(validation, towers or self._rehearse(validation))
+            towers = towers or self._rehearse(validation)
+            found = self._balance(validation, towers)
+            trend = self._trend(validation, towers, found.sequence_weight)
         except (EvaluationError, TrainingError) as error:
             say(f"The sequence head counts {USUAL_SEQUENCE_WEIGHT:g}, as usual: {error}")
             return
-        settled = self.config.towers.model_copy(update={"sequence_weight": found.sequence_weight})
+        settled = self.config.towers.model_copy(
+            update={
+                "sequence_weight": found.sequence_weight,
+                "trend_half_life_days": trend.half_life_days,
+            }
+        )
         self.config = self.config.model_copy(update={"towers": settled})
         say(
             f"The sequence head counts {found.sequence_weight:g} beside the taste head's 1: "
             f"{METRIC} of {found.quality:.4f} on validation, of {found.usual_quality:.4f} with "
             f"the usual {USUAL_SEQUENCE_WEIGHT:g}"
         )
+        if trend.quality > trend.plain_quality:
+            say(
+                f"Popularity is that of the end, by a half-life of {trend.half_life_days:g} days: "
+                f"{METRIC} of {trend.quality:.4f}, of {trend.plain_quality:.4f} without"
+            )
 
     def _rehearse(self, validation: Split) -> Towers:
         brief = rehearsal(self.config.towers, self.dataset.n_users)
@@ -131,6 +154,21 @@ class Trainings:
             found = find_balance(towers.model, measured)
             # One for all workers, whose arithmetic may differ in the last bits.
             return Balance(**averaged(found._asdict()))
+
+    def _trend(self, validation: Split, towers: Towers, sequence_weight: float) -> Trend:
+        """Find how fast popularity changes, if the configuration does not say it."""
+        given = self.config.towers.trend_half_life_days
+        shifts = {
+            half_life: shift
+            for half_life in HALF_LIVES_DAYS
+            if (shift := bias_shifts(self.dataset, validation.train, half_life)) is not None
+        }
+        if given is not None or not shifts or not self.config.towers.candidate_ids:
+            return Trend(given or 0.0, 0.0, 0.0)
+        measured = Validation(self.dataset, validation, towers.histories, towers.context)
+        with together(self.strategy):
+            found = find_trend(towers.model, measured, sequence_weight, shifts)
+            return Trend(**averaged(found._asdict()))
 
     def fit_towers(self, parts: Split) -> Towers:
         """Train towers on the train rows of a split."""

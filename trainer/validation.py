@@ -62,8 +62,22 @@ class Validation:
             weight: user_metrics(self._rank(model, corpus, weight)) for weight in sequence_weights
         }
 
+    def measure_shifts(
+        self, model: TwoTowers, sequence_weight: float, shifts: Mapping[float, np.ndarray]
+    ) -> dict[float, dict[str, PerUser]]:
+        """Return each user's metrics, by what the biases (n_candidates,) are shifted for."""
+        corpus = model.embed_corpus()
+        return {
+            name: user_metrics(self._rank(model, corpus, sequence_weight, shift))
+            for name, shift in shifts.items()
+        }
+
     def _rank(
-        self, model: TwoTowers, corpus: tuple[Any, Any], sequence_weight: float | None = None
+        self,
+        model: TwoTowers,
+        corpus: tuple[Any, Any],
+        sequence_weight: float | None = None,
+        shift: np.ndarray | float = 0.0,
     ) -> Rankings:
         items, candidates = corpus
 
@@ -74,7 +88,7 @@ class Validation:
             context = {name: values[rows] for name, values in self._context.items()}
             queries = model.query_tower.wide(histories, items, context, sequence_weight)
             scores: np.ndarray = tf.matmul(queries, candidates, transpose_b=True).numpy()
-            return scores
+            return scores + shift
 
         return rank(self._dataset, self._split, score_users)
 

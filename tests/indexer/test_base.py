@@ -34,7 +34,7 @@ def test_effort_is_scaled_and_never_nothing() -> None:
     assert params(6, 30) == params(2, 10).scaled(3)
     assert params(None, 25) == params(None, 10).scaled(2.5)
     least = {"leaves_to_search": 1, "pre_reorder_num_neighbors": 1, "final_num_neighbors": 1}
-    assert least == params(2, 10).scaled(0.01).model_dump()
+    assert least == params(2, 10).scaled(0.01).model_dump(exclude_none=True)
 
 
 def test_effort_is_interpolated_geometrically() -> None:
