@@ -77,8 +77,8 @@ class EligibleSearch:
         budget, depth = _AFFORDABLE * self.scan_cost, self._depth(0)
         n_wanted, ways = self._mask.wanted(self._k), self._ways
         while len(unanswered):
-            cost, way = _cheapest(ways, depth, self._mask.share)
-            if way is None or cost > budget:
+            cost, way = _cheapest(ways, depth, self._mask.share, budget)
+            if way is None:
                 return _fill(neighbors, unanswered, self._scan(queries[unanswered]))
             budget -= cost
             found, n_hidden = way.look(queries[unanswered], self._k, depth, self._mask)
@@ -99,8 +99,8 @@ class EligibleSearch:
         """Whether even the most that may be eligible, by the sample, leave no budget to look."""
         most = self._mask.greatest_share
         depth = self._rounded(self._k / min(most, 1.0))
-        cost, _ = _cheapest(self._ways, depth, most)
-        return cost > _AFFORDABLE * self._scan_cost(most)
+        _, way = _cheapest(self._ways, depth, most, _AFFORDABLE * self._scan_cost(most))
+        return way is None
 
     def _scan_cost(self, share: float) -> float:
         return min(_GATHER_COST * share, 1.0) * self._n_candidates
@@ -122,10 +122,15 @@ class EligibleSearch:
         return min(math.ceil(depth / step) * step, self._n_candidates)
 
 
-def _cheapest(ways: Sequence[Way], depth: int, share: float) -> tuple[float, Way | None]:
-    """Return the cheapest way to look so deep, and its cost."""
-    costs: list[tuple[float, Way | None]] = [(way.cost(depth, share), way) for way in ways]
-    return min(costs, key=lambda one: one[0], default=(math.inf, None))
+def _cheapest(
+    ways: Sequence[Way], depth: int, share: float, budget: float
+) -> tuple[float, Way | None]:
+    """Return the cheapest way to look so deep and its cost; None if none can be afforded."""
+    least, cheapest = budget, None
+    for way in ways:
+        if way.least_cost(depth) <= least and (cost := way.cost(depth, share)) <= least:
+            least, cheapest = cost, way
+    return least, cheapest
 
 
 def _fill(neighbors: Neighbors, lines: np.ndarray, found: Neighbors) -> Neighbors:

@@ -31,6 +31,9 @@ class Way(Protocol):
     looks_past_hidden: ClassVar[bool]
     """Whether it can be trusted where the mask hides a query's best candidates."""
 
+    def least_cost(self, depth: int) -> float:
+        """Return what ``cost`` is not below, for which nothing has to be looked up."""
+
     def cost(self, depth: int, share: float) -> float:
         """Return the work per query, in rows of a sequential exact scan.
 
@@ -71,6 +74,10 @@ class OverFetch:
         self._exact = exact
         self._propose = propose
         self._cost = cost
+
+    def least_cost(self, depth: int) -> float:
+        """Return a bound: an index costs a row or more for each proposal."""
+        return depth
 
     def cost(self, depth: int, share: float) -> float:
         """Return the work per query; see ``Way``."""
@@ -120,11 +127,16 @@ class CellScan:
         self._n_searched = n_searched
         self._n_rescored = n_rescored
 
+    def least_cost(self, depth: int) -> float:
+        """Return a bound: all centres are compared."""
+        del depth
+        return _CENTER_COST * len(self._cells.centers)
+
     def cost(self, depth: int, share: float) -> float:
         """Return the work per query; see ``Way``."""
         n_cells = len(self._cells.centers)
         n_seen = len(self._cells.members) * self._n_searched(depth) / n_cells
-        return _CENTER_COST * n_cells + n_seen * (_LOOKING_COST + share * _SCORING_COST)
+        return self.least_cost(depth) + n_seen * (_LOOKING_COST + share * _SCORING_COST)
 
     def look(
         self, queries: np.ndarray, k: int, depth: int, mask: Mask
