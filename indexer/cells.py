@@ -115,10 +115,22 @@ class Cells:
             }
         )
         n_cells, (n_candidates, dim) = len(cells.centers), shape
-        found = [getattr(cells, field.name).shape for field in fields(cls)]
-        if found != [(n_cells, dim), (n_candidates,), (n_cells + 1,), shape, (dim,)]:
+        found = [array.shape for array in cells.arrays]
+        expected = [(n_cells, dim), (n_candidates,), (n_cells + 1,), shape, (dim,)]
+        # The compiled scan trusts what they say of rows.
+        if found != expected or not cells._are_whole(n_candidates):
             raise ValueError(f"{directory} holds no cells of {n_candidates} vectors")
         return cells
+
+    def _are_whole(self, n_candidates: int) -> bool:
+        """Whether all members are candidates, and the cells follow one another to the end."""
+        ends = (self.starts[0], self.starts[-1])
+        return (
+            ends == (0, n_candidates)
+            and bool((np.diff(self.starts) >= 0).all())
+            and int(self.members.min(initial=0)) >= 0
+            and int(self.members.max(initial=0)) < n_candidates
+        )
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:

@@ -1,4 +1,4 @@
-"""Exact inner products and their order: every score that cells an index is computed here.
+"""Exact inner products and their order: every score that leaves an index is computed here.
 
 There is one kernel, compiled (``_exact.cpp``): one inner product per pair of a query and a row,
 whose bits do not depend on what else is scored with it. For many queries at once a matrix product

@@ -75,6 +75,22 @@ def test_saved_and_loaded_they_are_the_same(tmp_path: Path) -> None:
         Cells.load(tmp_path, (51, 3))
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [("members", 3, 50), ("members", 3, -1), ("starts", 0, 1), ("starts", 2, 99), ("starts", 5, 9)],
+)
+def test_cells_that_name_other_rows_are_refused(
+    tmp_path: Path, name: str, place: int, value: int
+) -> None:
+    embeddings = np.random.default_rng(0).standard_normal((50, 3), dtype=np.float32)
+    in_cells(embeddings, np.arange(50) // 10, n_cells=5).save(tmp_path)
+    array = np.load(tmp_path / f"{name}.npy")
+    array[place] = value
+    np.save(tmp_path / f"{name}.npy", array)
+    with pytest.raises(ValueError, match="holds no cells of 50 vectors"):
+        Cells.load(tmp_path, (50, 3))
+
+
 def test_how_many_hold_a_share() -> None:
     """The better half of the best eight lies in the first cell, the others in one each."""
     embeddings = np.arange(16, 0, -1, dtype=np.float32)[:, None]
