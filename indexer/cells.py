@@ -19,7 +19,7 @@ import numpy as np
 
 from indexer.recall import standard_error
 
-_PARTS = 4  # of a cell; more would take as long to compare as they save
+_PARTS = 4  # of a cell; more hold the best in fewer candidates, but each has a centre to compare
 _ROWS_AT_ONCE = 1 << 16  # of vectors that are read in the order of the cells
 _MAX_BYTE = 127
 _FINE = 1.05  # from one number of cells to the next that is tried

@@ -13,7 +13,7 @@ from server.admin_client import AdminClient
 from tests.server.processes import n_descriptors, serving, wait_for
 from tests.server.published import publish
 
-OF_GRPC = 4  # descriptors; seen only where the machine had more to do than it could
+SLACK = 4  # descriptors: on an overloaded machine a few stay open, and it is not known whose
 FLAT = 1.05  # the last third's memory, in the first third's
 
 
@@ -41,8 +41,8 @@ def test_nothing_grows(tmp_path: Path, n_calls: int, n_swaps: int) -> None:
         codes = ast.literal_eval(calling.communicate()[0])
         assert codes["OK"] == n_calls - n_calls // 10
         assert codes["INVALID_ARGUMENT"] + codes["CANCELLED"] == n_calls // 10
-        # Closed connections are gone; a busy gRPC opens a few of its own and keeps them.
-        wait_for(lambda: n_descriptors(process.pid) <= descriptors + OF_GRPC)
+        # Closed connections are gone.
+        wait_for(lambda: n_descriptors(process.pid) <= descriptors + SLACK)
         if n_swaps >= 100:
             third = n_swaps // 3
             growth = np.median(memory_bytes[-third:]) / np.median(memory_bytes[:third])
