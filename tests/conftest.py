@@ -1,5 +1,6 @@
 """What tests of several packages share."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -20,6 +21,11 @@ from trainer.bundle import TowerBundle
 # tries the same examples every time; elsewhere they are drawn afresh.
 settings.register_profile("everywhere", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("everywhere")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what imports made out of every collection of garbage, of which TensorFlow asks many."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,6 @@ class Checkpoints:
                 f"{directory} cannot be made to hold checkpoints: {error.strerror}"
             ) from error
         self._state = _CurveState()
-        model.optimizer.build(model.trainable_variables)
         self._manager = tf.train.CheckpointManager(
             tf.train.Checkpoint(model=model, optimizer=model.optimizer, curve=self._state),
             str(directory),

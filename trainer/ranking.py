@@ -94,8 +94,9 @@ class Side(tf.keras.layers.Layer):  # type: ignore[misc]
     def _penalty(self, part: Any, *, is_id: bool) -> Any:
         config = self._config
         weight = config.id_regularization if is_id else config.regularization
-        factors = tf.reduce_sum(part[:, :-1] ** 2, axis=1) / config.members
-        return weight * factors + config.bias_regularization * part[:, -1] ** 2
+        factors, bias = _factors_and_bias(part)
+        squares = tf.reduce_sum(factors**2, axis=1) / config.members
+        return weight * squares + config.bias_regularization * tf.squeeze(bias, axis=1) ** 2
 
 
 class RankingModel(tfrs.Model):  # type: ignore[misc]
@@ -137,26 +138,38 @@ class RankingModel(tfrs.Model):  # type: ignore[misc]
 
         Args:
             inputs: ``query``, the query features of each user; ``candidate``, the candidate
-                features of each rating; ``rater``, (n_ratings,) the position of its user; and
+                features of what they rated, each candidate once; ``rater`` and ``rated``,
+                (n_ratings,) the positions of a rating's user and of its candidate among them; and
                 ``rating``, (n_ratings,) float32.
             training: unused; the loss is the same.
         """
         del training
         queries, query_penalty = self.query.with_penalty(inputs["query"])
         candidates, candidate_penalty = self.candidate.with_penalty(inputs["candidate"])
-        scores = self._member_scores(tf.gather(queries, inputs["rater"]), candidates)
+        scores = self._member_scores(
+            tf.gather(queries, inputs["rater"]), tf.gather(candidates, inputs["rated"])
+        )
         targets = (inputs["rating"] - self.mean) / self.deviation
         error = self.task(
             labels=tf.repeat(targets[:, None], self._members, axis=1), predictions=scores
         )
-        penalty = tf.gather(query_penalty, inputs["rater"]) + candidate_penalty
+        penalty = tf.gather(query_penalty, inputs["rater"]) + tf.gather(
+            candidate_penalty, inputs["rated"]
+        )
         return error + tf.reduce_mean(penalty)
 
     def _member_scores(self, queries: Any, candidates: Any) -> Any:
         """Return what each member says, (n, members), in deviations from the mean."""
-        products = queries[:, :-1] * candidates[:, :-1]
+        of_queries, query_bias = _factors_and_bias(queries)
+        of_candidates, candidate_bias = _factors_and_bias(candidates)
+        products = of_queries * of_candidates
         by_member = tf.reshape(products, (-1, self._members, products.shape[1] // self._members))
-        return tf.reduce_sum(by_member, axis=2) + queries[:, -1:] + candidates[:, -1:]
+        return tf.reduce_sum(by_member, axis=2) + query_bias + candidate_bias
+
+
+def _factors_and_bias(part: Any) -> Any:
+    """Part (n, width + 1) into (n, width) and (n, 1)."""
+    return tf.split(part, [part.shape[1] - 1, 1], axis=1)
 
 
 class RankerModule(tf.Module):  # type: ignore[misc]
@@ -264,6 +277,7 @@ def fit(
         config.learning_rate, config.epochs * int(batches.cardinality()), end_learning_rate=0.0
     )
     model.compile(optimizer=tf.keras.optimizers.Adam(learning_rate))
+    model.optimizer.build(model.trainable_variables)  # or the first step is traced twice
     watch = tf.keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: _report(epoch + 1, float(logs["loss"]), on_epoch)
     )

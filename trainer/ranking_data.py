@@ -155,10 +155,12 @@ def training_batches(
     def examples(chosen: Any) -> dict[str, Any]:
         users, rated = tf.gather(user_rows, chosen), tf.gather(candidates, chosen)
         history, *others = (tf.gather(one, users) for one in query_inputs)
+        candidate_rows, places = tf.unique(rated.values)
         return {
             "query": (_without_common_padding(history), *others),
-            "candidate": tuple(tf.gather(one, rated.values) for one in candidate_inputs),
+            "candidate": tuple(tf.gather(one, candidate_rows) for one in candidate_inputs),
             "rater": rated.value_rowids(),
+            "rated": places,
             "rating": tf.gather(rated_as, chosen).values,
         }
 

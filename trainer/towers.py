@@ -34,11 +34,12 @@ _BATCH_SIZE = 4096
 HEADS = ("taste", "sequence")
 
 
-def _part(wide: Any, head: str) -> Any:
-    """Return the columns (n, n_columns / len(HEADS)) of one head."""
-    width = wide.shape[1] // len(HEADS)
-    first = HEADS.index(head) * width
-    return wide[:, first : first + width]
+def _by_head(wide: Any) -> dict[str, Any]:
+    """Return the columns (n, n_columns / len(HEADS)) of each head, parted from (n, n_columns).
+
+    The gradient of a split is one concatenation; slices would each be padded, and summed.
+    """
+    return dict(zip(HEADS, tf.split(wide, len(HEADS), axis=1), strict=True))
 
 
 class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
@@ -88,7 +89,7 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
         Args:
             name: one of ``HEADS``.
             history: (n, n_candidates) float32 sparse, the age of every interaction: 1 the newest.
-            items: (n_candidates, len(HEADS) * width) float32, what ``encoder`` made of them.
+            items: (n_candidates, width) float32, what ``encoder`` made of them for this head.
             context: what is read beside the history, by name (n, length).
 
         Returns:
@@ -96,8 +97,7 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
         """
         return self._directed(name, self._history_sum(name, history, items), context)
 
-    def _history_sum(self, name: str, history: Any, items: Any) -> Any:
-        vectors = _part(items, name)
+    def _history_sum(self, name: str, history: Any, vectors: Any) -> Any:
         weights = history.with_values(history.values ** -self._recency(name))
         n_columns = history.shape[1]  # unknown where a step is narrowed to some candidates
         if n_columns is None or n_columns > MAX_FULL:
@@ -108,15 +108,16 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
     def wide(
         self,
         history: Any,
-        items: Any,
+        items: Mapping[str, Any],
         context: Mapping[str, Any] | None = None,
         sequence_weight: float | None = None,
     ) -> Any:
         """Embed queries, as ``head`` reads them, before compression: (n, wide) float32.
 
+        ``items`` are by head.
         The sequence head counts ``sequence_weight``, by default what it counts in these towers.
         """
-        heads = [self.head(name, history, items, context) for name in HEADS]
+        heads = [self.head(name, history, items[name], context) for name in HEADS]
         return self._joined(heads, sequence_weight)
 
     def call(self, inputs: Mapping[str, Any]) -> Any:
@@ -153,7 +154,7 @@ class QueryTower(tf.keras.layers.Layer):  # type: ignore[misc]
         """Return what a head makes of the sum of the history and of the context beside it."""
         parts = [history] if self._features.reads_history else []
         if self.context is not None:
-            parts.append(_part(self.context(context), name))
+            parts.append(_by_head(self.context(context))[name])
         summed = tf.add_n(parts)
         direction = tf.math.l2_normalize(summed, axis=1) / self._config.temperature
         return tf.concat([direction, tf.ones_like(direction[:, :1])], axis=1)
@@ -191,12 +192,11 @@ class CandidateTower(tf.keras.layers.Layer):  # type: ignore[misc]
 
     def heads(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Embed candidates with each head: (n, width + 1) float32, whose last is the bias."""
-        encoded = self.encoder(inputs)
-        parts = {name: _part(encoded, name) for name in HEADS}
-        return {
-            name: tf.concat([tf.math.l2_normalize(part[:, :-1], axis=1), part[:, -1:]], axis=1)
-            for name, part in parts.items()
-        }
+        answers = {}
+        for name, part in _by_head(self.encoder(inputs)).items():
+            direction, bias = tf.split(part, [self._config.width, 1], axis=1)
+            answers[name] = tf.concat([tf.math.l2_normalize(direction, axis=1), bias], axis=1)
+        return answers
 
     def shift_biases(self, tokens: np.ndarray, shifts: np.ndarray) -> None:
         """Add to the biases of candidates that have a part of their own.
@@ -266,12 +266,12 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
         del training
         rows = inputs.get("rows")
         candidates = self._catalogue.all if rows is None else self._catalogue.some(rows)
-        items = self.query_tower.encoder(candidates)
+        items = _by_head(self.query_tower.encoder(candidates))
         answers = self.candidate_tower.heads(candidates)
         losses = [
             self.task(
                 self.query_tower.head(
-                    *(name, inputs[name]["history"], items, inputs[name].get("context"))
+                    *(name, inputs[name]["history"], items[name], inputs[name].get("context"))
                 ),
                 answers[name],
                 targets=inputs[name]["targets"],
@@ -288,18 +288,19 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
         if CANDIDATE_ID in self._ids:
             self.candidate_tower.shift_biases(self._ids[CANDIDATE_ID][:, 0], shifts)
 
-    def embed_corpus(self) -> tuple[Any, Any]:
+    def embed_corpus(self) -> tuple[dict[str, Any], Any]:
         """Embed all candidates before compression, as parts of histories and as answers.
 
         Returns:
-            (n_candidates, len(HEADS) * width) and (n_candidates, len(HEADS) * (width + 1)) float32.
+            By head (n_candidates, width), and (n_candidates, len(HEADS) * (width + 1)) float32.
         """
         batches = [
             self._catalogue.some(tf.range(start, min(start + _BATCH_SIZE, self._n_candidates)))
             for start in range(0, self._n_candidates, _BATCH_SIZE)
         ]
         items = tf.concat([self.query_tower.encoder(batch) for batch in batches], axis=0)
-        return items, tf.concat([self.candidate_tower.wide(batch) for batch in batches], axis=0)
+        answers = tf.concat([self.candidate_tower.wide(batch) for batch in batches], axis=0)
+        return _by_head(items), answers
 
     def finish(self, histories: Any, context: Mapping[str, Any] | None = None) -> None:
         """Settle, once the heads are trained, what the towers need to embed.
@@ -311,7 +312,7 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
         """
         items, candidates = self.embed_corpus()
         for name, table in self.query_tower.items.items():
-            table.assign(tf.pad(_part(items, name), [[1, 0], [0, 0]]))
+            table.assign(tf.pad(items[name], [[1, 0], [0, 0]]))
         queries = self.query_tower.wide(histories, items, context).numpy()
         center = queries.mean(axis=0)
         towers: tuple[Any, Any] = (self.query_tower, self.candidate_tower)

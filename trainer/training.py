@@ -80,6 +80,7 @@ def fit(
     if start_from is not None:
         warm_start(model, features, vocabularies, start_from)
     model.compile(optimizer=_optimizer(config, n_steps))
+    model.optimizer.build(model.trainable_variables)  # or the first step is traced twice
     monitor = Monitor(
         on_epoch,
         None if validation is None else Validation(dataset, validation, histories, context),

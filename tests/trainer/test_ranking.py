@@ -94,6 +94,7 @@ def test_the_loss_is_the_error_of_each_member_and_the_price_of_the_parts(tiny: D
         "query": [one[:1] for one in data.query_inputs],
         "candidate": [one[[0, 1]] for one in data.candidate_inputs],
         "rater": np.array([0, 0]),
+        "rated": np.array([0, 1]),
         "rating": np.array([5.0, 1.0], np.float32),
     }
     # In deviations from the mean: 1 and -1 are wanted, 0.5 is said.

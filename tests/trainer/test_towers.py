@@ -39,10 +39,9 @@ def read(histories: Sequence[np.ndarray]) -> tf.SparseTensor:
     return ages(ragged(histories), N_CANDIDATES)
 
 
-def items(towers: Towers) -> tf.Tensor:
-    """Return the candidates as the query tower's histories read them, row by row."""
-    tables = towers.model.query_tower.items.values()
-    return tf.concat([table[1:] for table in tables], axis=1)
+def items(towers: Towers) -> dict[str, tf.Tensor]:
+    """Return the candidates as the histories of each head read them, row by row."""
+    return {name: table[1:] for name, table in towers.model.query_tower.items.items()}
 
 
 def untrained(config: TowersConfig) -> Towers:
@@ -72,7 +71,7 @@ def test_every_head_has_fixed_lengths_and_a_dimension_for_the_bias(
     towers: Towers, name: str
 ) -> None:
     tower = towers.model.query_tower
-    queries = tower.head(name, read([np.array([2]), np.array([0, 1, 2, 6])]), items(towers))
+    queries = tower.head(name, read([np.array([2]), np.array([0, 1, 2, 6])]), items(towers)[name])
     lengths = np.linalg.norm(queries[:, :-1], axis=1)
     np.testing.assert_allclose(1 / CONFIG.temperature, lengths, 1e-5)
     np.testing.assert_array_equal([1, 1], queries[:, -1])
@@ -94,7 +93,7 @@ def test_where_the_dimensions_suffice_compression_keeps_the_sum_of_both_heads() 
     towers = untrained(UNCOMPRESSED)
     tower = towers.model.query_tower
     taste, sequence = (
-        tower.head(name, read(towers.histories), items(towers)) @ tf.transpose(candidates)
+        tower.head(name, read(towers.histories), items(towers)[name]) @ tf.transpose(candidates)
         for name, candidates in towers.model.candidate_tower.heads(CORPUS).items()
     )
     np.testing.assert_allclose(
@@ -106,7 +105,7 @@ def test_where_the_dimensions_suffice_compression_keeps_the_sum_of_both_heads() 
 
 def test_an_empty_history_is_answered_by_the_biases_alone(towers: Towers) -> None:
     tower = towers.model.query_tower
-    taste = tower.head("taste", read([np.array([], dtype=np.int32)]), items(towers))
+    taste = tower.head("taste", read([np.array([], dtype=np.int32)]), items(towers)["taste"])
     np.testing.assert_array_equal([[0, 0, 0, 0, 1]], taste)
 
 
@@ -115,9 +114,11 @@ def test_a_newer_interaction_weighs_more_for_the_sequence_and_the_same_for_the_t
 ) -> None:
     histories = read([np.array([2, 1]), np.array([1, 2]), np.array([1])])
     tower = towers.model.query_tower
-    newest, older, only = tower.head("sequence", histories, items(towers))[:, :-1].numpy()
+    newest, older, only = tower.head("sequence", histories, items(towers)["sequence"])[
+        :, :-1
+    ].numpy()
     assert newest @ only > older @ only
-    same, again, _ = tower.head("taste", histories, items(towers)).numpy()
+    same, again, _ = tower.head("taste", histories, items(towers)["taste"]).numpy()
     np.testing.assert_allclose(same, again, atol=1e-6)
 
 
