@@ -32,6 +32,11 @@ $(SETUP): constraints/dev.txt pyproject.toml setup.py indexer/_exact.cpp indexer
 demo: $(SETUP) ## Train, index, serve and query MovieLens 100K, and compare the backends
 	$(BIN)/python -m benchmarks demo
 
+# The test processes share the cores; pools of threads in each would only wait for one another.
+test: export TF_NUM_INTRAOP_THREADS = 1
+test: export TF_NUM_INTEROP_THREADS = 1
+test: export OPENBLAS_NUM_THREADS = 1
+test: export OMP_NUM_THREADS = 1
 test: $(SETUP) ## Run the unit, contract and end-to-end tests
 	$(BIN)/pytest -m "not slow" -n 3 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90 --durations=15
 
