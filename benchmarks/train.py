@@ -22,6 +22,7 @@ from trainer.batches import training_batches
 from trainer.datasets import Dataset
 from trainer.features import encode_candidates
 from trainer.inputs import collect_histories, describe
+from trainer.keras import tf, untuned
 from trainer.model_config import TowersConfig
 from trainer.optimizers import LazyAdam
 from trainer.towers import TwoTowers
@@ -36,7 +37,9 @@ _BATCH_SIZES = {TOWERS: (64, 128, 256), TUTORIALS: (256, 512, 1024)}
 _INTERACTIONS = {TOWERS: _PER_USER, TUTORIALS: 1}
 """For each that a batch size counts."""
 _SEED = 42
+_WARM_STEPS = 8
 _MIN_STEPS = 4
+_MAX_STEPS = 1_000_000  # more than the clock lets pass
 
 
 class Speed(BaseModel):
@@ -147,12 +150,29 @@ def _tutorials_speed(dataset: Dataset, dim: int, batch_size: int, seconds: float
 
 def _speed(model: Any, batches: Any, n_interactions: int, seconds: float) -> float:
     """Return the interactions a second of a model, ``n_interactions`` in a step."""
-    stream = iter(batches)
-    model.fit(stream, steps_per_epoch=_MIN_STEPS, verbose=0)
-    started = time.perf_counter()
-    model.fit(stream, steps_per_epoch=_MIN_STEPS, verbose=0)
-    a_step = (time.perf_counter() - started) / _MIN_STEPS
-    n_steps = max(_MIN_STEPS, round(seconds / a_step))
-    started = time.perf_counter()
-    model.fit(stream, steps_per_epoch=n_steps, verbose=0)
-    return n_interactions * n_steps / (time.perf_counter() - started)
+    clock = _Clock(seconds)
+    model.fit(untuned(batches), steps_per_epoch=_MAX_STEPS, callbacks=[clock], verbose=0)
+    return n_interactions * clock.steps_per_second
+
+
+class _Clock(tf.keras.callbacks.Callback):  # type: ignore[misc]
+    """Counts the steps of so many seconds after the first few, and then ends the training."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._ends: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        """Look at the time; see Keras."""
+        del batch, logs
+        self._ends.append(time.perf_counter())
+        timed = self._ends[_WARM_STEPS:]
+        if len(timed) > _MIN_STEPS and timed[-1] - timed[0] >= self._seconds:
+            self.model.stop_training = True
+
+    @property
+    def steps_per_second(self) -> float:
+        """How many steps a second took, once the first were done."""
+        timed = self._ends[_WARM_STEPS:]
+        return (len(timed) - 1) / (timed[-1] - timed[0])

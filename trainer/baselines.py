@@ -107,11 +107,12 @@ def tutorials_model(
     One embedding per user and one per candidate, no popularity correction, no regularisation,
     batches frozen after the first epoch, Adagrad with a learning rate of 0.1.
     """
-    from trainer.tutorials import compiled, interactions  # noqa: PLC0415 - brings TensorFlow
+    from trainer.keras import untuned  # noqa: PLC0415 - brings TensorFlow
+    from trainer.tutorials import compiled, interactions  # noqa: PLC0415 - the same
 
     pairs = interactions(dataset, train_rows).shuffle(100_000, seed=seed)
     model = compiled(dataset.n_users, dataset.n_candidates, dim, seed)
-    model.fit(pairs.batch(batch_size).cache(), epochs=epochs, verbose=0)
+    model.fit(untuned(pairs.batch(batch_size).cache()), epochs=epochs, verbose=0)
     queries, candidates = model.query.get_weights()[0], model.candidate.get_weights()[0]
     return lambda user_rows: queries[user_rows] @ candidates.T
 
@@ -174,7 +175,7 @@ def tutorials_ranking_model(
     Layers of 256, 64 and 1, squared error, batches frozen after the first epoch, Adagrad with a
     learning rate of 0.1.
     """
-    from trainer.keras import tf, tfrs  # noqa: PLC0415 - only the tutorials' need TensorFlow
+    from trainer.keras import tf, tfrs, untuned  # noqa: PLC0415 - only the tutorials' need TensorFlow
 
     class Ranking(tfrs.Model):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -210,7 +211,7 @@ def tutorials_ranking_model(
     batches = tf.data.Dataset.from_tensor_slices(rated).shuffle(100_000, seed=seed)
     model = Ranking()
     model.compile(optimizer=tf.keras.optimizers.Adagrad(0.1))
-    model.fit(batches.batch(batch_size).cache(), epochs=epochs, verbose=0)
+    model.fit(untuned(batches.batch(batch_size).cache()), epochs=epochs, verbose=0)
     return lambda user_rows, candidate_rows: model(
         {"user": user_rows, "candidate": candidate_rows}
     ).numpy()[:, 0]

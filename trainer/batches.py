@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainer.distribution import Share
-from trainer.keras import tf
+from trainer.keras import tf, untuned
 from trainer.model_config import TowersConfig
 from trainer.towers import HEADS
 
@@ -98,7 +98,7 @@ def training_batches(
         return examples.enumerate().map(lambda step, heads: compete(heads, _draw(key, step, share)))
 
     epochs = tf.data.Dataset.range(first_epoch, config.epochs)
-    return epochs.flat_map(epoch_batches).prefetch(2)
+    return untuned(epochs.flat_map(epoch_batches).prefetch(2))
 
 
 def _shared(users: Any, share: Share) -> Any:

@@ -22,7 +22,7 @@ from trainer.features import (
     encode_table,
 )
 from trainer.inputs import collect_histories
-from trainer.keras import tf
+from trainer.keras import tf, untuned
 from trainer.vocabulary import Vocabulary
 
 _MAX_TOKENS_PER_LINE = 0.5  # of a feature; with more, most lines have one of their own
@@ -165,7 +165,7 @@ def training_batches(
         }
 
     order = tf.data.Dataset.range(len(raters)).shuffle(len(raters), seed=seed)
-    return order.batch(batch_size).map(examples).prefetch(2)
+    return untuned(order.batch(batch_size).map(examples).prefetch(2))
 
 
 def _describe(table: pa.Table) -> tuple[tuple[Feature, ...], dict[str, Vocabulary]]:
