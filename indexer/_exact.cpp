@@ -32,8 +32,6 @@ constexpr Py_ssize_t kDense = 4;               // rows to one eligible, below wh
 constexpr int64_t kMaxRows = int64_t{1} << 32;  // that the lower half of a key tells apart
 constexpr Py_ssize_t kShortWork = 1 << 17;  // some 50 us; longer work lets other threads run
 
-typedef float Lanes16 __attribute__((vector_size(64), aligned(sizeof(float))));
-typedef float Lanes8 __attribute__((vector_size(32)));
 typedef float Lanes4 __attribute__((vector_size(16)));
 
 // Vectors of one dimension, row after row.

@@ -3,21 +3,32 @@
 // They are included inside a namespace and under a target of the compiler: what is a function of
 // vectors of 16 numbers here becomes as few instructions as that target has for it.
 
-// In the order of these additions, whatever the target: eight sums, four, two, one.
+// What a register holds: GCC keeps longer vectors in memory, and takes ten times as long.
+#if defined(__AVX512F__)
+constexpr Py_ssize_t kWidth = 16;
+#elif defined(__AVX2__)
+constexpr Py_ssize_t kWidth = 8;
+#else
+constexpr Py_ssize_t kWidth = 4;
+#endif
+typedef float Register __attribute__((vector_size(kWidth * sizeof(float)), aligned(sizeof(float))));
+
+// In the order of these additions, whatever the target: sixteen sums, eight, four, two, one.
 inline float InnerProduct(const float* a, const float* b, Py_ssize_t dim) {
-  Lanes16 sums = {};
+  Register registers[kLanes / kWidth] = {};
   Py_ssize_t i = 0;
   for (; i + kLanes <= dim; i += kLanes) {
-    sums += *reinterpret_cast<const Lanes16*>(a + i) * *reinterpret_cast<const Lanes16*>(b + i);
+    for (Py_ssize_t j = 0; j < kLanes / kWidth; ++j) {
+      registers[j] += *reinterpret_cast<const Register*>(a + i + j * kWidth) *
+                      *reinterpret_cast<const Register*>(b + i + j * kWidth);
+    }
   }
-  for (Py_ssize_t lane = 0; i < dim; ++i, ++lane) sums[lane] += a[i] * b[i];
   // Copied, which costs nothing: GCC knows no __builtin_shufflevector before its version 12.
-  Lanes8 eights[2];
-  std::memcpy(eights, &sums, sizeof sums);
-  const Lanes8 eight = eights[0] + eights[1];
-  Lanes4 fours[2];
-  std::memcpy(fours, &eight, sizeof eight);
-  const Lanes4 four = fours[0] + fours[1];
+  Lanes4 sums[kLanes / 4];
+  static_assert(sizeof sums == sizeof registers, "a sum for each lane");
+  std::memcpy(sums, registers, sizeof sums);
+  for (Py_ssize_t lane = 0; i < dim; ++i, ++lane) sums[lane / 4][lane % 4] += a[i] * b[i];
+  const Lanes4 four = (sums[0] + sums[2]) + (sums[1] + sums[3]);
   // Adding 0 mends -0, which would sort apart from 0.
   return ((four[0] + four[2]) + (four[1] + four[3])) + 0.0f;
 }
