@@ -25,6 +25,7 @@ namespace {
 
 constexpr Py_ssize_t kLanes = 16;              // sums that are added up side by side
 constexpr Py_ssize_t kRowsAhead = 12;          // fetched from memory while one is scored; measured
+constexpr int64_t kLooksAhead = 32;            // at a mask, which lies anywhere in memory; measured
 constexpr int kSecondLevel = 1;                // of caches: more can be on their way to it at once
 constexpr Py_ssize_t kFloatsInALine = 16;      // what one fetch brings
 constexpr Py_ssize_t kRowsInAPart = 512;       // of a mask that are gathered before they are scored

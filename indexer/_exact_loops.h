@@ -33,24 +33,41 @@ inline float InnerProduct(const float* a, const float* b, Py_ssize_t dim) {
   return ((four[0] + four[2]) + (four[1] + four[3])) + 0.0f;
 }
 
-// Of a vector in bytes and a query in whole numbers small enough for the sum.
-inline int32_t CoarseProduct(const int8_t* a, const int16_t* b, Py_ssize_t dim) {
-  int32_t sum = 0;
+// Of four vectors in bytes and a query in whole numbers small enough for the sums.
+inline void CoarseProducts(const int8_t* const* vectors, const int16_t* query, Py_ssize_t dim,
+                           int32_t* products) {
+  std::fill(products, products + 4, 0);
   Py_ssize_t i = 0;
 #ifdef __AVX2__
-  __m256i sums = _mm256_setzero_si256();
+  __m256i sums[4] = {};
   for (; i + kLanes <= dim; i += kLanes) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(a + i));
-    const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + i));
-    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_cvtepi8_epi16(bytes), numbers));
+    const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(query + i));
+    for (Py_ssize_t j = 0; j < 4; ++j) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(vectors[j] + i));
+      sums[j] =
+          _mm256_add_epi32(sums[j], _mm256_madd_epi16(_mm256_cvtepi8_epi16(bytes), numbers));
+    }
   }
-  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(1, 0, 3, 2)));
-  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(2, 3, 0, 1)));
-  sum = _mm_cvtsi128_si32(four);
+  const __m256i halves = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]),
+                                           _mm256_hadd_epi32(sums[2], sums[3]));
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(products),
+      _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1)));
 #endif
-  for (; i < dim; ++i) sum += int32_t{a[i]} * b[i];
-  return sum;
+  for (; i < dim; ++i) {
+    for (Py_ssize_t j = 0; j < 4; ++j) products[j] += int32_t{vectors[j][i]} * query[i];
+  }
+}
+
+// Adds the vectors in bytes at up to four places by their coarse scores, under these names.
+inline void AddFour(const int8_t* vectors, Py_ssize_t dim, const int16_t* query,
+                    const int64_t* places, const int64_t* names, Py_ssize_t n, Best& best) {
+  const int8_t* four[4];
+  // The first stands in for those that there are not.
+  for (Py_ssize_t j = 0; j < 4; ++j) four[j] = vectors + places[j < n ? j : 0] * dim;
+  int32_t scores[4];
+  CoarseProducts(four, query, dim, scores);
+  for (Py_ssize_t j = 0; j < n; ++j) best.Add(Key(static_cast<float>(scores[j]), names[j]));
 }
 
 // Adds the rows that there are, among n numbers; any other number is none.
@@ -105,36 +122,55 @@ void AddEligible(const Vectors& vectors, const float* query, const uint8_t* elig
   }
 }
 
-// Adds members by their coarse scores.
+// Adds all centres under their numbers.
+void AddCenters(const Cells& cells, const int16_t* query, Best& best) {
+  int64_t places[4] = {0, 1, 2, 3};
+  while (places[0] + 4 <= cells.n) {
+    AddFour(cells.centers, cells.dim, query, places, places, 4, best);
+    for (int64_t& place : places) place += 4;
+  }
+  const Py_ssize_t n_left = cells.n - places[0];
+  if (n_left > 0) AddFour(cells.centers, cells.dim, query, places, places, n_left, best);
+}
+
+// Adds the members at these places as rows.
 void AddMembers(const Cells& cells, const int16_t* query, const int64_t* places, Py_ssize_t n,
                 Best& best) {
-  for (Py_ssize_t i = 0; i < n; ++i) {
-    if (i + kRowsAhead < n) __builtin_prefetch(cells.coarse + places[i + kRowsAhead] * cells.dim);
-    const int32_t score = CoarseProduct(cells.coarse + places[i] * cells.dim, query, cells.dim);
-    best.Add(Key(static_cast<float>(score), cells.members[places[i]]));
+  int64_t rows[4];
+  const auto add = [&](Py_ssize_t i, Py_ssize_t n_here) {
+    for (Py_ssize_t j = 0; j < n_here; ++j) rows[j] = cells.members[places[i + j]];
+    AddFour(cells.coarse, cells.dim, query, places + i, rows, n_here, best);
+  };
+  Py_ssize_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    for (Py_ssize_t j = i + kRowsAhead; j < std::min(n, i + kRowsAhead + 4); ++j) {
+      __builtin_prefetch(cells.coarse + places[j] * cells.dim);
+    }
+    add(i, 4);
   }
+  if (i < n) add(i, n - i);
 }
 
 // Adds the eligible rows of as many cells as there is room for in `n_seen` and `n_kept`, which
 // then tell how many rows were in the cells so far, and how many of them were eligible.
 void AddCells(const Cells& cells, const int16_t* query, const uint8_t* eligible,
               Py_ssize_t n_searched, int64_t* n_seen, int64_t* n_kept, Best& best) {
-  std::vector<uint64_t> nearest(cells.n);
-  for (Py_ssize_t cell = 0; cell < cells.n; ++cell) {
-    const int32_t score = CoarseProduct(cells.centers + cell * cells.dim, query, cells.dim);
-    nearest[cell] = Key(static_cast<float>(score), cell);
-  }
-  std::partial_sort(nearest.begin(), nearest.begin() + n_searched, nearest.end());
+  Best nearest(n_searched, 2 * n_searched);
+  AddCenters(cells, query, nearest);
+  std::vector<int64_t> numbers(n_searched);
+  std::vector<float> scores(n_searched);
+  nearest.Write(numbers.data(), scores.data());
   int64_t places[kRowsInAPart];
   Py_ssize_t n = 0;
   int64_t seen = 0, added = 0;
+  const int64_t last_member = cells.starts[cells.n] - 1;
   for (Py_ssize_t i = 0; i < n_searched; ++i) {
-    const int64_t cell = RowOf(nearest[i]);
-    const int64_t last = cells.starts[cell + 1];
-    seen += last - cells.starts[cell];
-    for (int64_t at = cells.starts[cell]; at < last;) {
+    const int64_t last = cells.starts[numbers[i] + 1];
+    seen += last - cells.starts[numbers[i]];
+    for (int64_t at = cells.starts[numbers[i]]; at < last;) {
       const int64_t end = std::min<int64_t>(last, at + kRowsInAPart - n);
       for (; at < end; ++at) {
+        __builtin_prefetch(eligible + cells.members[std::min(at + kLooksAhead, last_member)]);
         places[n] = at;
         n += eligible[cells.members[at]] != 0;
       }
@@ -149,4 +185,3 @@ void AddCells(const Cells& cells, const int16_t* query, const uint8_t* eligible,
   }
   AddMembers(cells, query, places, n, best);
 }
-
