@@ -30,6 +30,7 @@ constexpr int kSecondLevel = 1;                // of caches: more can be on thei
 constexpr Py_ssize_t kFloatsInALine = 16;      // what one fetch brings
 constexpr Py_ssize_t kRowsInAPart = 512;       // of a mask that are gathered before they are scored
 constexpr Py_ssize_t kDense = 4;               // rows to one eligible, below which all are read
+constexpr size_t kMovesPerKey = 4;  // for which moving keys one by one is faster than sorting
 constexpr int64_t kMaxRows = int64_t{1} << 32;  // that the lower half of a key tells apart
 constexpr Py_ssize_t kShortWork = 1 << 17;  // some 50 us; longer work lets other threads run
 
@@ -90,7 +91,7 @@ class Best {
   // Writes rows and scores, best first and repeated ones once; -1 and -inf where there are no more.
   void Write(int64_t* rows, float* scores) {
     const size_t n = std::min(k_, keys_.size());
-    auto end = SortedUpTo(n);
+    auto end = AreSoonSorted() ? std::unique(keys_.begin(), keys_.end()) : SortedUpTo(n);
     if (end < keys_.begin() + n && n < keys_.size()) end = SortedUpTo(keys_.size());
     end = std::min(end, keys_.begin() + n);
     std::fill(std::transform(keys_.begin(), end, rows, RowOf), rows + k_, -1);
@@ -105,6 +106,20 @@ class Best {
     std::nth_element(keys_.begin(), keys_.begin() + (k_ - 1), keys_.end());
     keys_.resize(k_);
     worst_ = keys_.back();
+  }
+
+  // Sorts all keys if few lie far from their places, as where an index proposed them in its order.
+  bool AreSoonSorted() {
+    size_t n_moves = kMovesPerKey * keys_.size();
+    for (size_t i = 1; i < keys_.size(); ++i) {
+      const uint64_t key = keys_[i];
+      size_t place = i;
+      for (; place > 0 && keys_[place - 1] > key; --place) keys_[place] = keys_[place - 1];
+      keys_[place] = key;
+      if (i - place > n_moves) return false;
+      n_moves -= i - place;
+    }
+    return true;
   }
 
   // Sorts the n best keys to the front, and returns the end of the different ones among them.
@@ -137,7 +152,8 @@ struct Loops {
                     const uint8_t* eligible, Best&);
   void (*add_eligible)(const Vectors&, const float* query, const uint8_t* eligible, Best&);
   void (*add_cells)(const Cells&, const int16_t* query, const uint8_t* eligible,
-                    Py_ssize_t n_searched, int64_t* n_seen, int64_t* n_kept, Best&);
+                    const int64_t* steps, Py_ssize_t n_steps, int64_t* n_seen, int64_t* n_kept,
+                    Best&);
 };
 
 namespace any_processor {
@@ -205,6 +221,8 @@ template <>
 constexpr const char* kCodes<int64_t> = "lq";
 template <>
 constexpr const char* kCodes<int32_t> = "il";
+template <>
+constexpr const char* kCodes<uint32_t> = "IL";
 template <>
 constexpr const char* kCodes<int8_t> = "b";
 template <>
@@ -315,15 +333,19 @@ PyObject* Rescore(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments)
   if (!Expect(5, n_arguments, "rescore")) return nullptr;
   const Task task(arguments);
   const Array rows(arguments[4]);
-  if (!task.Fits() || !rows.Is<int64_t>(2) || rows.n() != task.queries.n()) {
+  const bool are_short = rows.Is<uint32_t>(2);
+  if (!task.Fits() || !(are_short || rows.Is<int64_t>(2)) || rows.n() != task.queries.n()) {
     return RefuseArrays();
   }
   const Vectors vectors = task.vectors();
   const Loops& loops = TheLoops();
   return Run(rows.n() * rows.width() * vectors.dim > kShortWork, [&] {
     Best best(task.k(), rows.width());
+    std::vector<int64_t> widened(are_short ? rows.width() : 0);
     task.Answer(best, [&](const float* query, Py_ssize_t i, Best& found) {
-      loops.add_rows(vectors, query, rows.line<int64_t>(i), rows.width(), found);
+      if (are_short) std::copy_n(rows.line<uint32_t>(i), rows.width(), widened.begin());
+      const int64_t* const line = are_short ? widened.data() : rows.line<int64_t>(i);
+      loops.add_rows(vectors, query, line, rows.width(), found);
     });
   });
 }
@@ -362,22 +384,34 @@ void WriteCoarse(const float* query, const float* scales, std::vector<int16_t>& 
   for (size_t i = 0; i < dim; ++i) coarse[i] = std::lrint(query[i] * scales[i] * factor);
 }
 
+// Whether there are numbers, from 1 to a limit, each larger than the one before.
+bool Rise(const Array& numbers, Py_ssize_t limit) {
+  int64_t before = 0;
+  for (Py_ssize_t i = 0; i < numbers.n(); ++i) {
+    if (numbers.items<int64_t>()[i] <= before) return false;
+    before = numbers.items<int64_t>()[i];
+  }
+  return numbers.n() > 0 && before <= limit;
+}
+
 PyObject* ScanCells(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
-  if (!Expect(13, n_arguments, "scan_cells")) return nullptr;
+  if (!Expect(14, n_arguments, "scan_cells")) return nullptr;
   const Task task(arguments);
   const Array eligible(arguments[4]), centers(arguments[5]), members(arguments[6]);
   const Array starts(arguments[7]), coarse(arguments[8]), scales(arguments[9]);
-  const Array n_seen(arguments[10], PyBUF_WRITABLE), n_kept(arguments[11], PyBUF_WRITABLE);
-  const Array proposed(arguments[12], PyBUF_WRITABLE);
+  const Array steps(arguments[10]);
+  const Array n_seen(arguments[11], PyBUF_WRITABLE), n_kept(arguments[12], PyBUF_WRITABLE);
+  const Array proposed(arguments[13], PyBUF_WRITABLE);
   const Py_ssize_t n = task.embeddings.n(), dim = task.embeddings.width();
   if (!task.Fits() || !eligible.Is<uint8_t>(1) || !centers.Is<int8_t>(2) ||
       !members.Is<int32_t>(1) || !starts.Is<int64_t>(1) || !coarse.Is<int8_t>(2) ||
-      !scales.Is<float>(1) || !n_seen.Is<int64_t>(2) || !n_kept.Is<int64_t>(2) ||
+      !scales.Is<float>(1) || !steps.Is<int64_t>(1) || !n_seen.Is<int64_t>(2) || !n_kept.Is<int64_t>(2) ||
       !proposed.Is<int64_t>(1) || eligible.n() != n || members.n() != n || coarse.n() != n ||
       coarse.width() != dim || centers.width() != dim || scales.n() != dim ||
       starts.n() != centers.n() + 1 || n_seen.n() != task.queries.n() ||
-      n_kept.n() != task.queries.n() || n_seen.width() != n_kept.width() ||
-      n_seen.width() > centers.n() || proposed.n() < Py_ssize_t(task.k())) {
+      n_kept.n() != task.queries.n() || n_seen.width() != steps.n() ||
+      n_kept.width() != steps.n() || !Rise(steps, centers.n()) ||
+      proposed.n() < Py_ssize_t(task.k())) {
     return RefuseArrays();
   }
   const Vectors vectors = task.vectors();
@@ -395,12 +429,27 @@ PyObject* ScanCells(PyObject*, PyObject* const* arguments, Py_ssize_t n_argument
     task.Answer(best, [&](const float* query, Py_ssize_t i, Best& found) {
       WriteCoarse(query, scales.items<float>(), coarse_query);
       nearly_best.Clear();
-      loops.add_cells(cells, coarse_query.data(), eligible.items<uint8_t>(), n_seen.width(),
-                      n_seen.line<int64_t>(i), n_kept.line<int64_t>(i), nearly_best);
+      loops.add_cells(cells, coarse_query.data(), eligible.items<uint8_t>(),
+                      steps.items<int64_t>(), steps.n(), n_seen.line<int64_t>(i),
+                      n_kept.line<int64_t>(i), nearly_best);
       const size_t n_proposed = nearly_best.WriteRows(proposed.items<int64_t>());
       loops.add_rows(vectors, query, proposed.items<int64_t>(), n_proposed, found);
     });
   });
+}
+
+PyObject* AreFinite(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
+  if (!Expect(2, n_arguments, "are_finite")) return nullptr;
+  const Array vectors(arguments[0]);
+  PyErr_Clear();  // what lends no memory in C order is none of them
+  const Py_ssize_t dim = PyLong_AsSsize_t(arguments[1]);
+  if (dim == -1 && PyErr_Occurred()) return nullptr;
+  if (!vectors.Is<float>(2) || vectors.width() != dim) Py_RETURN_FALSE;
+  for (Py_ssize_t i = 0; i < vectors.n(); ++i) {
+    const float* const vector = vectors.line<float>(i);
+    if (!std::isfinite(any_processor::InnerProduct(vector, vector, dim))) Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
 }
 
 PyObject* Drop(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
@@ -436,7 +485,7 @@ constexpr char kRescoreDoc[] =
     "    queries: (n_queries, dim) float32.\n"
     "    best_rows: (n_queries, k) int64, written: each row once, -1 where there are no more.\n"
     "    best_scores: (n_queries, k) float32, written: -inf where there are no more.\n"
-    "    rows: (n_queries, n) int64; what is no row of the embeddings is left out.\n\n"
+    "    rows: (n_queries, n) int64 or uint32; what is no row of the embeddings is left out.\n\n"
     "Raises:\n"
     "    ValueError: if the arrays do not fit one another.\n";
 
@@ -467,11 +516,18 @@ constexpr char kScanCellsDoc[] =
     "    starts: (n_cells + 1,) int64, where each cell begins in members, and where the last ends.\n"
     "    coarse: (n_candidates, dim) int8, about the embeddings of the members divided by the scales.\n"
     "    scales: (dim,) float32.\n"
-    "    n_seen: (n_queries, n_searched) int64, written: the rows of the cells so far.\n"
-    "    n_kept: (n_queries, n_searched) int64, written: the eligible ones among them.\n"
+    "    steps: (n_steps,) int64, rising numbers of cells; the last is how many to look into.\n"
+    "    n_seen: (n_queries, n_steps) int64, written: the rows of the cells up to each step.\n"
+    "    n_kept: (n_queries, n_steps) int64, written: the eligible ones among them.\n"
     "    proposed: (n,) int64, at least k, written: room for what is scored exactly for a query.\n\n"
     "Raises:\n"
     "    ValueError: if the arrays do not fit one another; what is in members and starts is trusted.\n";
+
+constexpr char kAreFiniteDoc[] =
+    "Tell whether something is vectors of a dimension whose squared norms are finite.\n\n"
+    "Args:\n"
+    "    vectors: (n, dim) float32 in C order; of anything else this is not said.\n"
+    "    dim: the dimension.\n";
 
 constexpr char kDropDoc[] =
     "Move the results that are not excluded to the front, in their order.\n\n"
@@ -493,6 +549,7 @@ PyMethodDef methods[] = {
     {"rescore", AsMethod(Rescore), METH_FASTCALL, kRescoreDoc},
     {"scan", AsMethod(Scan), METH_FASTCALL, kScanDoc},
     {"scan_cells", AsMethod(ScanCells), METH_FASTCALL, kScanCellsDoc},
+    {"are_finite", AsMethod(AreFinite), METH_FASTCALL, kAreFiniteDoc},
     {"drop", AsMethod(Drop), METH_FASTCALL, kDropDoc},
     {nullptr, nullptr, 0, nullptr},
 };

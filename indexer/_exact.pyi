@@ -29,9 +29,11 @@ def scan_cells(
     starts: np.ndarray,
     coarse: np.ndarray,
     scales: np.ndarray,
+    steps: np.ndarray,
     n_seen: np.ndarray,
     n_kept: np.ndarray,
     proposed: np.ndarray,
     /,
 ) -> None: ...
+def are_finite(vectors: object, dim: int, /) -> bool: ...
 def drop(rows: np.ndarray, scores: np.ndarray, excluded: np.ndarray, /) -> int: ...

@@ -151,10 +151,12 @@ void AddMembers(const Cells& cells, const int16_t* query, const int64_t* places,
   if (i < n) add(i, n - i);
 }
 
-// Adds the eligible rows of as many cells as there is room for in `n_seen` and `n_kept`, which
-// then tell how many rows were in the cells so far, and how many of them were eligible.
+// Adds the eligible rows of as many cells as the last step says. `n_seen` and `n_kept` then tell
+// how many rows were in the cells up to each step, and how many of them were eligible.
 void AddCells(const Cells& cells, const int16_t* query, const uint8_t* eligible,
-              Py_ssize_t n_searched, int64_t* n_seen, int64_t* n_kept, Best& best) {
+              const int64_t* steps, Py_ssize_t n_steps, int64_t* n_seen, int64_t* n_kept,
+              Best& best) {
+  const int64_t n_searched = steps[n_steps - 1];
   Best nearest(n_searched, 2 * n_searched);
   AddCenters(cells, query, nearest);
   std::vector<int64_t> numbers(n_searched);
@@ -164,7 +166,7 @@ void AddCells(const Cells& cells, const int16_t* query, const uint8_t* eligible,
   Py_ssize_t n = 0;
   int64_t seen = 0, added = 0;
   const int64_t last_member = cells.starts[cells.n] - 1;
-  for (Py_ssize_t i = 0; i < n_searched; ++i) {
+  for (Py_ssize_t i = 0, step = 0; i < n_searched; ++i) {
     const int64_t last = cells.starts[numbers[i] + 1];
     seen += last - cells.starts[numbers[i]];
     for (int64_t at = cells.starts[numbers[i]]; at < last;) {
@@ -180,8 +182,10 @@ void AddCells(const Cells& cells, const int16_t* query, const uint8_t* eligible,
         n = 0;
       }
     }
-    n_seen[i] = seen;
-    n_kept[i] = added + n;
+    if (i + 1 == steps[step]) {
+      n_seen[step] = seen;
+      n_kept[step++] = added + n;
+    }
   }
   AddMembers(cells, query, places, n, best);
 }

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -108,7 +107,7 @@ class EligibleSearch:
     def _scan(self, queries: np.ndarray) -> Neighbors:
         """Score all that are eligible."""
         found = self._exact.search(queries, self._k, self._mask.eligible)
-        return replace(found, method=SearchMethod.MASKED_SCAN)
+        return found.by(SearchMethod.MASKED_SCAN)
 
     def _depth(self, n_hidden: float) -> int:
         """Return how deep to look if so many of a query's best candidates are hidden."""
@@ -138,4 +137,4 @@ def _fill(neighbors: Neighbors, lines: np.ndarray, found: Neighbors) -> Neighbor
     if len(lines) == len(neighbors.rows):
         return found
     neighbors.rows[lines], neighbors.scores[lines] = found.rows, found.scores
-    return replace(neighbors, method=found.method)
+    return neighbors.by(found.method)

@@ -70,16 +70,23 @@ class Neighbors:
     @classmethod
     def none(cls, n_queries: int, k: int, method: SearchMethod = SearchMethod.INDEX) -> Neighbors:
         """Return the answer that holds no candidate."""
-        rows = np.full((n_queries, k), -1, dtype=np.int64)
-        return cls(rows, np.full((n_queries, k), -np.inf, dtype=np.float32), method)
+        rows = np.empty((n_queries, k), dtype=np.int64)
+        scores = np.empty((n_queries, k), dtype=np.float32)
+        rows.fill(-1)
+        scores.fill(-np.inf)
+        return cls(rows, scores, method)
+
+    def by(self, method: SearchMethod) -> Neighbors:
+        """Return the same, found in another way."""
+        return Neighbors(self.rows, self.scores, method)
 
 
 class CellCounts(NamedTuple):
-    """What was in the cells that were searched, the most promising first.
+    """What was in the most promising cells, up to each of some numbers of them.
 
     Attributes:
-        n_seen: (n_queries, n_searched) int64, the candidates in the cells so far.
-        n_kept: (n_queries, n_searched) int64, the eligible ones among them.
+        n_seen: (n_queries, n_steps) int64, the candidates in so many cells.
+        n_kept: (n_queries, n_steps) int64, the eligible ones among them.
     """
 
     n_seen: np.ndarray
@@ -123,7 +130,7 @@ class ExactScorer:
         eligible: np.ndarray,
         cells: Cells,
         *,
-        n_searched: int,
+        steps: np.ndarray,
         n_rescored: int,
     ) -> tuple[Neighbors, CellCounts]:
         """Return the best eligible candidates in the most promising cells, and what was there.
@@ -133,12 +140,14 @@ class ExactScorer:
             k: candidates wanted per query.
             eligible: (n_candidates,) bool.
             cells: those of this corpus; what they say of rows is trusted.
-            n_searched: how many cells to look into, at most all.
+            steps: (n_steps,) int64, rising numbers of cells; the last is how many to look into, at
+                most all.
             n_rescored: how many of what is in them to score exactly, at least k.
         """
-        counts = CellCounts(*np.empty((2, len(queries), n_searched), dtype=np.int64))
+        n_seen = np.empty((len(queries), len(steps)), dtype=np.int64)
+        counts = CellCounts(n_seen, np.empty_like(n_seen))
         room = np.empty(n_rescored, dtype=np.int64)
-        among = (np.ascontiguousarray(eligible), *cells.arrays, *counts, room)
+        among = (np.ascontiguousarray(eligible), *cells.arrays, steps, *counts, room)
         return self._answered(_exact.scan_cells, queries, k, *among), counts
 
     def rescore(self, queries: np.ndarray, rows: np.ndarray, k: int) -> Neighbors:
@@ -149,7 +158,9 @@ class ExactScorer:
             rows: (n_queries, n) integers, -1 where there is none.
             k: candidates wanted per query.
         """
-        return self._answered(_exact.rescore, queries, k, np.ascontiguousarray(rows, np.int64))
+        if rows.dtype != np.uint32:
+            rows = rows.astype(np.int64, copy=False)
+        return self._answered(_exact.rescore, queries, k, np.ascontiguousarray(rows))
 
     def _answered(
         self, kernel: Kernel, queries: np.ndarray, k: int, *among: np.ndarray
@@ -234,6 +245,11 @@ def without(
     """
     n_kept = _exact.drop(rows, scores, np.ascontiguousarray(excluded, np.int64))
     return rows[:n_kept], scores[:n_kept]
+
+
+def are_finite(vectors: object, dim: int) -> bool:
+    """Whether vectors are (n, dim) float32 in C order, and all ``squared_norms`` of them finite."""
+    return _exact.are_finite(vectors, dim)
 
 
 def squared_norms(vectors: np.ndarray) -> np.ndarray:

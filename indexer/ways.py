@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import ClassVar, Protocol
 
@@ -96,7 +95,7 @@ class OverFetch:
             _hidden(mask, [int(np.count_nonzero(line >= 0))], [len(rows)], _DEVIATIONS)
             for line, rows in zip(proposed, eligible_rows, strict=True)
         ]
-        return replace(found, method=SearchMethod.OVER_FETCH), n_hidden
+        return found.by(SearchMethod.OVER_FETCH), n_hidden
 
 
 class CellScan:
@@ -149,23 +148,20 @@ class CellScan:
         eligible = np.ones(mask.n_candidates, bool) if mask.eligible is None else mask.eligible
         found, counts = self._exact.search_cells(
             *(queries, k, eligible, self._cells),
-            n_searched=self._n_searched(depth),
+            steps=_doublings(self._n_searched(depth)),
             n_rescored=self._n_rescored(k),
         )
-        some = _doublings(counts.n_seen.shape[1])
         n_hidden = [
             _hidden(mask, seen, kept, _MOST_DEVIATIONS)
-            for seen, kept in zip(
-                counts.n_seen[:, some].tolist(), counts.n_kept[:, some].tolist(), strict=True
-            )
+            for seen, kept in zip(counts.n_seen.tolist(), counts.n_kept.tolist(), strict=True)
         ]
         return found, n_hidden
 
 
 @cache
 def _doublings(n: int) -> np.ndarray:
-    """Return the places 0, 1, 3, 7 ... of n, and the last."""
-    return np.unique(np.minimum(2 ** np.arange(n.bit_length() + 1), n) - 1)
+    """Return the numbers 1, 2, 4, 8 ... below n, and n."""
+    return np.unique(np.minimum(2 ** np.arange(n.bit_length() + 1), n))
 
 
 def _hidden(mask: Mask, seen: Sequence[int], kept: Sequence[int], deviations: float) -> float:

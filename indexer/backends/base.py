@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeVar
@@ -297,7 +297,7 @@ class LocalIndex(Index[S], Generic[B, S]):
         else:
             check_eligible(eligible, self.n_candidates)
             neighbors = self._search_eligible(queries, k, chosen, eligible, restriction)
-        return replace(neighbors, method=SearchMethod.EXACT) if self.is_exact else neighbors
+        return neighbors.by(SearchMethod.EXACT) if self.is_exact else neighbors
 
     def _search_all(self, queries: np.ndarray, k: int, params: S) -> Neighbors:
         n_wanted = min(k, self.n_candidates)

@@ -8,7 +8,7 @@ import operator
 import numpy as np
 from pydantic import BaseModel
 
-from indexer.exact import squared_norms
+from indexer.exact import are_finite, squared_norms
 
 
 def check_embeddings(embeddings: np.ndarray) -> None:
@@ -31,6 +31,8 @@ def check_queries(queries: np.ndarray, dim: int) -> None:
     Raises:
         ValueError: if they are not a finite (n_queries, dim) float32 array.
     """
+    if are_finite(queries, dim):  # nearly always, and in a fifth of the time
+        return
     _check_vectors("queries", queries)
     if queries.shape[1] != dim:
         raise ValueError(

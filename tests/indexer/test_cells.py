@@ -107,7 +107,7 @@ def test_only_the_most_promising_cells_are_looked_into() -> None:
     cells = in_cells(embeddings, np.array([0, 1, 0, 1, 0, 1]), n_cells=2)
     eligible = np.array([False, True, True, True, True, True])
     found, counts = ExactScorer(embeddings).search_cells(
-        np.array([[2], [-1]], np.float32), 3, eligible, cells, n_searched=1, n_rescored=3
+        np.array([[2], [-1]], np.float32), 3, eligible, cells, steps=np.array([1]), n_rescored=3
     )
     assert [[2, 4, -1], [1, 3, 5]] == found.rows.tolist()
     assert [[16.0, 14.0, -np.inf], [-1.0, -2.0, -3.0]] == found.scores.tolist()
@@ -134,7 +134,7 @@ def test_in_all_cells_it_is_an_exact_search(
     scorer = ExactScorer(embeddings)
     found, counts = scorer.search_cells(
         *(queries, k, eligible, in_cells(embeddings, cell_of, n_cells)),
-        n_searched=n_cells,
+        steps=np.arange(1, n_cells + 1),
         n_rescored=max(n, k),
     )
     expected = scorer.search(queries, k, eligible)
@@ -152,7 +152,8 @@ def test_what_seems_best_in_bytes_is_scored_exactly(dim: int) -> None:
     scorer = ExactScorer(embeddings)
     cells = in_cells(embeddings, rng.integers(0, 7, 2000), n_cells=7)
     everything = np.ones(2000, bool)
-    found, _ = scorer.search_cells(queries, 20, everything, cells, n_searched=7, n_rescored=40)
+    steps = np.array([7])
+    found, _ = scorer.search_cells(queries, 20, everything, cells, steps=steps, n_rescored=40)
     np.testing.assert_array_equal(scorer.search(queries, 20).rows, found.rows)
 
 
@@ -167,6 +168,7 @@ TASK = [
     np.array([0, 1, 2, 2]),
     np.zeros((2, 4), np.int8),
     np.ones(4, np.float32),
+    np.array([1, 2, 3]),
     np.zeros((1, 3), np.int64),
     np.zeros((1, 3), np.int64),
     np.zeros(2, np.int64),
@@ -188,9 +190,14 @@ TASK = [
         (8, np.zeros((3, 4), np.int8)),
         (8, np.zeros((2, 5), np.int8)),
         (9, np.ones(5, np.float32)),
-        (10, np.zeros((2, 3), np.int64)),
-        (11, np.zeros((1, 2), np.int64)),
-        (12, np.zeros(1, np.int64)),
+        (10, np.array([1, 2])),
+        (10, np.array([1, 2, 4])),
+        (10, np.array([0, 1, 2])),
+        (10, np.array([1, 1, 2])),
+        (10, np.array([1, 2, 3], np.int32)),
+        (11, np.zeros((2, 3), np.int64)),
+        (12, np.zeros((1, 2), np.int64)),
+        (13, np.zeros(1, np.int64)),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(place: int, array: np.ndarray) -> None:
@@ -201,9 +208,9 @@ def test_arrays_that_do_not_fit_are_refused(place: int, array: np.ndarray) -> No
         _exact.scan_cells(*arrays)
 
 
-def test_more_cells_than_there_are_are_refused() -> None:
-    counts = [np.zeros((1, 4), np.int64), np.zeros((1, 4), np.int64)]
+def test_no_steps_are_refused() -> None:
+    counts = [np.zeros((1, 0), np.int64), np.zeros((1, 0), np.int64)]
     with pytest.raises(ValueError, match="do not fit"):
-        _exact.scan_cells(*TASK[:10], *counts, TASK[12])
-    with pytest.raises(TypeError, match="13 arguments, not 12"):
-        _exact.scan_cells(*TASK[:12])  # type: ignore[call-arg]
+        _exact.scan_cells(*TASK[:10], np.array([], np.int64), *counts, TASK[13])
+    with pytest.raises(TypeError, match="14 arguments, not 13"):
+        _exact.scan_cells(*TASK[:13])  # type: ignore[call-arg]

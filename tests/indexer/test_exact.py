@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from indexer import _exact
-from indexer.exact import ExactScorer, Kernel, squared_norms, without
+from indexer.exact import ExactScorer, Kernel, are_finite, squared_norms, without
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
 
@@ -197,6 +197,24 @@ def test_a_query_alone_is_answered_as_among_others(
         assert together.scores[i].tobytes() == alone.scores[0].tobytes()
 
 
+@settings(max_examples=50, deadline=None)
+@given(scorers_and_queries(), st.integers(0, 2**32 - 1))
+def test_proposals_are_rescored_alike_whatever_their_order_and_type(
+    case: tuple[ExactScorer, np.ndarray], seed: int
+) -> None:
+    """An index proposes nearly in order, and short numbers; a scan in the order of rows."""
+    scorer, queries = case
+    n, k = len(scorer.embeddings), 40
+    best_first = scorer.search(queries, n).rows
+    nearly = best_first[:, np.minimum(np.arange(n) ^ 1, n - 1)]  # each with its neighbour
+    shuffled = np.random.default_rng(seed).permuted(best_first, axis=1)
+    expected = scorer.rescore(queries, best_first, k)
+    for proposed in (nearly, shuffled, nearly.astype(np.uint32), shuffled.astype(np.int32)):
+        found = scorer.rescore(queries, proposed, k)
+        np.testing.assert_array_equal(expected.rows, found.rows)
+        np.testing.assert_array_equal(expected.scores, found.scores)
+
+
 def test_negative_zero_ties_with_zero() -> None:
     scorer = ExactScorer(np.array([[0.0], [-0.0], [0.0]], dtype=np.float32))
     assert scorer.search(np.array([[-1.0]], dtype=np.float32), 3).rows.tolist() == [[0, 1, 2]]
@@ -205,6 +223,17 @@ def test_negative_zero_ties_with_zero() -> None:
 def test_squared_norms_are_finite_only_where_scores_are() -> None:
     vectors = np.array([[3, 4], [np.nan, 0], [np.inf, 0], [2e19, 0]], dtype=np.float32)
     assert np.isfinite(squared_norms(vectors)).tolist() == [True, False, False, False]
+
+
+def test_vectors_are_finite_only_where_scores_are() -> None:
+    sound = np.array([[3, 4], [1.7e19, 0]], np.float32)
+    assert are_finite(sound, 2)
+    assert are_finite(sound[:0], 2)
+    assert not are_finite(sound, 3)
+    for wrong in (np.nan, np.inf, 2e19):
+        assert not are_finite(np.array([[3, 4], [wrong, 0]], np.float32), 2)
+    for other in (sound[0], sound.astype(np.float64), sound.T, sound.tolist(), None):
+        assert not are_finite(other, 2)
 
 
 @given(
