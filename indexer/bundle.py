@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from indexer.backends import BACKENDS, LocalIndex, SearchParams, Series
+from indexer.backends import BACKENDS, LocalIndex, Measured, SearchParams, Series
 from indexer.corpus import Corpus, CorpusError
 from trainer.bundle import QUERY_ASSET_FILES, QueryAssets, TowerBundle, load_array, read_table
 from trainer.features import CANDIDATE_ID
@@ -293,7 +293,10 @@ def _series(
     """Return, for each recall target, the search params for rising numbers of results."""
     points = sorted(entry.operating_points, key=lambda point: (point.recall_target, point.k))
     return [
-        tuple((p.k, search_params_type.model_validate(p.search_params)) for p in group)
+        tuple(
+            Measured(p.k, search_params_type.model_validate(p.search_params), p.recall)
+            for p in group
+        )
         for _, group in itertools.groupby(points, key=lambda point: point.recall_target)
     ]
 

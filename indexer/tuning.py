@@ -30,7 +30,7 @@ _MOST_SCANS, _ALWAYS_AFFORDABLE = 4, 250_000  # cost of params worth trying: sca
 _TIMED_SECONDS = 0.1
 _MIN_TIMED, _MAX_TIMED = 3, 500
 _WORTH_TRYING = 1.5  # times the least cost known to suffice; the cost model is a rough one
-_BEYOND_TARGET = 0.25  # of what is missing from 1; about what points deliver beyond their target
+_BEYOND_TARGET = 0.4  # of what is missing from 1; about what points deliver beyond their target
 _FINALISTS = 3  # params that are timed for each target
 
 AnyIndex = LocalIndex[Any, Any]

@@ -14,7 +14,7 @@ from indexer.backends.base import (
 )
 from indexer.backends.brute_force import BruteForceIndex
 from indexer.backends.milvus import MilvusIndex
-from indexer.backends.params import BuildParams, SearchParams, Series
+from indexer.backends.params import BuildParams, Measured, SearchParams, Series
 from indexer.backends.scann import ScannIndex
 from indexer.exact import Neighbors, SearchMethod
 
@@ -26,6 +26,7 @@ __all__ = [
     "Index",
     "IndexUnreachableError",
     "LocalIndex",
+    "Measured",
     "Neighbors",
     "SearchMethod",
     "SearchParams",

@@ -24,7 +24,13 @@ from indexer.backends.checks import (
     check_queries,
     check_type,
 )
-from indexer.backends.params import BuildParams, SearchParams, Series, look_up_params
+from indexer.backends.params import (
+    BuildParams,
+    SearchParams,
+    Series,
+    params_as_good,
+    params_chosen_alike,
+)
 from indexer.eligibility import EligibleSearch
 from indexer.exact import ExactScorer, Neighbors, SearchMethod
 from indexer.filters import Restriction
@@ -185,16 +191,17 @@ class LocalIndex(Index[S], Generic[B, S]):
         Args:
             series: for each recall, from low to high, the params for rising numbers of results.
         """
-        by_params = {params: one for one in series for _, params in one}
+        several = tuple(series)
         # Not of a method: such a cycle would keep a replaced index in memory.
-        self._params_at = lru_cache(maxsize=1024)(partial(look_up_params, by_params))
+        self._params_as_good = lru_cache(maxsize=1024)(partial(params_as_good, several))
+        self._params_chosen_alike = lru_cache(maxsize=1024)(partial(params_chosen_alike, several))
 
     def params_at(self, n: int, params: S, k: int) -> S:
-        """Return the params that find n results at the recall at which ``params`` finds k.
+        """Return the params that find n results at nearly the recall at which ``params`` finds k.
 
         An index that was never calibrated takes the effort to grow as the number of results.
         """
-        return self._params_at(n, params, k)
+        return self._params_as_good(n, params, k)
 
     @classmethod
     def unavailable(cls) -> str | None:

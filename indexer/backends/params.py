@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Self, TypeAlias, TypeVar
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 # Deeper results are harder to find, and interpolation no longer knows how much: of effort for each,
 # by the power of the depth beyond the deepest that was measured.
 _GROWTH_BEYOND = 0.3
+
+# Of recall, by which more results may be found worse than few: half of what a search among eligible
+# candidates may, since interpolation errs as well.
+_AS_GOOD = 0.005
+_LEAST_MISSING = 0.001  # of recall: one of 1 was measured on so many answers at least
 
 
 class BuildParams(BaseModel):
@@ -64,19 +69,90 @@ def geometric(first: int, last: int, factor: float) -> list[int]:
 
 S = TypeVar("S", bound=SearchParams)
 
-Series: TypeAlias = tuple[tuple[int, S], ...]
-"""Numbers of results, rising, each with the search params that deliver one recall there."""
+
+class Measured(NamedTuple, Generic[S]):
+    """What search params were measured to deliver."""
+
+    k: int
+    """Results of a search."""
+    params: S
+    recall: float
+
+    def towards(self, other: Measured[S], recall: float) -> Measured[S]:
+        """Return what delivers a recall between that of these params and that of others."""
+        here, there, wanted = (_missing(one) for one in (self.recall, other.recall, recall))
+        if there >= here:
+            return self
+        share = min(1.0, math.log(here / wanted) / math.log(here / there))
+        params = self.params.towards(other.params, share)
+        return Measured(self.k, params, min(recall, other.recall))
 
 
-def look_up_params(by_params: Mapping[S, Series[S]], n: int, params: S, k: int) -> S:
-    """Return the params that find n results at the recall at which ``params`` finds k."""
-    series = by_params.get(params, ((k, params),))
-    depth = max(k, *(depth for depth, known in series if known == params))
-    if n <= depth:
+Series: TypeAlias = tuple[Measured[S], ...]
+"""The params that were chosen for one recall, for rising numbers of results."""
+
+
+def params_chosen_alike(several: Sequence[Series[S]], n: int, params: S, k: int) -> S:
+    """Return the params that find n results at the recall for which those for k were chosen.
+
+    Args:
+        several: a series for each recall, from low to high.
+        n: results that are wanted.
+        params: which find k results.
+        k: how many those are.
+    """
+    number = _number_of(several, params)
+    if number is None:
+        return params.scaled(n / k) if n > k else params
+    series = several[number]
+    if n <= max(k, *(one.k for one in series if one.params == params)):
         return params
+    return _measured_at(series, n).params
+
+
+def params_as_good(several: Sequence[Series[S]], n: int, params: S, k: int) -> S:
+    """Return the params that find n results at nearly the recall that was measured of those for k.
+
+    Where the least effort of a coarse index delivers far more than was asked for, what was chosen
+    for more results may not: then they are taken from between that series and the next.
+
+    Args:
+        several: a series for each recall, from low to high.
+        n: results that are wanted.
+        params: which find k results.
+        k: how many those are.
+    """
+    chosen, number = params_chosen_alike(several, n, params, k), _number_of(several, params)
+    if number is None or chosen == params:
+        return chosen
+    least = min(one.recall for one in several[number] if one.params == params) - _AS_GOOD
+    found = _measured_at(several[number], n)
+    for series in several[number + 1 :]:
+        if found.recall >= least:
+            break
+        found = found.towards(_measured_at(series, n), least)
+    return found.params
+
+
+def _number_of(several: Sequence[Series[S]], params: S) -> int | None:
+    """Return which series has these params, the highest if several have; None if none has."""
+    numbers = (i for i, series in enumerate(several) if any(one.params == params for one in series))
+    return max(numbers, default=None)
+
+
+def _measured_at(series: Series[S], n: int) -> Measured[S]:
+    """Return what was measured, or is to be expected, for n results along a series."""
     if len(series) == 1:
-        return params.scaled(n / depth)
-    i = min(sum(known < n for known, _ in series), len(series) - 1)
-    (low, below), (high, above) = series[i - 1 : i + 1]
-    found = below.towards(above, math.log(n / low) / math.log(high / low))
-    return found.scaled((n / high) ** _GROWTH_BEYOND) if n > high else found
+        (only,) = series
+        return Measured(n, only.params.scaled(max(1.0, n / only.k)), only.recall)
+    i = min(max(1, sum(one.k < n for one in series)), len(series) - 1)
+    low, high = series[i - 1 : i + 1]
+    share = max(0.0, math.log(n / low.k) / math.log(high.k / low.k))
+    params = low.params.towards(high.params, share)
+    if n > high.k:
+        params = params.scaled((n / high.k) ** _GROWTH_BEYOND)
+    return Measured(n, params, low.recall + min(share, 1.0) * (high.recall - low.recall))
+
+
+def _missing(recall: float) -> float:
+    return max(1 - recall, _LEAST_MISSING)

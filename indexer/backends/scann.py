@@ -259,7 +259,7 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
 
             def n_searched(depth: int) -> int:
                 # The mask may leave the very best alone, which can be the hardest to find.
-                found = self.params_at(depth, params, k).cells_to_search
+                found = self._params_chosen_alike(depth, params, k).cells_to_search
                 return min(max(fewest, found or n_cells), n_cells)
 
             ways.append(CellScan(self._exact, self._cells, n_searched, _n_rescored))

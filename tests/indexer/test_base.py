@@ -5,7 +5,7 @@ import pytest
 
 from indexer.backends.annoy import AnnoyIndex, AnnoySearchParams
 from indexer.backends.checks import check_queries
-from indexer.backends.params import geometric
+from indexer.backends.params import Measured, Series, geometric
 from indexer.backends.scann import ScannSearchParams
 
 
@@ -50,10 +50,14 @@ def test_effort_never_falls_with_more_results() -> None:
 @pytest.fixture(scope="module")
 def index() -> AnnoyIndex:
     index = AnnoyIndex.build(np.eye(4, dtype=np.float32))
-    low = tuple((k, AnnoySearchParams(search_k=n)) for k, n in ((10, 100), (100, 1000)))
-    high = tuple((k, AnnoySearchParams(search_k=n)) for k, n in ((10, 200), (40, 3200)))
-    index.calibrate([low, high])
+    index.calibrate([series((10, 100, 0.9), (100, 1000, 0.9)), series((10, 200, 1), (40, 3200, 1))])
     return index
+
+
+def series(*measured: tuple[int, int, float]) -> Series[AnnoySearchParams]:
+    return tuple(
+        Measured(k, AnnoySearchParams(search_k=search_k), recall) for k, search_k, recall in measured
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,6 +78,34 @@ def test_params_are_found_along_the_series(
 ) -> None:
     found = index.params_at(n, AnnoySearchParams(search_k=search_k), k)
     assert found.search_k == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("n", "search_k", "k", "expected"),
+    [
+        (100, 100, 10, 1000),  # 0.98 is as good as 0.985
+        (1000, 100, 10, 10_000 * 2**0.5),  # 0.9 is not: 0.98 lies half of the way to 0.996
+        (5000, 100, 10, 50_000 * 5**0.3 * 2**0.5),  # beyond what was measured, too
+        (1000, 200, 10, 20_000),  # there is nothing better than the best
+        (10, 100, 10, 100),
+    ],
+)
+def test_more_results_are_found_at_nearly_the_recall_that_was_measured(
+    n: int, search_k: int, k: int, expected: float
+) -> None:
+    index = AnnoyIndex.build(np.eye(4, dtype=np.float32))
+    low = series((10, 100, 0.985), (100, 1000, 0.98), (1000, 10_000, 0.9))
+    high = series((10, 200, 0.999), (100, 2000, 0.999), (1000, 20_000, 0.996))
+    index.calibrate([low, high])
+    found = index.params_at(n, AnnoySearchParams(search_k=search_k), k)
+    assert found.search_k == pytest.approx(expected, abs=1)
+
+
+def test_what_was_measured_to_deliver_no_more_is_not_taken() -> None:
+    index = AnnoyIndex.build(np.eye(4, dtype=np.float32))
+    low, high = series((10, 1, 0.99), (100, 2, 0.9)), series((10, 3, 0.99), (100, 9, 0.9))
+    index.calibrate([low, high])
+    assert index.params_at(100, AnnoySearchParams(search_k=1), 10).search_k == 2
 
 
 def test_what_is_too_large_only_together_is_no_fault() -> None:
