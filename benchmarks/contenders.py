@@ -133,20 +133,25 @@ class ScannAlone(Contender):
         """Yield our operating points for k results."""
         points = operating_points(self._bundle, ScannIndex.name, k)
         yield [
-            Setting(name, params.model_dump(), partial(self._search, k=k, params=params))
+            Setting(
+                name, params.model_dump(), partial(self._search, effort=self._effort(params, k))
+            )
             for params, name in points.items()
         ]
 
-    def _search(self, queries: np.ndarray, k: int, params: SearchParams) -> np.ndarray:
+    def _effort(self, params: SearchParams, k: int) -> dict[str, int]:
+        """Return how hard to search, in the library's words."""
         effort = params.model_dump()
-        wanted = {
+        return {
             "final_num_neighbors": k,
             "pre_reorder_num_neighbors": effort["pre_reorder_num_neighbors"],
             "leaves_to_search": effort["leaves_to_search"] or self._num_leaves,
         }
+
+    def _search(self, queries: np.ndarray, effort: dict[str, int]) -> np.ndarray:
         if len(queries) == 1:
-            return np.asarray(self._searcher.search(queries[0], **wanted)[0], np.int64)[None]
-        return np.asarray(self._searcher.search_batched(queries, **wanted)[0], np.int64)
+            return np.asarray(self._searcher.search(queries[0], **effort)[0])[None]
+        return np.asarray(self._searcher.search_batched(queries, **effort)[0])
 
 
 def _saved_bytes(searcher: Any) -> int:
