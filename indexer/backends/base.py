@@ -138,6 +138,9 @@ class LocalIndex(Index[S], Generic[B, S]):
     def __init__(self, embeddings: np.ndarray, build_params: B) -> None:
         self.build_params = build_params
         self._exact = ExactScorer(embeddings)
+        self._n_candidates: int
+        self._dim: int
+        self._n_candidates, self._dim = embeddings.shape
         self.calibrate(())
 
     @classmethod
@@ -277,12 +280,12 @@ class LocalIndex(Index[S], Generic[B, S]):
     @property
     def n_candidates(self) -> int:
         """The number of candidates."""
-        return len(self.embeddings)
+        return self._n_candidates
 
     @property
     def dim(self) -> int:
         """The dimension of the embeddings."""
-        return int(self.embeddings.shape[1])
+        return self._dim
 
     def search(
         self,
@@ -294,7 +297,7 @@ class LocalIndex(Index[S], Generic[B, S]):
     ) -> Neighbors:
         """Return the best k eligible candidates of each query; see ``Index.search``."""
         k = check_k(k)
-        check_queries(queries, self.dim)
+        check_queries(queries, self._dim)
         chosen = self.default_search_params(k) if params is None else params
         check_type("search params", chosen, self.search_params_type)
         if len(queries) == 0:
@@ -307,7 +310,7 @@ class LocalIndex(Index[S], Generic[B, S]):
         return neighbors.by(SearchMethod.EXACT) if self.is_exact else neighbors
 
     def _search_all(self, queries: np.ndarray, k: int, params: S) -> Neighbors:
-        n_wanted = min(k, self.n_candidates)
+        n_wanted = min(k, self._n_candidates)
         neighbors = self._exact.rescore(queries, self._search(queries, n_wanted, params), k)
         # Of one query an item tells it, for a tenth of what looking at a column takes.
         if len(queries) == 1 and neighbors.rows.item(n_wanted - 1) >= 0:

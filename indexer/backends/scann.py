@@ -266,18 +266,15 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
         return ways
 
     def _search(self, queries: np.ndarray, k: int, params: ScannSearchParams) -> np.ndarray:
-        n_proposed = min(max(params.final_num_neighbors, k), self.n_candidates)
-        n_reordered = min(max(params.pre_reorder_num_neighbors, n_proposed), self.n_candidates)
-        effort = {
-            "final_num_neighbors": n_proposed,
-            "pre_reorder_num_neighbors": n_reordered,
-            "leaves_to_search": self._n_searched(params),
-        }
+        n = self._n_candidates
+        n_proposed = min(max(params.final_num_neighbors, k), n)
+        n_reordered = min(max(params.pre_reorder_num_neighbors, n_proposed), n)
+        effort = (n_proposed, n_reordered, self._n_searched(params))
         rows: np.ndarray
         if len(queries) == 1:  # finds what a batch finds, a sixth faster, and pads nothing
-            rows, _ = self._searcher.search(queries[0], **effort)
+            rows, _ = self._searcher.search(queries[0], *effort)
             return rows[None]
-        rows, distances = self._searcher.search_batched(queries, **effort)
+        rows, distances = self._searcher.search_batched(queries, *effort)
         # Where the searched leaves hold fewer, ScaNN pads with row 0 and a distance that is NaN.
         missing = np.isnan(distances)
         return np.where(missing, -1, rows.astype(np.int64)) if np.count_nonzero(missing) else rows
