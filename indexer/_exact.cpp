@@ -14,6 +14,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <stdexcept>
 #include <vector>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -266,7 +267,7 @@ class Array {
            std::strchr(codes, code[0]) != nullptr;
   }
 
-  Py_buffer view_;
+  Py_buffer view_ = {};
   const bool is_lent_;
 };
 
@@ -316,6 +317,8 @@ PyObject* Run(bool is_long, Work work) {
   try {
     work();
   } catch (const std::bad_alloc&) {
+    has_memory = false;
+  } catch (const std::length_error&) {  // more than any memory could hold
     has_memory = false;
   }
   if (is_long) PyEval_RestoreThread(state);
@@ -376,12 +379,13 @@ PyObject* Scan(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
 // products with bytes cannot overflow.
 void WriteCoarse(const float* query, const float* scales, std::vector<int16_t>& coarse) {
   const size_t dim = coarse.size();
-  float largest = 0;
-  for (size_t i = 0; i < dim; ++i) largest = std::max(largest, std::abs(query[i] * scales[i]));
-  const float limit = std::min<float>(std::numeric_limits<int16_t>::max(),
-                                      std::numeric_limits<int32_t>::max() / 128 / dim);
-  const float factor = largest > 0 ? limit / largest : 0;
-  for (size_t i = 0; i < dim; ++i) coarse[i] = std::lrint(query[i] * scales[i] * factor);
+  const auto scaled = [&](size_t i) { return double{query[i]} * scales[i]; };
+  double largest = 0;
+  for (size_t i = 0; i < dim; ++i) largest = std::max(largest, std::abs(scaled(i)));
+  const double limit = std::min<double>(std::numeric_limits<int16_t>::max(),
+                                        std::numeric_limits<int32_t>::max() / 128 / dim);
+  const double factor = largest > 0 ? limit / largest : 0;
+  for (size_t i = 0; i < dim; ++i) coarse[i] = std::lrint(scaled(i) * factor);
 }
 
 // Whether there are numbers, from 1 to a limit, each larger than the one before.
@@ -402,8 +406,9 @@ PyObject* ScanCells(PyObject*, PyObject* const* arguments, Py_ssize_t n_argument
   const Array steps(arguments[10]);
   const Array n_seen(arguments[11], PyBUF_WRITABLE), n_kept(arguments[12], PyBUF_WRITABLE);
   const Array proposed(arguments[13], PyBUF_WRITABLE);
+  if (!task.Fits()) return RefuseArrays();
   const Py_ssize_t n = task.embeddings.n(), dim = task.embeddings.width();
-  if (!task.Fits() || !eligible.Is<uint8_t>(1) || !centers.Is<int8_t>(2) ||
+  if (!eligible.Is<uint8_t>(1) || !centers.Is<int8_t>(2) ||
       !members.Is<int32_t>(1) || !starts.Is<int64_t>(1) || !coarse.Is<int8_t>(2) ||
       !scales.Is<float>(1) || !steps.Is<int64_t>(1) || !n_seen.Is<int64_t>(2) || !n_kept.Is<int64_t>(2) ||
       !proposed.Is<int64_t>(1) || eligible.n() != n || members.n() != n || coarse.n() != n ||

@@ -268,7 +268,10 @@ def _best_index(name: str, corpus: Corpus, gauge: _Gauge) -> tuple[LocalIndex[An
     for number, params in enumerate(variants, 1):
         gauge.announce(f"{name}: building" + (f" variant {number}" if len(variants) > 1 else ""))
         start = time.perf_counter()
-        index = backend.build(embeddings, params, context)
+        try:
+            index = backend.build(embeddings, params, context)
+        except ValueError as error:  # what a library cannot take; the corpus itself was checked
+            raise CorpusError(f"{name} cannot be built: {error}") from error
         built.append((index, time.perf_counter() - start))
     if len(built) == 1:
         return built[0]

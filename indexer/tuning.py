@@ -30,6 +30,8 @@ _MOST_SCANS, _ALWAYS_AFFORDABLE = 4, 250_000  # cost of params worth trying: sca
 _TIMED_SECONDS = 0.1
 _MIN_TIMED, _MAX_TIMED = 3, 500
 _WORTH_TRYING = 1.5  # times the least cost known to suffice; the cost model is a rough one
+# Recall that masks may cost; cells were measured to hold some more than they are prepared for.
+_WORSE_UNDER_MASKS = 0.0125
 _BEYOND_TARGET = 0.4  # of what is missing from 1; about what points deliver beyond their target
 _FINALISTS = 3  # params that are timed for each target
 
@@ -71,6 +73,7 @@ def tune(
     targets: Sequence[float] = TARGETS,
     *,
     fewest: int | None = None,
+    before: Sequence[OperatingPoint] = (),
 ) -> list[OperatingPoint]:
     """Return the operating points of an index for k results, the cheapest first.
 
@@ -81,6 +84,8 @@ def tune(
         targets: the recalls to tune for, each below 1.
         fewest: the least number of results that the points are to serve as well, by default k: an
             index may find most of the best thousand and miss the very best.
+        before: the points for fewer results, whose recall is to hold under masks, where a search
+            for few looks as deep as one for these.
 
     Returns:
         A point for each target that some params meet, and the exhaustive one.
@@ -89,8 +94,11 @@ def tune(
     if index.is_exact:
         return [exhaustive]
     trials = _Trials(index, queries, k, k if fewest is None else fewest)
-    points = [point for target in targets if (point := trials.best(target)) is not None]
-    return [*points, exhaustive]
+    delivered = {
+        target: [p.recall for p in before if p.recall_target == target] for target in targets
+    }
+    points = [trials.best(target, delivered[target]) for target in targets]
+    return [*(point for point in points if point is not None), exhaustive]
 
 
 def tune_depths(
@@ -115,7 +123,7 @@ def tune_depths(
     points: list[OperatingPoint] = []
     for below, k in pairwise((0, *depths)):
         on_depth(k)
-        points += tune(index, queries, k, targets, fewest=below + 1)
+        points += tune(index, queries, k, targets, fewest=below + 1, before=points)
     return points
 
 
@@ -133,10 +141,11 @@ class _Trials:
         self._ladders = index.effort_ladders(k)
         self._shown: dict[SearchParams, float] = {}
 
-    def best(self, target: float) -> OperatingPoint | None:
+    def best(self, target: float, delivered: Sequence[float]) -> OperatingPoint | None:
         """Return the cheapest params that meet a target, measured; None if none do.
 
-        What costs far more than exact search is not tried: nobody should search like that.
+        Under masks they are to keep what the points for fewer results delivered, too. What costs
+        far more than exact search is not tried: nobody should search like that.
         """
         enough = self._enough(target)
         enough.sort(key=self._cost)
@@ -148,9 +157,8 @@ class _Trials:
         params, latencies = min(timed, key=lambda one: float(np.median(one[1])))
         found = self._index.search(self._queries.unseen, self._k, params)
         recalls = recall_at_k(found, _top(self._queries.exact_unseen, self._k))
-        params = self._index.prepared_for_masks(
-            params, self._choosing, self._exact, _under_masks(target)
-        )
+        under_masks = _under_masks(target, max([float(recalls.mean()), *delivered]))
+        params = self._index.prepared_for_masks(params, self._choosing, self._exact, under_masks)
         return _point(target, self._k, params, recalls, latencies)
 
     def _enough(self, target: float) -> list[SearchParams]:
@@ -205,9 +213,9 @@ class _Trials:
         return min(float(one.mean()) - standard_error(one) for one in recalls)
 
 
-def _under_masks(target: float) -> float:
-    """Return the recall to prepare for under masks: without, points deliver more than asked."""
-    return target + _BEYOND_TARGET * (1 - target)
+def _under_masks(target: float, delivered: float) -> float:
+    """Return the recall to prepare for under masks; without, points deliver more than asked."""
+    return max(target + _BEYOND_TARGET * (1 - target), delivered - _WORSE_UNDER_MASKS)
 
 
 def _exhaustive_point(index: AnyIndex, queries: TuningQueries, k: int) -> OperatingPoint:

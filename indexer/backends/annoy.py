@@ -21,6 +21,7 @@ from indexer.backends.params import BuildParams, SearchParams, geometric
 _FILE = "trees.ann"
 _ROWS_AT_ONCE = 10_000
 _EFFORT_STEP = 1.3
+_MAX_SEARCH_K = 2**31 - 1
 _INSPECTION_COST = 12.0  # inspecting a candidate, against a row of a sequential scan; measured
 
 
@@ -62,8 +63,9 @@ class AnnoyIndex(LocalIndex[AnnoyBuildParams, AnnoySearchParams]):
         return AnnoySearchParams(search_k=2 * k * self.build_params.n_trees)
 
     def exhaustive_params(self) -> AnnoySearchParams:
-        """Return the params that inspect every leaf of every tree."""
-        return AnnoySearchParams(search_k=self.n_candidates * self.build_params.n_trees)
+        """Return the params that inspect every leaf of every tree, as far as Annoy can count."""
+        n_listed = self.n_candidates * self.build_params.n_trees
+        return AnnoySearchParams(search_k=min(n_listed, _MAX_SEARCH_K))
 
     @classmethod
     def build_variants(cls, n_candidates: int, dim: int) -> list[AnnoyBuildParams]:

@@ -47,6 +47,16 @@ class SearchParams(BaseModel):
         numbers = {name: n * growth[name] ** share for name, n in self._numbers().items()}
         return self._with_numbers(numbers)
 
+    def at_least(self, other: Self) -> Self:
+        """Return params of the greater effort of the two, number by number; none is no limit."""
+        here, there = self._numbers(), other._numbers()
+        greater = {name: max(n, there[name]) for name, n in here.items() if name in there}
+        return self.model_copy(update={name: greater.get(name) for name in here})
+
+    def is_comparable_to(self, other: Self) -> bool:
+        """Whether both limit the same: what is not limited is no effort to interpolate towards."""
+        return self._numbers().keys() == other._numbers().keys()
+
     def _numbers(self) -> dict[str, int]:
         return {name: value for name, value in self if isinstance(value, int)}
 
@@ -81,7 +91,7 @@ class Measured(NamedTuple, Generic[S]):
     def towards(self, other: Measured[S], recall: float) -> Measured[S]:
         """Return what delivers a recall between that of these params and that of others."""
         here, there, wanted = (_missing(one) for one in (self.recall, other.recall, recall))
-        if there >= here:
+        if there >= here or not self.params.is_comparable_to(other.params):
             return self
         share = min(1.0, math.log(here / wanted) / math.log(here / there))
         params = self.params.towards(other.params, share)
@@ -95,6 +105,9 @@ Series: TypeAlias = tuple[Measured[S], ...]
 def params_chosen_alike(several: Sequence[Series[S]], n: int, params: S, k: int) -> S:
     """Return the params that find n results at the recall for which those for k were chosen.
 
+    They are never of less effort than those for k: what was chosen for the best thousand may take
+    less than what was chosen for the best ten, and miss some of the ten.
+
     Args:
         several: a series for each recall, from low to high.
         n: results that are wanted.
@@ -107,7 +120,7 @@ def params_chosen_alike(several: Sequence[Series[S]], n: int, params: S, k: int)
     series = several[number]
     if n <= max(k, *(one.k for one in series if one.params == params)):
         return params
-    return _measured_at(series, n).params
+    return _measured_at(series, n).params.at_least(params)
 
 
 def params_as_good(several: Sequence[Series[S]], n: int, params: S, k: int) -> S:
@@ -131,7 +144,7 @@ def params_as_good(several: Sequence[Series[S]], n: int, params: S, k: int) -> S
         if found.recall >= least:
             break
         found = found.towards(_measured_at(series, n), least)
-    return found.params
+    return found.params.at_least(chosen)
 
 
 def _number_of(several: Sequence[Series[S]], params: S) -> int | None:

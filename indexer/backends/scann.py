@@ -27,7 +27,7 @@ from pydantic import Field
 from indexer.backends.base import BackendUnavailableError, LocalIndex
 from indexer.backends.params import BuildParams, SearchParams, geometric
 from indexer.cells import Cells
-from indexer.exact import Neighbors
+from indexer.exact import Neighbors, squared_norms
 from indexer.ways import CellScan, Way
 
 _ASSETS = "scann_assets.pbtxt"
@@ -35,7 +35,8 @@ _PARTITIONER, _LEAF_OF_EACH = "serialized_partitioner.pb", "datapoint_to_token.n
 _BYTES, _MULTIPLIERS = "int8_dataset.npy", "int8_multipliers.npy"
 _CELLS = "cells"  # our folder beside ScaNN's files
 _PICKLED_IDS = "scann_docids.pkl"
-_ASSET_PATH = re.compile(r'asset_path:\s*"([^"]*)"')
+# As ScaNN writes it, and no other way to write the same: a path that is quoted otherwise is a trap.
+_LISTED_ASSETS = re.compile(r'(assets \{\n  asset_type: \w+\n  asset_path: "\w[\w.-]*"\n\}\n)*')
 
 # A tree of few vectors gains little. Of many, it is up to four times as fast where vectors lie in
 # clusters, as trained ones do, and no faster where they do not; of very many it never loses.
@@ -43,6 +44,7 @@ _TREE_FROM, _TREE_ALWAYS_FROM = 10_000, 250_000
 _AVQ = 4.0  # as cheap to build as none; far better on clustered vectors, elsewhere a little worse
 _SAMPLE_PER_LEAF = 100  # vectors the leaves' centres are trained on; fewer find much less
 _MIN_TREE_SIZE = 16  # the quantiser of a tree's residuals is trained on as many vectors at least
+_MAX_NORM = 1e8  # in a tree: from 1e9 on, powers of norms overflow, which ends the process
 _QUANTISED_COST = 0.2  # scoring a quantised vector, against a row of a sequential scan; measured
 _REORDERED_STEP, _LEAVES_STEP = 1.4, 1.25
 _MOST_REORDERED = 16  # times k; more do not help where too few leaves are searched ...
@@ -175,7 +177,7 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
         self._searcher.serialize(str(directory), relative_path=True)
         self._cells = self._parted_leaves(directory)
         if self._cells is not None:
-            (directory / _CELLS).mkdir()
+            (directory / _CELLS).mkdir(exist_ok=True)
             self._cells.save(directory / _CELLS)
 
     def _build(self) -> None:
@@ -185,7 +187,7 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
     def _builder(self) -> Any:
         """Return ScaNN's own builder, ready but for how it reorders."""
         params = self.build_params
-        self._check_size()
+        self._check_tree()
         builder = _library().builder(self.embeddings, 1, "dot_product")
         builder.set_n_training_threads(params.training_threads)
         sample_size = min(params.training_sample_size, self.n_candidates)
@@ -279,12 +281,23 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
         missing = np.isnan(distances)
         return np.where(missing, -1, rows.astype(np.int64)) if np.count_nonzero(missing) else rows
 
-    def _check_size(self) -> None:
+    def _check_tree(self) -> None:
+        """Refuse a tree that ScaNN would fail to build, or crash over."""
         num_leaves = self.build_params.num_leaves
-        if num_leaves is not None and self.n_candidates < max(num_leaves, _MIN_TREE_SIZE):
+        if num_leaves is None:
+            return
+        least = max(num_leaves, _MIN_TREE_SIZE)
+        if self.n_candidates < least:
             raise ValueError(
-                f"a tree of {num_leaves} leaves takes at least {max(num_leaves, _MIN_TREE_SIZE)} "
-                f"candidates, not {self.n_candidates}; leave num_leaves out"
+                f"a tree of {num_leaves} leaves takes at least {least} candidates, not "
+                f"{self.n_candidates}; leave num_leaves out"
+            )
+        if self._exact.max_norm > _MAX_NORM:
+            row = int(np.argmax(squared_norms(self.embeddings)))
+            raise ValueError(
+                f"a ScaNN tree takes embeddings of norms up to {_MAX_NORM:g}, and row {row} has "
+                f"{self._exact.max_norm:.3g}; scale all of them alike, which changes no order, or "
+                "build the other backends only (--backend)"
             )
 
     def _n_searched(self, params: ScannSearchParams) -> int:
@@ -349,6 +362,5 @@ def _check_assets(directory: Path) -> None:
     """Refuse what makes ScaNN's loader run code or read files outside the folder."""
     if (directory / _PICKLED_IDS).exists():
         raise ValueError(f"{directory / _PICKLED_IDS} must not exist: it would be unpickled")
-    for path in _ASSET_PATH.findall((directory / _ASSETS).read_text()):
-        if Path(path).name != path:
-            raise ValueError(f"{directory / _ASSETS} names a file outside its folder: {path}")
+    if not _LISTED_ASSETS.fullmatch((directory / _ASSETS).read_text()):
+        raise ValueError(f"{directory / _ASSETS} lists other things than files in its folder")

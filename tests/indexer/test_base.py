@@ -56,7 +56,8 @@ def index() -> AnnoyIndex:
 
 def series(*measured: tuple[int, int, float]) -> Series[AnnoySearchParams]:
     return tuple(
-        Measured(k, AnnoySearchParams(search_k=search_k), recall) for k, search_k, recall in measured
+        Measured(k, AnnoySearchParams(search_k=search_k), recall)
+        for k, search_k, recall in measured
     )
 
 
@@ -99,6 +100,30 @@ def test_more_results_are_found_at_nearly_the_recall_that_was_measured(
     index.calibrate([low, high])
     found = index.params_at(n, AnnoySearchParams(search_k=search_k), k)
     assert found.search_k == pytest.approx(expected, abs=1)
+
+
+def test_what_looks_past_others_looks_no_less_hard_for_the_best() -> None:
+    """As on a real catalogue, where the best ten were harder to find than the best thousand."""
+    index = AnnoyIndex.build(np.eye(4, dtype=np.float32))
+    index.calibrate([series((10, 900, 0.9), (100, 300, 0.95), (1000, 500, 0.95))])
+    for n in (11, 100, 200, 1000):
+        assert index.params_at(n, AnnoySearchParams(search_k=900), 10).search_k == 900
+    assert index.params_at(10_000, AnnoySearchParams(search_k=900), 10).search_k > 900
+
+
+def test_without_a_limit_is_nothing_to_go_towards() -> None:
+    index = AnnoyIndex.build(np.eye(4, dtype=np.float32))
+    tuned = (Measured(10, params(2, 10), 0.99), Measured(100, params(8, 100), 0.9))
+    exhaustive = tuple(Measured(k, params(None, 1000), 1.0) for k in (10, 100))
+    index.calibrate([tuned, exhaustive])
+    assert params(8, 100) == index.params_at(100, params(2, 10), 10)
+    assert params(None, 1000) == index.params_at(100, params(None, 1000), 10)
+
+
+def test_the_greater_effort_of_two() -> None:
+    assert params(8, 100) == params(8, 10).at_least(params(2, 100))
+    assert params(None, 100) == params(8, 10).at_least(params(None, 100))
+    assert params(None, 100) == params(None, 100).at_least(params(8, 10))
 
 
 def test_what_was_measured_to_deliver_no_more_is_not_taken() -> None:

@@ -1,5 +1,6 @@
 """What is eligible in some cells of a corpus."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,25 @@ def test_what_seems_best_in_bytes_is_scored_exactly(dim: int) -> None:
     np.testing.assert_array_equal(scorer.search(queries, 20).rows, found.rows)
 
 
+@pytest.mark.parametrize("length", [1e-34, 1e-20, 1e15])
+def test_queries_of_any_length_find_the_same(length: float) -> None:
+    rng = np.random.default_rng(3)
+    embeddings = rng.standard_normal((500, 8), dtype=np.float32)
+    queries = rng.standard_normal((5, 8), dtype=np.float32)
+    cells = in_cells(embeddings, rng.integers(0, 7, 500), n_cells=7)
+    search = partial(
+        ExactScorer(embeddings).search_cells,
+        k=10,
+        eligible=np.ones(500, bool),
+        cells=cells,
+        steps=np.array([3]),
+        n_rescored=12,
+    )
+    expected, _ = search(queries)
+    found, _ = search(queries * np.float32(length))
+    np.testing.assert_array_equal(expected.rows, found.rows)
+
+
 TASK = [
     np.zeros((2, 4), np.float32),
     np.zeros((1, 4), np.float32),
@@ -178,6 +198,8 @@ TASK = [
 @pytest.mark.parametrize(
     ("place", "array"),
     [
+        (0, np.zeros(8, np.float32)),
+        (0, np.array(0, np.float32)),
         (4, np.ones(3, np.bool_)),
         (4, np.ones(2, np.int8)),
         (5, np.zeros((3, 5), np.int8)),

@@ -66,13 +66,45 @@ def test_a_planted_pickle_is_refused(saved) -> None:
         backend.ScannIndex.load(directory, embeddings, params)
 
 
-@pytest.mark.parametrize("path", ["../x.npy", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        '"../x.npy"',
+        '"/etc/passwd"',
+        "'/etc/passwd'",
+        '"\\057etc/passwd"',
+        '"" "/etc/passwd"',
+        "\n'/etc/passwd'",
+        '".."',
+    ],
+)
 def test_files_outside_the_folder_are_refused(saved, path: str) -> None:
     directory, embeddings, params = saved
     assets = directory / "scann_assets.pbtxt"
-    assets.write_text(assets.read_text().replace("hashed_dataset.npy", path))
-    with pytest.raises(ValueError, match=f"names a file outside its folder: {path}"):
+    assets.write_text(assets.read_text().replace('"hashed_dataset.npy"', path))
+    with pytest.raises(ValueError, match="lists other things than files in its folder"):
         backend.ScannIndex.load(directory, embeddings, params)
+
+
+def test_an_index_is_saved_twice(tmp_path: Path) -> None:
+    embeddings = np.random.default_rng(0).standard_normal((2000, 8), dtype=np.float32)
+    index = backend.ScannIndex.build(embeddings, backend.ScannBuildParams(num_leaves=16))
+    index.save(tmp_path)
+    index.save(tmp_path)
+    loaded = backend.ScannIndex.load(tmp_path, embeddings, index.build_params)
+    expected = index.search(embeddings[:9], 5).rows
+    np.testing.assert_array_equal(expected, loaded.search(embeddings[:9], 5).rows)
+
+
+@pytest.mark.parametrize("norm", [1e9, 1e16])
+def test_norms_that_end_the_process_in_a_tree_are_refused(norm: float) -> None:
+    embeddings = np.random.default_rng(0).standard_normal((100, 4), dtype=np.float32)
+    embeddings[7] *= np.float32(norm)
+    params = backend.ScannBuildParams(num_leaves=16)
+    with pytest.raises(ValueError, match=r"norms up to 1e\+08, and row 7 has .*e\+"):
+        backend.ScannIndex.build(embeddings, params)
+    index = backend.ScannIndex.build(embeddings, backend.ScannBuildParams())
+    assert 7 in index.search(embeddings[7:8], 1).rows
 
 
 def test_a_tree_of_more_leaves_than_candidates_is_refused() -> None:
