@@ -13,6 +13,7 @@ import typer
 from candidate_search.v1 import admin_service_pb2 as pb
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from server import connection
@@ -50,7 +51,7 @@ def versions(address: Address = LOCAL, token: Token = None, authority: Authority
         table = Table("version", "state", "why it was refused")
         for one in client.versions():
             state = pb.IndexVersionState.Name(one.state).removeprefix("INDEX_VERSION_STATE_")
-            table.add_row(one.name, state.lower(), one.refusal)
+            table.add_row(one.name, state.lower(), escape(one.refusal))
     Console().print(table)
 
 
@@ -111,7 +112,7 @@ def _connected(address: str, token: str | None, authority: Path | None) -> Itera
     try:
         with AdminClient(address, token=token, credentials=tls_credentials(authority)) as client:
             yield client
-    except SearchFailedError as error:
+    except (SearchFailedError, UnicodeEncodeError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
 

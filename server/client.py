@@ -66,7 +66,10 @@ __all__ = [
 
 DEFAULT_TIMEOUT_SECONDS = 5.0
 
-_CHANNEL_OPTIONS = retrying({"service": "candidate_search.v1.CandidateSearchService"})
+_CHANNEL_OPTIONS = (
+    *retrying({"service": "candidate_search.v1.CandidateSearchService"}),
+    ("grpc.max_receive_message_length", -1),  # the server answers what it accepted
+)
 
 
 class SearchClient(BlockingConnection):

@@ -6,11 +6,12 @@ import atexit
 import inspect
 import json
 import logging
+import math
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -18,6 +19,7 @@ import structlog
 import typer
 from pydantic.fields import FieldInfo
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from server import admin_commands, health
@@ -246,7 +248,7 @@ def search(
             else:
                 options["returned_fields"] = _split(fields)
             results = client.search(query, **options)
-    except (SearchFailedError, TypeError) as error:
+    except (SearchFailedError, TypeError, ValueError) as error:
         raise _fail(error) from error
     _print_results(results, as_json=as_json)
 
@@ -273,20 +275,20 @@ def _query(
 def _print_results(results: SearchResults, *, as_json: bool) -> None:
     if as_json:
         document = {
-            "candidates": [{"id": c.id, **_scores(c), **c.fields} for c in results],
+            "candidates": [{"id": c.id, **_scores(c), **_finite(c.fields)} for c in results],
             "notices": [{"code": n.code, "message": n.message} for n in results.notices],
             "backend": results.plan.backend,
             "index_version": results.index_version,
         }
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return
-    table = Table("", "id", *results.columns)
+    table = Table("", "id", *map(escape, results.columns))
     for name in ("score", *(["ranking score"] if results.ranking_scores else [])):
         table.add_column(name, justify="right")
     for i, candidate in enumerate(results, start=1):
         shown = [_shown(value) for value in candidate.fields.values()]
         scores = [f"{score:.4f}" for score in _scores(candidate).values()]
-        table.add_row(str(i), candidate.id, *shown, *scores)
+        table.add_row(str(i), escape(candidate.id), *map(escape, shown), *scores)
     console = Console()
     console.print(table)
     for notice in results.notices:
@@ -299,6 +301,14 @@ def _scores(candidate: Candidate) -> dict[str, float]:
     if candidate.ranking_score is not None:
         scores["ranking_score"] = candidate.ranking_score
     return scores
+
+
+def _finite(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as JSON can hold them: what is no number is none."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in fields.items()
+    }
 
 
 def _shown(value: object) -> str:

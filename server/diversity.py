@@ -62,6 +62,12 @@ class Diversifier:
         """Whether more must be searched while too few are chosen."""
         return isinstance(diversity, PerGroup)
 
+    def n_compared(self, diversity: Diversity | None, count: int) -> int:
+        """Return how often two candidates are compared to choose a page of ``count``."""
+        if isinstance(diversity, Mmr):
+            return count * self.depth(diversity, count, count)
+        return 0
+
     def choose(self, diversity: Diversity | None, found: Found, n: int) -> Found:
         """Choose ``n`` of what was found, or fewer if it has no more to choose."""
         match diversity:
@@ -73,6 +79,12 @@ class Diversifier:
             case PerGroup(field, max_count):
                 chosen = choose_per_group(self._group_of(field)[found.rows], max_count, n)
         return Found(found.rows[chosen], found.scores[chosen], found.method)
+
+    def kept(self, diversity: Diversity | None, joined: Found) -> Found:
+        """Return of several choices, one behind the other, what may be together."""
+        if isinstance(diversity, PerGroup):
+            return self.choose(diversity, joined, len(joined.rows))
+        return joined
 
     def _group_of(self, field: str) -> np.ndarray:
         """Return the group (n_candidates,) int64 of each candidate; -1 is none."""

@@ -84,7 +84,8 @@ class Engine:
         self._diversifier = Diversifier(self.metadata, directions)
         self._ranker = _ranker(bundle)
         self._max_page_depth = max_page_depth
-        self._has_long_scans = corpus.embeddings.size > long_search_floats
+        self._corpus_shape = corpus.embeddings.shape
+        self._long_search_floats = long_search_floats
 
     def search(self, request: SearchRequest) -> SearchResult:
         """Answer one search.
@@ -140,9 +141,20 @@ class Engine:
         """
         if self.is_remote:
             return True
-        if not self._has_long_scans:
-            return False
-        if request.filter is not None or self.planner.choose(request, request.count).exact:
+        limit, (n_candidates, dim) = self._long_search_floats, self._corpus_shape
+        if n_candidates * dim > limit and self._may_scan(request):
+            return True
+        if dim * self._diversifier.n_compared(request.diversity, request.count) > limit:
+            return True
+        condition = request.filter
+        return condition is not None and self._masks.takes_longer_than(limit, condition)
+
+    def _may_scan(self, request: SearchRequest) -> bool:
+        """Whether a search may score all candidates."""
+        if request.filter is not None or self._diversifier.widens(request.diversity):
+            return True
+        depth = self._diversifier.depth(request.diversity, request.count, request.count)
+        if self.planner.choose(request, depth).exact:
             return True
         return self._directions.common_norm is None and self._embedder.by_cosine(request.query)
 
@@ -193,6 +205,7 @@ class Engine:
         end = min(request.offset + request.count, reach)
         if request.offset:
             found = _continued(found, self._best(prepared, self._max_page_depth))
+            found = self._diversifier.kept(request.diversity, found)
         page = slice(request.offset, end)
         rows, scores = found.rows[page], found.scores[page]
         ratings = self._ratings(prepared, rows)
@@ -264,10 +277,14 @@ class Engine:
         request = prepared.request
         found = prepared.found if k == request.count else None
         if found is None:
-            found = self._retriever.search(prepared.wanted, self.planner.choose(request, k))
+            prepared.choice = self.planner.choose(
+                request, k
+            )  # another where more is looked through
+            found = self._retriever.search(prepared.wanted, prepared.choice)
         if request.min_score is None:
             return found
-        n_kept = int(np.count_nonzero(found.scores >= request.min_score))
+        # A plain number would be rounded to what the scores are.
+        n_kept = int(np.count_nonzero(found.scores >= np.float64(request.min_score)))
         return Found(found.rows[:n_kept], found.scores[:n_kept], found.method)
 
     def _notices(self, prepared: _Prepared, n_wanted: int, n_found: int) -> list[Notice]:
@@ -282,7 +299,7 @@ class Engine:
                 Notice(NoticeCode.UNKNOWN_IDS, message, unknown_ids[:_MAX_IDS], len(unknown_ids))
             )
         if n_found < n_wanted:
-            message = f"{n_found} candidates were eligible, {n_wanted} were asked for"
+            message = f"{n_found} candidates meet the request, {n_wanted} were asked for"
             notices.append(Notice(NoticeCode.FEWER_ELIGIBLE, message, count=n_found))
         return notices
 

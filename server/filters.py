@@ -32,6 +32,9 @@ from server.metadata import Metadata
 
 _WITHOUT_ORDER = (MetadataType.BOOL, MetadataType.STRING_LIST)
 _ENTRY_BYTES = 512  # of a kept mask, beside its values: the objects around it and its key
+# What testing one value takes, in numbers that a scan reads meanwhile: of a part of a text, and of
+# anything else, at most; measured.
+_PART_FLOATS, _TEST_FLOATS = 350, 70
 _WITHOUT_PARTS = (MetadataType.BOOL, MetadataType.INTEGER, MetadataType.DOUBLE)
 
 
@@ -46,6 +49,7 @@ class FilterMasks:
 
     def __init__(self, metadata: Metadata, n_candidates: int, max_bytes: int) -> None:
         self._metadata = metadata
+        self._n_candidates = n_candidates
         self._capacity = max_bytes // (n_candidates + _ENTRY_BYTES)
         self._masks: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
@@ -57,8 +61,7 @@ class FilterMasks:
             FieldUnknownError: if it tests a column that the corpus does not have.
             FilterInvalidError: if it tests a column for what its type cannot be.
         """
-        # Values of different types may be equal in Python (1 and True), their representations not.
-        key = hashlib.blake2b(repr(condition).encode(), digest_size=32).digest()
+        key = _key(condition)
         with self._lock:
             if key in self._masks:
                 self._masks.move_to_end(key)
@@ -70,6 +73,30 @@ class FilterMasks:
             if len(self._masks) > self._capacity:
                 self._masks.popitem(last=False)
         return mask
+
+    def takes_longer_than(self, n_floats: int, condition: Filter) -> bool:
+        """Whether making a mask takes longer than scanning so many numbers; not if it is kept."""
+        if self._n_candidates * _floats_a_candidate(condition) <= n_floats:
+            return False
+        key = _key(condition)
+        with self._lock:
+            return key not in self._masks
+
+
+def _key(condition: Filter) -> bytes:
+    # Values of different types may be equal in Python (1 and True), their representations not.
+    return hashlib.blake2b(repr(condition).encode(), digest_size=32).digest()
+
+
+def _floats_a_candidate(condition: Filter) -> int:
+    match condition:
+        case AllOf(filters) | AnyOf(filters):
+            return sum(map(_floats_a_candidate, filters))
+        case Negated(inner):
+            return _floats_a_candidate(inner)
+        case Contains():
+            return _PART_FLOATS
+    return _TEST_FLOATS
 
 
 def _evaluate(condition: Filter, metadata: Metadata) -> np.ndarray:
@@ -144,7 +171,8 @@ def _comparable(values: tuple[Value, ...], kind: MetadataType, field: str) -> pa
                 column_type=kind.name,
             )
     if kind is MetadataType.DOUBLE:
-        values = tuple(map(float, values))  # which Arrow refuses to round
+        # Arrow refuses to round, and its sets know a zero that is negative, as no column has.
+        values = tuple(float(value) + 0.0 for value in values)
     return pa.array(values, type=kind.value)
 
 

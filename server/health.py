@@ -33,8 +33,12 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         _complain(f"cannot read {asked.authority}: {error.strerror}")
         return 2
-    if is_serving(asked.address, credentials=credentials, server_name=asked.server_name):
-        return 0
+    try:
+        if is_serving(asked.address, credentials=credentials, server_name=asked.server_name):
+            return 0
+    except UnicodeEncodeError as error:
+        _complain(f"{asked.address!r} is no address: {error}")
+        return 2
     _complain(f"{asked.address} does not answer searches")
     return 1
 

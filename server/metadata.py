@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from indexer.metadata import MetadataType, typed_columns
 from server.errors import FieldUnknownError
@@ -14,12 +15,18 @@ class Metadata:
 
     Args:
         candidates: the corpus's table; the line is the candidate's row. Integers and numbers are
-            widened, dates and the like become texts, and lists become lists of texts.
+            widened, dates and the like become texts, and lists become lists of texts. What is less
+            than zero by its sign alone is zero.
     """
 
     def __init__(self, candidates: pa.Table) -> None:
-        self._columns = typed_columns(candidates)
-        self.types = {name: MetadataType(column.type) for name, column in self._columns.items()}
+        typed = typed_columns(candidates)
+        self.types = {name: MetadataType(column.type) for name, column in typed.items()}
+        # Arrow's sets tell the two zeros apart, which its comparisons do not.
+        self._columns = {
+            name: pc.add(column, 0.0) if self.types[name] is MetadataType.DOUBLE else column
+            for name, column in typed.items()
+        }
 
     def column(self, name: str) -> pa.Array:
         """Return the column of that name.

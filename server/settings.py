@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,6 +21,11 @@ from pydantic_settings import (
 )
 
 ENVIRONMENT_PREFIX = "CANDIDATE_SEARCH_"
+
+_MOST = 2**31 - 1  # that gRPC counts, and that the wire's numbers hold
+_LONGEST_SECONDS = _MOST // 1000  # in milliseconds
+_MOST_THREADS = 1024
+_SHORTEST_KEY = 16  # characters, which nobody guesses if they are random
 
 
 class SettingsError(Exception):
@@ -112,31 +117,41 @@ class Settings(BaseSettings):
         default="console", description="Whether log lines are for people or for programs."
     )
     drain_seconds: float = Field(
-        default=10.0, ge=0, description="How long calls in flight may go on after SIGTERM."
+        default=10.0,
+        ge=0,
+        le=_LONGEST_SECONDS,
+        description="How long calls in flight may go on after SIGTERM.",
     )
     max_connection_age_seconds: int = Field(
         default=300,
         ge=1,
+        le=_LONGEST_SECONDS,
         description="When a connection is closed for the client to make a new one, which may reach "
         "another worker. Calls in flight end first, if they do in time.",
     )
     connection_grace_seconds: int = Field(
         default=300,
         ge=1,
+        le=_LONGEST_SECONDS,
         description="How long a call may go on after its connection has grown so old; one that "
         "stalls is cut off then.",
     )
     max_connection_idle_seconds: int = Field(
-        default=600, ge=1, description="When a connection without calls is closed."
+        default=600,
+        ge=1,
+        le=_LONGEST_SECONDS,
+        description="When a connection without calls is closed.",
     )
     handshake_timeout_seconds: int = Field(
         default=10,
         ge=1,
+        le=_LONGEST_SECONDS,
         description="When a connection is closed that does not come to speak HTTP/2.",
     )
     max_gathered_searches: int = Field(
         default=16,
         ge=1,
+        le=_MOST,
         description="How many searches that come in at about the same time are answered in one "
         "go, at most; 1 answers each on its own.",
     )
@@ -145,61 +160,79 @@ class Settings(BaseSettings):
     max_calls_in_flight: int = Field(
         default=256,
         ge=1,
+        le=_MOST,
         description="How many calls a worker answers at the same time; more are refused. Health "
         "and AdminService are not counted.",
     )
     max_waiting_calls: int = Field(
         default=1000,
         ge=1,
+        le=_MOST // 2,
         description="How many calls may wait until a worker begins them; of more, gRPC refuses a "
         "growing share at once, and all beyond twice as many, with CANCELLED.",
     )
     max_calls_per_connection: int = Field(
         default=100,
         ge=1,
-        description="How many calls a connection may have open; its client keeps back more.",
+        le=_MOST,
+        description="How many calls a connection may have open. Its client keeps back more; near it "
+        "gRPC refuses some as UNAVAILABLE, to be made again.",
     )
     max_connections: int = Field(
         default=10_000,
         ge=1,
+        le=_MOST,
         description="How many connections a worker has open; more are closed as they come. The "
         "system's limit of open files must be higher.",
     )
     max_metadata_bytes: int = Field(
-        default=8192, ge=1024, description="The most headers of a call that are read."
+        default=8192, ge=1024, le=_MOST, description="The most headers of a call that are read."
     )
     max_message_bytes: int = Field(
-        default=4 << 20, ge=1024, description="The largest request that is read."
+        default=4 << 20, ge=1024, le=_MOST, description="The largest request that is read."
     )
     max_candidate_count: int = Field(
-        default=1000, ge=1, description="The largest candidate_count of a request."
+        default=1000, ge=1, le=_MOST, description="The largest candidate_count of a request."
     )
-    max_batch_size: int = Field(default=256, ge=1, description="The most searches in a batch.")
+    max_batch_size: int = Field(
+        default=256, ge=1, le=_MOST, description="The most searches in a batch."
+    )
     max_exclusion_count: int = Field(
-        default=10_000, ge=0, description="The most excluded_candidate_ids of a request."
+        default=10_000, ge=0, le=_MOST, description="The most excluded_candidate_ids of a request."
     )
     max_history_count: int = Field(
-        default=1000, ge=1, description="The longest history, and the most examples of each kind."
+        default=1000,
+        ge=1,
+        le=_MOST,
+        description="The longest history, and the most examples of each kind.",
     )
-    max_feature_count: int = Field(default=100, ge=0, description="The most features of a user.")
+    max_feature_count: int = Field(
+        default=100, ge=0, le=_MOST, description="The most features of a user."
+    )
     max_feature_characters: int = Field(
         default=4000,
         ge=0,
+        le=_MOST,
         description="The most characters of a feature of a user, a description say: reading them "
         "takes time that is not bounded otherwise.",
     )
     max_filter_conditions: int = Field(
-        default=100, ge=1, description="The most conditions in a filter."
+        default=100, ge=1, le=_MOST, description="The most conditions in a filter."
     )
-    max_filter_depth: int = Field(default=10, ge=1, description="How deep filters may be nested.")
+    max_filter_depth: int = Field(
+        default=10, ge=1, le=_MOST, description="How deep filters may be nested."
+    )
     max_filter_values: int = Field(
-        default=1000, ge=1, description="The most values that a column is compared with at once."
+        default=1000,
+        ge=1,
+        le=_MOST,
+        description="The most values that a column is compared with at once.",
     )
     max_returned_fields: int = Field(
-        default=50, ge=0, description="The most metadata columns a response returns."
+        default=50, ge=0, le=_MOST, description="The most metadata columns a response returns."
     )
     max_page_depth: int = Field(
-        default=1000, ge=1, description="The number of candidates after which pages end."
+        default=1000, ge=1, le=_MOST, description="The number of candidates after which pages end."
     )
     page_token_key: SecretStr | None = Field(
         default=None,
@@ -218,19 +251,36 @@ class Settings(BaseSettings):
     long_search_threads: int = Field(
         default=1,
         ge=1,
+        le=_MOST_THREADS,
         description="How many long searches are made at the same time; each keeps a core busy.",
     )
     remote_search_threads: int = Field(
         default=16,
         ge=1,
+        le=_MOST_THREADS,
         description="How many searches are made at the same time where an engine outside keeps "
         "the index: they mostly wait for it.",
     )
     long_search_queue: int = Field(
         default=64,
         ge=0,
+        le=_MOST,
         description="How many searches may wait for such a thread; more are refused.",
     )
+
+    @field_validator("page_token_key")
+    @classmethod
+    def _is_no_guess(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value) < _SHORTEST_KEY:
+            raise ValueError(f"Value must have at least {_SHORTEST_KEY} characters")
+        return value
+
+    @field_validator("host", "trace_endpoint")
+    @classmethod
+    def _is_text(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise ValueError("Value must be printable text")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -267,8 +317,10 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
         return WithFile(**given)
     except ValidationError as error:
         raise SettingsError("\n".join(map(_sentence, error.errors()))) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{config} is not TOML: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"cannot read {config}: {error.strerror}") from error
 
 
 def as_toml(settings: Settings) -> str:
@@ -286,4 +338,6 @@ def _sentence(error: Any) -> str:
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         return f"{name}: no such setting; there are {', '.join(Settings.model_fields)}"
+    if name == "page_token_key":  # nobody else should read it
+        return f"{name}: {error['msg']}"
     return f"{name}: {error['msg']}, not {error['input']!r}"

@@ -8,6 +8,7 @@ server that was given a public key serves only what the private key has signed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -29,13 +30,19 @@ def sign(index: Path, private_key: Path) -> Path:
         private_key: an Ed25519 key (PEM without a password).
 
     Raises:
-        BundleError: if there is no bundle or the key cannot be used.
+        BundleError: if there is no bundle, it cannot be written to, or the key cannot be used.
     """
     directory = resolve(index)
     key = _read_key(private_key, partial(load_pem_private_key, password=None), Ed25519PrivateKey)  # type: ignore[type-abstract]
     fresh = directory.with_name(f".{directory.name}.signature")
-    fresh.write_bytes(key.sign((directory / MANIFEST).read_bytes()))
-    fresh.replace(directory / SIGNATURE)
+    try:
+        fresh.write_bytes(key.sign((directory / MANIFEST).read_bytes()))
+        fresh.replace(directory / SIGNATURE)
+    except OSError as error:
+        raise BundleError(f"cannot sign {directory}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
     return directory
 
 
@@ -55,6 +62,8 @@ def check_signature(directory: Path, public_key: Path) -> None:
         key.verify((directory / SIGNATURE).read_bytes(), (directory / MANIFEST).read_bytes())
     except FileNotFoundError as error:
         raise BundleError(f"{directory} is not signed; `python -m server sign` does it") from error
+    except OSError as error:
+        raise BundleError(f"cannot read {error.filename}: {error.strerror}") from error
     except InvalidSignature as error:
         raise BundleError(f"{directory} was not signed by the holder of {public_key}") from error
 

@@ -210,7 +210,8 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
     """Check that a bundle holds exactly the files its manifest lists, unchanged.
 
     Raises:
-        BundleError: if a file is missing, extra, a link, of another size or of another content.
+        BundleError: if a file is missing, extra, a link, of another size or of another content, or
+            cannot be read.
     """
     found = set(_list_files(directory)) - {MANIFEST, MANIFEST_HASH, SIGNATURE}
     listed = set(manifest.files)
@@ -327,9 +328,12 @@ def _list_files(directory: Path) -> list[str]:
 
 
 def _entry(path: Path) -> FileEntry:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileEntry(sha256=sha256, size_bytes=file.tell())
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return FileEntry(sha256=sha256, size_bytes=file.tell())
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _content_hash(manifest: Manifest, files: dict[str, FileEntry]) -> str:

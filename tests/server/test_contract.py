@@ -209,8 +209,9 @@ def test_pages_of_every_backend_do_not_repeat(
     vector = np.arange(8, dtype=np.float32)
     request = SearchRequest(EmbeddingQuery(vector), count=4, backend=backend, diversity=diversity)
     pages = [engine.search(replace(request, offset=offset)).rows for offset in range(0, 20, 4)]
-    rows = np.concatenate(pages).tolist()
-    assert len(set(rows)) == len(rows) >= 8
+    rows = np.concatenate(pages)
+    assert len(set(rows.tolist())) == len(rows) >= 8
+    _check_groups(engine, diversity, rows)
 
 
 @given(st.lists(requests, max_size=12), st.sampled_from([*BACKENDS, None]))

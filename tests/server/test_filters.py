@@ -23,6 +23,7 @@ CANDIDATES = pa.table(
         "title": ["Alpha", "Beta", None, "Alphabet"],
         "year": pa.array([1990, 1995, None, 2001], pa.int16()),
         "price": [0.5, 1.0, 1.5, None],
+        "change": [-0.0, 0.0, -1.0, None],
         "is_new": [True, False, None, True],
         "tags": [["a", "b"], ["b"], [], None],
     }
@@ -41,6 +42,9 @@ def masks(max_bytes: int = 1000) -> FilterMasks:
         (OneOf("year", (1995,)), [1]),
         (OneOf("price", (1,)), [1]),
         (OneOf("is_new", (True,)), [0, 3]),
+        (OneOf("change", (0,)), [0, 1]),
+        (OneOf("change", (-0.0,)), [0, 1]),
+        (Negated(OneOf("change", (-0.0,))), [2, 3]),
         (InRange("year", 1990, 1995), [0, 1]),
         (InRange("year", 1991, None), [1, 3]),
         (InRange("price", None, 1), [0, 1]),
@@ -111,6 +115,16 @@ def test_values_that_python_calls_equal_are_other_filters() -> None:
     kept.mask(OneOf("price", (1,)))
     with pytest.raises(FilterInvalidError):
         kept.mask(OneOf("price", (True,)))
+
+
+def test_what_takes_long_is_known_before_it_is_done_and_short_when_it_is_kept() -> None:
+    kept, part = masks(max_bytes=10_000), Contains("title", "lph")
+    both = AllOf((OneOf("year", (1990,)), Negated(part)))
+    assert [True, False] == [kept.takes_longer_than(n, part) for n in (4 * 349, 4 * 350)]
+    assert [True, False] == [kept.takes_longer_than(n, both) for n in (4 * 419, 4 * 420)]
+    kept.mask(part)
+    assert not kept.takes_longer_than(0, part)
+    assert kept.takes_longer_than(0, both)
 
 
 def test_a_mask_cannot_be_changed() -> None:

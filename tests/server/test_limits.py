@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from indexer.filters import IsNull
+from indexer.bundle import IndexBundle
+from indexer.filters import IsNull, OneOf
 from server import metrics
-from server.client import Embedding, SearchClient, SearchFailedError, search_request
-from server.domain import EmbeddingQuery, SearchRequest
+from server.client import Embedding, Like, SearchClient, SearchFailedError, search_request
+from server.domain import EmbeddingQuery, Mmr, PerGroup, SearchRequest
+from server.engine import Engine
 from server.errors import OverloadedError
 from server.limits import InFlight, fitted
 from tests.server.processes import wait_for
@@ -174,6 +176,52 @@ def test_what_has_expired_is_not_computed_although_nobody_could_say_so(
     assert [10, 7] == [request.count for request in begun]
 
 
+def test_a_batch_that_nobody_waits_for_any_more_is_given_up(
+    start: Callable[..., Any], vector_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(vector_index)
+    together, made = server.engine.search_together, []
+
+    def search_slowly(requests: Sequence[SearchRequest]) -> Any:
+        made.append(len(requests))
+        time.sleep(0.3)
+        return together(requests)
+
+    monkeypatch.setattr(server.engine, "search_together", search_slowly)
+    with SearchClient(server.address) as client:
+        with pytest.raises(SearchFailedError, match="DEADLINE_EXCEEDED"):
+            client.search_batch([search_request(QUERY)] * 200, timeout_seconds=0.5)
+        wait_for(lambda: server.worker.servicer.in_flight.count == 0)
+    assert [32, 32] == made
+
+
+@pytest.mark.parametrize(
+    ("options", "is_long"),
+    [
+        ({}, False),
+        ({"diversity": Mmr(pool=100)}, False),
+        ({"diversity": Mmr(pool=126)}, True),  # 126 candidates of 8 dimensions, 10 times
+        ({"filter": OneOf("year", (1990,))}, True),  # a test of 300 values takes longer
+        ({"diversity": PerGroup("title")}, False),
+        ({"exact": True}, False),
+    ],
+)
+def test_what_takes_long_is_made_beside(
+    vector_index: Path, options: dict[str, Any], is_long: bool
+) -> None:
+    engine = Engine(IndexBundle.open(vector_index), long_search_floats=10_000)
+    request = SearchRequest(EmbeddingQuery(np.ones(8, np.float32)), **options)
+    assert is_long == engine.is_long(request)
+    engine.search(request)
+    assert (is_long and request.filter is None) == engine.is_long(request)  # its mask is kept
+
+
+@pytest.mark.parametrize("options", [{"exact": True}, {"diversity": PerGroup("title")}])
+def test_a_scan_of_many_is_made_beside(vector_index: Path, options: dict[str, Any]) -> None:
+    engine = Engine(IndexBundle.open(vector_index), long_search_floats=2_399)  # of 300 x 8
+    assert engine.is_long(SearchRequest(EmbeddingQuery(np.ones(8, np.float32)), **options))
+
+
 def test_a_search_that_would_come_too_late_is_degraded(
     start: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -190,3 +238,7 @@ def test_a_search_that_would_come_too_late_is_degraded(
         assert "the search as asked for takes longer" in notice.message
         assert len(degraded) == 10
         assert not degraded.next_page_token  # which would go on in the search as it was asked for
+        # Of candidates of unequal lengths, what is alike is looked for among all in any case.
+        alike = client.search(Like("1-3"), exact=True, timeout_seconds=1)
+        assert (True, []) == (alike.plan.exact, alike.notices)
+        assert alike.next_page_token

@@ -1,18 +1,25 @@
 """The command line, without a process of its own."""
 
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import structlog
 from typer.testing import CliRunner
 
+from indexer.build import BuildOptions, build_bundle
+from indexer.corpus import Corpus
 from server import commands, health
 from server.commands import app
 from server.settings import Settings
+from trainer.vocabulary import Vocabulary
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +122,37 @@ def test_faults_are_logged_without_the_values_of_variables(
     assert "user-4711" not in logged
 
 
-def test_mistakes_are_sentences() -> None:
+def test_what_looks_like_markup_is_shown_as_it_is(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    ids = [f"[red]m{i}[/b]" for i in range(12)]
+    candidates = pa.table(
+        {
+            "candidate_id": ids,
+            "title": ["Alien [director's cut]", "[/foo] bar"] * 6,
+            "share": [math.nan, 0.5] * 6,
+        }
+    )
+    embeddings = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    corpus = Corpus(Vocabulary(ids), embeddings, candidates, np.zeros(12, np.float32))
+    options = BuildOptions(backends=("brute_force",), k=5)
+    server = start(build_bundle(corpus, None, tmp_path, options))
+    asked = ("search", "--like", ids[0], "--count", "11", "--address", server.address)
+    shown = run(*asked).output
+    for text in (ids[1], "Alien [director's cut]", "[/foo] bar"):
+        assert text in shown
+    found = json.loads(run(*asked, "--fields", "share", "--json").output, parse_constant=refuse)
+    assert {None, 0.5} == {one["share"] for one in found["candidates"]}
+
+
+def refuse(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
+def test_mistakes_are_sentences(server: Any) -> None:
+    too_many = run("search", "--user", "1", "--count", str(10**12), "--address", server.address)
+    assert "error: Value out of range" in too_many.output
+    no_text = run("search", "--user", "\udcff", "--address", server.address)
+    assert "error: 'utf-8' codec can't encode" in no_text.output
     assert "there are index, host" in run("serve", "--config", "pyproject.toml").output
     assert "is not a bundle" in run("serve", "--index", "nowhere").output

@@ -26,6 +26,13 @@ def test_flags_beat_the_environment_which_beats_the_file(
         ({"port": "70000"}, "", "port: .*65535, not '70000'"),
         ({}, "prot = 1", "prot: no such setting; there are index, host, port"),
         ({}, "port = ", "is not TOML"),
+        ({}, 'host = "a\\u0000b"', "host: .*printable"),
+        ({"host": "\udcff"}, "", "host: .*printable"),
+        ({"page_token_key": ""}, "", "page_token_key: .*at least 16 characters$"),
+        ({}, "page_token_key = 12345", "page_token_key: Input should be a valid string$"),
+        ({"max_connection_age_seconds": "2592000"}, "", "less than or equal to 2147483, not"),
+        ({"drain_seconds": "inf"}, "", "drain_seconds: .*2147483, not 'inf'"),
+        ({"max_candidate_count": "9999999999"}, "", "max_candidate_count: .*2147483647, not"),
     ],
 )
 def test_refuses_in_a_sentence(
@@ -42,8 +49,15 @@ def test_refuses_a_file_that_is_not_there(tmp_path: Path) -> None:
         load_settings({}, tmp_path / "none.toml")
 
 
+def test_refuses_a_file_in_another_encoding(tmp_path: Path) -> None:
+    config = tmp_path / "server.toml"
+    config.write_bytes(b'host = "\xff"')
+    with pytest.raises(SettingsError, match="is not TOML"):
+        load_settings({}, config)
+
+
 def test_what_is_printed_can_be_read_and_shows_no_secret(tmp_path: Path) -> None:
-    settings = load_settings({"port": "7", "reflection": True, "page_token_key": "hush"})
+    settings = load_settings({"port": "7", "reflection": True, "page_token_key": 4 * "hush"})
     config = tmp_path / "server.toml"
     config.write_text(as_toml(settings))
     assert "hush" not in config.read_text()

@@ -66,6 +66,16 @@ def test_neither_another_key_nor_another_manifest_will_do(link: Path, tmp_path: 
         load(settings)
 
 
+def test_what_cannot_be_read_or_written_is_a_sentence(link: Path, tmp_path: Path) -> None:
+    private, public = make_keys(tmp_path, "ours")
+    (link / "manifest.ed25519").mkdir()
+    assert "error: cannot sign" in sign(link, private).output
+    assert [] == list(link.parent.glob(".*.signature"))
+    settings = with_page_token_key(Settings(index=link, index_public_key=public))
+    with pytest.raises(BundleError, match=r"cannot read .*manifest\.ed25519: Is a directory"):
+        load(settings)
+
+
 def test_a_key_of_another_kind_is_refused_in_a_sentence(link: Path, tmp_path: Path) -> None:
     private, _ = make_keys(tmp_path, "rsa", "rsa")
     refused = sign(link, private)

@@ -105,6 +105,19 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     verify_files(directory, read_manifest(directory, ToyManifest))
 
 
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = publish(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("trainer.publish.hashlib.file_digest", fail)
+    with pytest.raises(BundleError, match=r"cannot read .*: Input/output error"):
+        verify_files(directory, read_manifest(directory, ToyManifest))
+
+
 def test_missing_extra_and_linked_files_are_named(tmp_path: Path) -> None:
     directory = publish(tmp_path)
     manifest = read_manifest(directory, ToyManifest)
