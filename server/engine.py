@@ -144,14 +144,14 @@ class Engine:
         limit, (n_candidates, dim) = self._long_search_floats, self._corpus_shape
         if n_candidates * dim > limit and self._may_scan(request):
             return True
-        if dim * self._diversifier.n_compared(request.diversity, request.count) > limit:
+        if self._diversifier.cost(request.diversity, request.count, self._corpus_shape) > limit:
             return True
         condition = request.filter
         return condition is not None and self._masks.takes_longer_than(limit, condition)
 
     def _may_scan(self, request: SearchRequest) -> bool:
         """Whether a search may score all candidates."""
-        if request.filter is not None or self._diversifier.widens(request.diversity):
+        if request.filter is not None:
             return True
         depth = self._diversifier.depth(request.diversity, request.count, request.count)
         if self.planner.choose(request, depth).exact:

@@ -245,8 +245,8 @@ class Settings(BaseSettings):
     long_search_floats: int = Field(
         default=8_000_000,
         ge=1,
-        description="How many numbers an exact scan may read to be made at once; longer ones are "
-        "made beside the event loop.",
+        description="How long a search may take to be made at once, in numbers that an exact scan "
+        "reads meanwhile; longer ones are made beside the event loop.",
     )
     long_search_threads: int = Field(
         default=1,

@@ -41,5 +41,15 @@ def test_groups_are_cut_to_size_and_nulls_are_groups_of_their_own() -> None:
     assert choose_per_group(groups, 1, 3).tolist() == [0, 3, 4]
 
 
+@given(st.lists(st.integers(-1, 5)), st.integers(1, 3), st.integers(0, 12))
+def test_groups_are_cut_as_one_would_by_hand(groups: list[int], max_count: int, n: int) -> None:
+    kept: list[int] = []
+    for place, group in enumerate(groups):
+        if group < 0 or [groups[other] for other in kept].count(group) < max_count:
+            kept.append(place)
+    found = choose_per_group(np.array(groups, dtype=np.int64), max_count, n)
+    assert kept[:n] == found.tolist()
+
+
 def test_groups_of_a_column() -> None:
     assert encode_groups(pa.array(["x", "y", None, "x"])).tolist() == [0, 1, -1, 0]

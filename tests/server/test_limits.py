@@ -202,7 +202,7 @@ def test_a_batch_that_nobody_waits_for_any_more_is_given_up(
         ({"diversity": Mmr(pool=100)}, False),
         ({"diversity": Mmr(pool=126)}, True),  # 126 candidates of 8 dimensions, 10 times
         ({"filter": OneOf("year", (1990,))}, True),  # a test of 300 values takes longer
-        ({"diversity": PerGroup("title")}, False),
+        ({"diversity": PerGroup("title")}, True),  # it may look through all of them for groups
         ({"exact": True}, False),
     ],
 )
@@ -216,10 +216,11 @@ def test_what_takes_long_is_made_beside(
     assert (is_long and request.filter is None) == engine.is_long(request)  # its mask is kept
 
 
-@pytest.mark.parametrize("options", [{"exact": True}, {"diversity": PerGroup("title")}])
-def test_a_scan_of_many_is_made_beside(vector_index: Path, options: dict[str, Any]) -> None:
-    engine = Engine(IndexBundle.open(vector_index), long_search_floats=2_399)  # of 300 x 8
-    assert engine.is_long(SearchRequest(EmbeddingQuery(np.ones(8, np.float32)), **options))
+def test_a_scan_of_many_is_made_beside(vector_index: Path) -> None:
+    query = EmbeddingQuery(np.ones(8, np.float32))
+    for limit in (2_399, 2_400):  # of 300 candidates of 8 dimensions
+        engine = Engine(IndexBundle.open(vector_index), long_search_floats=limit)
+        assert (limit < 2_400) == engine.is_long(SearchRequest(query, exact=True))
 
 
 def test_a_search_that_would_come_too_late_is_degraded(
