@@ -175,8 +175,8 @@ class Settings(BaseSettings):
         default=100,
         ge=1,
         le=_MOST,
-        description="How many calls a connection may have open. Its client keeps back more; near it "
-        "gRPC refuses some as UNAVAILABLE, to be made again.",
+        description="How many calls a connection may have open. Its client keeps back more; near "
+        "it gRPC refuses some as UNAVAILABLE, to be made again.",
     )
     max_connections: int = Field(
         default=10_000,
