@@ -29,7 +29,7 @@ from server.errors import (
 )
 from server.loading import IndexVersion, load, settle_memory
 from server.settings import Settings
-from trainer.publish import BundleError, versions
+from trainer.publish import BundleError, follow, versions
 
 _log = structlog.get_logger(__name__)
 _FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 1.0, 300.0
@@ -134,8 +134,9 @@ class Versions:
 
     def linked(self) -> str | None:
         """Return the version that the watched link names; None where there is no link."""
+        link = self._settings.index
         try:
-            return self._settings.index.readlink().name
+            return follow(link).name if link.is_symlink() else None
         except OSError:
             return None
 

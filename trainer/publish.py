@@ -41,6 +41,7 @@ _NO_SPACE = frozenset({errno.EDQUOT, errno.EFBIG, errno.ENOSPC, None})
 _STAGING = ".staging-"
 _VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 _HASHING_THREADS = 2
+_MAX_LINKS = 40  # as many as Linux follows
 
 
 class BundleError(TrainerError):
@@ -151,6 +152,20 @@ def activate(directory: Path) -> None:
     _flush(directory.parent)
 
 
+def follow(link: Path) -> Path:
+    """Return where a link leads, and others behind it.
+
+    Raises:
+        OSError: if they lead nowhere, or in a circle.
+    """
+    path = link
+    for _ in range(_MAX_LINKS):
+        if not path.is_symlink():
+            return path
+        path = path.parent / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(link))
+
+
 def resolve(path: Path) -> Path:
     """Follow ``current`` once, so that a later publication cannot change what is being read.
 
@@ -158,7 +173,7 @@ def resolve(path: Path) -> Path:
         BundleError: if there is no bundle at ``path``, or nobody may look for one there.
     """
     try:
-        directory = path.parent / path.readlink() if path.is_symlink() else path
+        directory = follow(path)
         is_bundle = (directory / MANIFEST).is_file()
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error

@@ -245,6 +245,20 @@ def test_the_link_is_followed_when_it_changes(
     assert second == versions.served.active.name
 
 
+def test_a_link_to_the_link_is_followed_as_well(
+    link: Path, tmp_path: Path, crew: RecordingCrew
+) -> None:
+    live = tmp_path / "live"
+    live.symlink_to(link)
+    settings = with_page_token_key(Settings(index=live))
+    versions = Versions(settings, load(settings), crew)
+    first, second = (one.name for one in versions.catalogue())
+    assert second == versions.linked() == versions.served.active.name
+    point_at(link, first)
+    versions.follow_link()
+    assert first == versions.served.active.name
+
+
 def test_a_refused_link_is_tried_again_less_and_less_often(
     versions: Versions, link: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

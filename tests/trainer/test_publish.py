@@ -60,6 +60,17 @@ def test_current_is_a_relative_link_to_the_newest(tmp_path: Path) -> None:
     assert resolve(tmp_path / CURRENT) == newest
 
 
+def test_a_link_to_a_link_is_followed(tmp_path: Path) -> None:
+    directory = publish(tmp_path / "versions")
+    link = tmp_path / "live"
+    link.symlink_to("versions/current")
+    assert directory.resolve() == resolve(link).resolve()
+    circle = tmp_path / "circle"
+    circle.symlink_to("circle")
+    with pytest.raises(BundleError, match="circle cannot be read: Too many levels of symbolic"):
+        resolve(circle)
+
+
 def test_publishing_the_same_twice_is_no_error(tmp_path: Path) -> None:
     published = {publish(tmp_path) for _ in range(5)}
     assert set(versions(tmp_path)) == published
