@@ -31,7 +31,7 @@ constexpr int kSecondLevel = 1;                // of caches: more can be on thei
 constexpr Py_ssize_t kFloatsInALine = 16;      // what one fetch brings
 constexpr Py_ssize_t kRowsInAPart = 512;       // of a mask that are gathered before they are scored
 constexpr Py_ssize_t kDense = 4;               // rows to one eligible, below which all are read
-constexpr size_t kMovesPerKey = 4;  // for which moving keys one by one is faster than sorting
+constexpr size_t kMovesPerKey = 4;             // up to which this is faster than sorting
 constexpr int64_t kMaxRows = int64_t{1} << 32;  // that the lower half of a key tells apart
 constexpr Py_ssize_t kShortWork = 1 << 17;  // some 50 us; longer work lets other threads run
 
@@ -408,9 +408,9 @@ PyObject* ScanCells(PyObject*, PyObject* const* arguments, Py_ssize_t n_argument
   const Array proposed(arguments[13], PyBUF_WRITABLE);
   if (!task.Fits()) return RefuseArrays();
   const Py_ssize_t n = task.embeddings.n(), dim = task.embeddings.width();
-  if (!eligible.Is<uint8_t>(1) || !centers.Is<int8_t>(2) ||
-      !members.Is<int32_t>(1) || !starts.Is<int64_t>(1) || !coarse.Is<int8_t>(2) ||
-      !scales.Is<float>(1) || !steps.Is<int64_t>(1) || !n_seen.Is<int64_t>(2) || !n_kept.Is<int64_t>(2) ||
+  if (!eligible.Is<uint8_t>(1) || !centers.Is<int8_t>(2) || !members.Is<int32_t>(1) ||
+      !starts.Is<int64_t>(1) || !coarse.Is<int8_t>(2) || !scales.Is<float>(1) ||
+      !steps.Is<int64_t>(1) || !n_seen.Is<int64_t>(2) || !n_kept.Is<int64_t>(2) ||
       !proposed.Is<int64_t>(1) || eligible.n() != n || members.n() != n || coarse.n() != n ||
       coarse.width() != dim || centers.width() != dim || scales.n() != dim ||
       starts.n() != centers.n() + 1 || n_seen.n() != task.queries.n() ||
