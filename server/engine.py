@@ -27,6 +27,7 @@ from server.similarity import Directions
 _MAX_IDS = 100  # listed in a notice
 _WIDENING = 4  # how many times more is searched when variety leaves too few
 _NO_ROWS = np.empty(0, dtype=np.int64)
+_ID_FLOATS = 2_700  # that a scan reads while an id is looked up; measured
 
 
 @dataclass(slots=True)
@@ -145,6 +146,8 @@ class Engine:
         if n_candidates * dim > limit and self._may_scan(request):
             return True
         if self._diversifier.cost(request.diversity, request.count, self._corpus_shape) > limit:
+            return True
+        if len(request.exclusions) * _ID_FLOATS > limit:
             return True
         condition = request.filter
         return condition is not None and self._masks.takes_longer_than(limit, condition)
