@@ -18,7 +18,7 @@ from server.similarity import Directions
 
 # What finding a candidate of all, in order, and its group takes, in numbers that a scan reads
 # meanwhile; measured.
-_GROUPING_FLOATS = 700
+_GROUPING_FLOATS = 2_600
 _POOL_PER_RESULT = 5  # candidates to choose among, for each that is wanted
 
 

