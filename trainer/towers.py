@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from trainer.compression import compress
+from trainer.content import let_content_speak
 from trainer.encoder import Catalogue, FeatureEncoder, dense
 from trainer.features import CANDIDATE_ID, HISTORY, USER_ID, Features
 from trainer.keras import tf, tfrs
@@ -249,6 +250,7 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
             config.user_weight, config.hard_negatives, mixed_precision=config.mixed_precision
         )
         self._dim = config.dim
+        self._features = features.candidate
         self._ids = {name: corpus[name] for name in corpus if name == CANDIDATE_ID}
         self._catalogue = Catalogue(features.candidate, corpus)
 
@@ -282,6 +284,18 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
         ]
         # Keras sums the losses and the gradients of all workers.
         return tf.add_n(losses) / tf.distribute.get_strategy().num_replicas_in_sync
+
+    def let_content_speak(self, n_interactions: np.ndarray) -> None:
+        """Have content say of candidates nobody knows what ids have learned of it; none changes.
+
+        Args:
+            n_interactions: (n_candidates,) in training.
+        """
+        if CANDIDATE_ID in self._ids:
+            let_content_speak(
+                *(self.candidate_tower.encoder, self._features, self._catalogue),
+                *(self._ids[CANDIDATE_ID][:, 0], n_interactions),
+            )
 
     def shift_biases(self, shifts: np.ndarray) -> None:
         """Add (n_candidates,) float32 to the candidates' scores, as far as they have own biases."""
