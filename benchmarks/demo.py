@@ -37,7 +37,7 @@ def run() -> int:
     started = time.monotonic()
     try:
         _heading("Train two towers on MovieLens 100K and measure them on held-out interactions")
-        _command("trainer", "fit", "--dataset", "movielens/100k", "--output", str(TOWERS))
+        _command("trainer", "fit", "--output", str(TOWERS))
         _heading("Embed all candidates and build the indexes")
         towers, indexes = str(TOWERS / "current"), str(INDEXES)
         _command("indexer", "build", "--towers", towers, "--output", indexes)

@@ -12,8 +12,9 @@ from typing import Any
 
 import grpc
 import structlog
-from candidate_search.v1 import admin_service_pb2
+from candidate_search.v1 import admin_service_pb2, candidate_search_service_pb2
 from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection_pb2
 
 from server import metrics
 from server.errors import PermissionDeniedError, SearchError, UnauthenticatedError
@@ -25,6 +26,12 @@ _log = structlog.get_logger(__name__)
 _MIN_TOKEN_LENGTH = 16
 _SCHEME = "Bearer "
 _UNKNOWN_METHOD = "unknown"  # in metrics
+_METHODS = frozenset(
+    method.name
+    for file in (candidate_search_service_pb2, admin_service_pb2, reflection_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+)
 _ADMIN_PREFIX = f"/{admin_service_pb2.DESCRIPTOR.services_by_name['AdminService'].full_name}/"
 # Orchestrators send no tokens, and learn nothing but whether searches are answered.
 _OPEN_PREFIX = f"/{health.SERVICE_NAME}/"
@@ -92,13 +99,14 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Return the method's own handler, or one that refuses."""
-        handler = await continuation(handler_call_details)
         error = self._refusal(handler_call_details)
         if error is None:
-            return handler
+            # Not before: whoever is asked for a handler expects the call.
+            return await continuation(handler_call_details)
         # Callers may make up methods, but no labels.
-        method = handler_call_details.method.rpartition("/")[2] if handler else _UNKNOWN_METHOD
-        metrics.REQUESTS.labels(method, STATUS_CODES[type(error)].name).inc()
+        method = handler_call_details.method.rpartition("/")[2]
+        label = method if method in _METHODS else _UNKNOWN_METHOD
+        metrics.REQUESTS.labels(label, STATUS_CODES[type(error)].name).inc()
         return _refusing(error)
 
     def _refusal(self, details: grpc.HandlerCallDetails) -> SearchError | None:

@@ -84,7 +84,6 @@ def retrying(
         ("grpc.service_config", json.dumps(config)),
         # Sooner than the default of a second, so that the retries meet the worker that takes over.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
     )
 
 

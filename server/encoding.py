@@ -52,7 +52,7 @@ class FoundEncoder:
         tag, nothing = pa.array([_ID_TAG, b""], type=pa.large_binary())
         fields = pc.binary_join_element_wise(written, ids, tag, nothing)
         widths = pc.binary_length(fields).to_numpy()
-        width = _LONG * int(widths.sum()) // len(fields)
+        width = min(_LONG * int(widths.sum()) // len(fields), int(widths.max()))
         self._long = {row: fields[row].as_py() for row in np.flatnonzero(widths > width).tolist()}
         self._fields = _of_one_width(pc.binary_slice(fields, 0, width), width)
         # Sizes hold none: a last byte of 0 would make them longer than they need be.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from functools import reduce
 
 import numpy as np
 import pyarrow as pa
@@ -103,9 +104,9 @@ def _evaluate(condition: Filter, metadata: Metadata) -> np.ndarray:
     mask: np.ndarray
     match condition:
         case AllOf(filters):
-            mask = np.all([_evaluate(one, metadata) for one in filters], axis=0)
+            mask = reduce(np.logical_and, (_evaluate(one, metadata) for one in filters))
         case AnyOf(filters):
-            mask = np.any([_evaluate(one, metadata) for one in filters], axis=0)
+            mask = reduce(np.logical_or, (_evaluate(one, metadata) for one in filters))
         case Negated(inner):
             mask = np.logical_not(_evaluate(inner, metadata))
         case _:

@@ -62,7 +62,9 @@ class LiveRecall:
             exact = version.engine.search(exactly)
             k = max(len(exact.rows), len(result.rows))
             (recall,) = recall_at_k(_neighbors(result, k), _neighbors(exact, k))
-            metrics.LIVE_RECALL.labels(result.plan.backend, version.name).observe(recall)
+            labels = (result.plan.backend, version.name)
+            metrics.LIVE_RECALL.labels(*labels).observe(recall)
+            metrics.LIVE_EXPECTED_RECALL.labels(*labels).observe(result.plan.expected_recall or 0.0)
             seconds = (time.monotonic() - start) / _BUSY_SHARE
         except Exception:  # noqa: BLE001 - the caller has its answer, and nobody waits for this one
             _log.exception("live recall fails", index_version=version.name)

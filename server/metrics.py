@@ -79,6 +79,13 @@ LIVE_RECALL = Summary(
     namespace=_PREFIX,
     registry=REGISTRY,
 )
+LIVE_EXPECTED_RECALL = Summary(
+    "live_expected_recall",
+    "Recall that the same searches were promised, by the indexer's measurements.",
+    ["backend", "index_version"],
+    namespace=_PREFIX,
+    registry=REGISTRY,
+)
 VERSION_CHANGES = Counter(
     "version_changes",
     "Index versions that took over or were refused.",

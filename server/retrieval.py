@@ -157,8 +157,11 @@ class Retriever:
 
     def _most_popular(self, wanted: Wanted, k: int) -> Found:
         rows = self._rows_by_popularity
-        eligible = self._eligible(wanted)
-        rows = rows[:k] if eligible is None else rows[eligible[rows]][:k]
+        if wanted.mask is not None:
+            rows = rows[wanted.mask[rows]]
+        # Of so many of the first, enough are not excluded.
+        rows = rows[: k + len(wanted.excluded)]
+        rows = rows[~np.isin(rows, wanted.excluded)][:k]
         return Found(rows, self._popularity[rows], SearchMethod.POPULARITY)
 
     @cached_property

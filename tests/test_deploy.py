@@ -122,9 +122,7 @@ def test_probes_wait_longer_than_the_command_that_asks() -> None:
     assert min(waits) >= health.TIMEOUT_SECONDS + starting_python_seconds
 
 
-@pytest.mark.parametrize(
-    "path", ["prometheus/alerts.yml", "grafana/dashboard.json", "kubernetes/autoscaling.yaml"]
-)
+@pytest.mark.parametrize("path", ["prometheus/alerts.yml", "grafana/dashboard.json"])
 def test_every_metric_there_is_one_of_ours(path: str) -> None:
     text = (DEPLOY / path).read_text()
     assert yaml.safe_load(text)

@@ -44,7 +44,8 @@ class DataConfig(BaseModel):
     )
 
     dataset: str = "movielens/100k"
-    """A dataset by its name: movielens/100k, 1m, 20m, 25m or latest-small, or sample."""
+    """A dataset by its name: movielens/100k, 1m, 20m, 25m or latest-small, or sample. Where none is
+    named, and movielens/100k cannot be had, the sample stands in, and it is said so."""
     interactions: Path | None = None
     """Your own interactions, CSV or Parquet, instead of a dataset: user_id, candidate_id, and
     optionally rating and timestamp."""
@@ -70,7 +71,16 @@ class DataConfig(BaseModel):
         for flag, file in (("candidates", self.candidates), ("users", self.users)):
             if file is not None:
                 raise ConfigError(f"{file}: --{flag} needs --interactions as well")
-        return load_dataset(self.dataset, min_rating=self.min_rating, fallback_to_sample=True)
+        # What somebody names is what is meant: a training on something else could be published.
+        is_named = "dataset" in self.model_fields_set
+        return load_dataset(
+            self.dataset, min_rating=self.min_rating, fallback_to_sample=not is_named
+        )
+
+    @property
+    def is_given(self) -> bool:
+        """Whether anything says where the data come from."""
+        return not self.model_fields_set.isdisjoint(_SOURCES)
 
 
 class Config(BaseModel):

@@ -1,8 +1,11 @@
 """Tokens: every method of every service without one, with a wrong one, and with each role."""
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
@@ -12,7 +15,7 @@ from structlog.testing import capture_logs
 
 from server import auth
 from server.admin_client import AdminClient
-from server.auth import Role, Tokens, check_exposure
+from server.auth import Role, TokenInterceptor, Tokens, check_exposure
 from server.client import Embedding, SearchClient
 from server.settings import Settings, SettingsError
 from tests.server.processes import serving
@@ -64,6 +67,21 @@ def test_every_method_needs_a_token_and_some_the_role(address: str, method: str)
     assert ("AdminService" in method) == (with_read == grpc.StatusCode.PERMISSION_DENIED)
     with_admin = code_of(address, method, f"Bearer {ADMIN}")
     assert with_admin not in {unauthenticated, grpc.StatusCode.PERMISSION_DENIED}
+
+
+def test_nobody_is_asked_to_expect_a_call_that_is_refused(tmp_path: Path) -> None:
+    # Or the calls of others would be held until it comes.
+    path = tmp_path / "tokens"
+    path.write_text(f"read {READ}\n")
+    interceptor, asked = TokenInterceptor(Tokens(path)), []
+
+    async def find(details: Any) -> None:
+        asked.append(details.invocation_metadata)
+
+    for metadata in ((), (("authorization", f"Bearer {READ}"),)):
+        details: Any = SimpleNamespace(method=METHODS[0], invocation_metadata=metadata)
+        asyncio.run(interceptor.intercept_service(find, details))
+    assert [(("authorization", f"Bearer {READ}"),)] == asked
 
 
 def test_clients_send_their_token(address: str) -> None:

@@ -259,3 +259,29 @@ def test_what_cannot_be_asked_is_a_type_error(client: SearchClient) -> None:
         client.search(User("1"), unknown_user="eror")  # type: ignore[arg-type]
     with pytest.raises(SearchFailedError, match="recall_target must lie above 0"):
         client.search(User("1"), recall_target=0.0)
+
+
+def test_a_slow_network_is_connected_to_once(server: Any) -> None:
+    accepted = []
+
+    async def through_the_proxy() -> None:
+        host, port = server.address.rsplit(":", 1)
+
+        async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while chunk := await reader.read(65_536):
+                await asyncio.sleep(0.2)
+                writer.write(chunk)
+            writer.close()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted.append(writer)
+            answers, requests = await asyncio.open_connection(host, int(port))
+            await asyncio.gather(pass_on(reader, requests), pass_on(answers, writer))
+
+        async with await asyncio.start_server(accept, "127.0.0.1", 0) as proxy:
+            address = "{}:{}".format(*proxy.sockets[0].getsockname())
+            async with AsyncSearchClient(address) as client:
+                await client.search(User("nobody"))
+
+    asyncio.run(through_the_proxy())
+    assert 1 == len(accepted)

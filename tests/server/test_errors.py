@@ -296,6 +296,13 @@ def test_the_table_has_every_reason_once() -> None:
 
 
 @pytest.mark.parametrize("kind", list(STATUS_CODES))
+def test_every_reason_is_documented_with_its_status(kind: type[SearchError]) -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "serving.md").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("| `") and f"`{kind.reason}`" in line)
+    assert f"| {STATUS_CODES[kind].name} |" in line
+
+
+@pytest.mark.parametrize("kind", list(STATUS_CODES))
 def test_a_status_repeats_reason_message_and_metadata(kind: type[SearchError]) -> None:
     status = status_of(kind("what came", found=7), "call-7")
     info, request_info = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo()

@@ -103,6 +103,12 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_towers(tmp_path: Path) -> Non
     assert not (killed / ".checkpoints").exists()
 
 
+def test_a_refresh_wants_to_be_told_whose_histories(train_part: tuple[Result, Path]) -> None:
+    refused = trainer("refresh", train_part[1] / "current")
+    assert refused.exit_code == 1
+    assert "give --interactions FILE, or --dataset NAME" in " ".join(refused.stderr.split())
+
+
 def test_a_bundle_gives_its_weights_to_the_next_and_can_be_refreshed(
     train_part: tuple[Result, Path], tmp_path: Path
 ) -> None:

@@ -40,11 +40,17 @@ def refresh(
     """
     with sentences_for_errors():
         from trainer.bundle import TowerBundle
-        from trainer.config import load_config
+        from trainer.config import ConfigError, load_config
         from trainer.refresh import refresh as refresh_bundle
 
         flags = {"data": source(dataset, interactions, None, users, min_rating)}
-        data = load(load_config(config, flags).data)
+        source_of_data = load_config(config, flags).data
+        if not source_of_data.is_given:
+            raise ConfigError(
+                "nothing says whose histories to publish: give --interactions FILE, or --dataset "
+                "NAME, or a --config FILE that names either"
+            )
+        data = load(source_of_data)
         bundle = TowerBundle.open(towers)
         with stderr.status("Embedding the users anew"):
             done = refresh_bundle(bundle, data, output or bundle.directory.parent)

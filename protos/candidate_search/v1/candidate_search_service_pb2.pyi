@@ -54,7 +54,7 @@ class _SearchMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchMe
     SEARCH_METHOD_UNSPECIFIED: _SearchMethod.ValueType  # 0
     """Not stated."""
     SEARCH_METHOD_INDEX: _SearchMethod.ValueType  # 1
-    """One search of the backend's index."""
+    """One search of the backend's index, or of those parts of it that promise most to a filter."""
     SEARCH_METHOD_OVER_FETCH: _SearchMethod.ValueType  # 2
     """A search for more than was asked, of which the ineligible were dropped."""
     SEARCH_METHOD_MASKED_SCAN: _SearchMethod.ValueType  # 3
@@ -70,7 +70,7 @@ class SearchMethod(_SearchMethod, metaclass=_SearchMethodEnumTypeWrapper):
 SEARCH_METHOD_UNSPECIFIED: SearchMethod.ValueType  # 0
 """Not stated."""
 SEARCH_METHOD_INDEX: SearchMethod.ValueType  # 1
-"""One search of the backend's index."""
+"""One search of the backend's index, or of those parts of it that promise most to a filter."""
 SEARCH_METHOD_OVER_FETCH: SearchMethod.ValueType  # 2
 """A search for more than was asked, of which the ineligible were dropped."""
 SEARCH_METHOD_MASKED_SCAN: SearchMethod.ValueType  # 3
@@ -1334,8 +1334,8 @@ class SearchPlan(_message.Message):
     """Whether every eligible candidate was scored, so that the answer is the true one."""
     @_builtins.property
     def search_params(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """The search params that the backend was given, as its library names them. Empty means its
-        defaults, or that it has none.
+        """The search params of the operating point that was chosen, as the backend's library names them;
+        where candidates are excluded, a little more is fetched. Empty means its defaults, or none.
         """
 
     def __init__(

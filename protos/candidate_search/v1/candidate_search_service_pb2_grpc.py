@@ -29,7 +29,8 @@ class CandidateSearchServiceStub:
     """Finds the candidates that score highest for a query.
 
     Every refusal carries a google.rpc.ErrorInfo whose domain is "candidate-search", whose reason is
-    a word in capitals and whose metadata repeats the dynamic parts of the message. Limits that are
+    a word in capitals, such as LIMIT_EXCEEDED (docs/serving.md lists them), and whose metadata
+    repeats the dynamic parts of the message. Limits that are
     called configurable below are the server's settings; GetIndexInfo tells those in force.
     """
 
@@ -65,7 +66,8 @@ class CandidateSearchServiceServicer:
     """Finds the candidates that score highest for a query.
 
     Every refusal carries a google.rpc.ErrorInfo whose domain is "candidate-search", whose reason is
-    a word in capitals and whose metadata repeats the dynamic parts of the message. Limits that are
+    a word in capitals, such as LIMIT_EXCEEDED (docs/serving.md lists them), and whose metadata
+    repeats the dynamic parts of the message. Limits that are
     called configurable below are the server's settings; GetIndexInfo tells those in force.
     """
 
@@ -139,7 +141,8 @@ class CandidateSearchService:
     """Finds the candidates that score highest for a query.
 
     Every refusal carries a google.rpc.ErrorInfo whose domain is "candidate-search", whose reason is
-    a word in capitals and whose metadata repeats the dynamic parts of the message. Limits that are
+    a word in capitals, such as LIMIT_EXCEEDED (docs/serving.md lists them), and whose metadata
+    repeats the dynamic parts of the message. Limits that are
     called configurable below are the server's settings; GetIndexInfo tells those in force.
     """
 

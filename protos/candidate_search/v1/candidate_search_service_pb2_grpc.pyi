@@ -30,7 +30,8 @@ class CandidateSearchServiceStub:
     """Finds the candidates that score highest for a query.
 
     Every refusal carries a google.rpc.ErrorInfo whose domain is "candidate-search", whose reason is
-    a word in capitals and whose metadata repeats the dynamic parts of the message. Limits that are
+    a word in capitals, such as LIMIT_EXCEEDED (docs/serving.md lists them), and whose metadata
+    repeats the dynamic parts of the message. Limits that are
     called configurable below are the server's settings; GetIndexInfo tells those in force.
     """
 
@@ -62,7 +63,8 @@ class CandidateSearchServiceAsyncStub(CandidateSearchServiceStub):
     """Finds the candidates that score highest for a query.
 
     Every refusal carries a google.rpc.ErrorInfo whose domain is "candidate-search", whose reason is
-    a word in capitals and whose metadata repeats the dynamic parts of the message. Limits that are
+    a word in capitals, such as LIMIT_EXCEEDED (docs/serving.md lists them), and whose metadata
+    repeats the dynamic parts of the message. Limits that are
     called configurable below are the server's settings; GetIndexInfo tells those in force.
     """
 
@@ -90,7 +92,8 @@ class CandidateSearchServiceServicer(metaclass=_abc_1.ABCMeta):
     """Finds the candidates that score highest for a query.
 
     Every refusal carries a google.rpc.ErrorInfo whose domain is "candidate-search", whose reason is
-    a word in capitals and whose metadata repeats the dynamic parts of the message. Limits that are
+    a word in capitals, such as LIMIT_EXCEEDED (docs/serving.md lists them), and whose metadata
+    repeats the dynamic parts of the message. Limits that are
     called configurable below are the server's settings; GetIndexInfo tells those in force.
     """
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from trainer.config import DataConfig
 from trainer.datasets import DatasetError, DatasetUnavailableError, load_dataset, movielens
 
 
@@ -42,6 +43,15 @@ def test_the_sample_stands_in_where_that_is_allowed(monkeypatch, capsys):
     warning = capsys.readouterr().err
     assert warning.startswith("WARNING: using the built-in sample instead of movielens/100k: ")
     assert warning.count("\n") == 1
+
+
+@pytest.mark.usefixtures("unavailable")
+def test_nothing_stands_in_for_what_was_named(monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+
+    assert DataConfig().load().name == "sample"
+    with pytest.raises(DatasetUnavailableError):
+        DataConfig(dataset="movielens/100k").load()
 
 
 @pytest.mark.usefixtures("unavailable")
