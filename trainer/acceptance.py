@@ -18,6 +18,8 @@ from trainer.metrics import PerUser, paired_bootstrap
 from trainer.publish import CURRENT, BundleError
 
 METRIC = "ndcg@10"
+_FEWEST_USERS = 30
+"""Of fewer, resampling says little of what others would be served."""
 
 
 class WorseError(TrainerError):
@@ -60,6 +62,8 @@ def compare_with_current(
         f"{METRIC} {lead.mean:+.4f} ({lead.low:+.4f} to {lead.high:+.4f}) against "
         f"{current.manifest.version}, over {len(ours):,} users"
     )
+    if len(ours) < _FEWEST_USERS:
+        return f"{shown}: too few to tell from chance"
     if lead.high < 0 and not force:
         raise WorseError(
             f"the new towers are worse than the current ones beyond chance: {shown}. "

@@ -67,7 +67,10 @@ QUERY_ASSET_FILES = (
 content in histories, the second two are if histories were left out, and the last two if there were
 no ratings to train a ranking model on."""
 
-_HISTORY_COLUMNS = ["user_id", "candidate_rows"]
+HISTORY_ROWS = "candidate_rows"
+"""The column of histories that holds them; the others are the users'."""
+
+_HISTORY_COLUMNS = ["user_id", HISTORY_ROWS]
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -247,7 +250,7 @@ class QueryAssets:
     def _history_arrays(self) -> tuple[np.ndarray, np.ndarray]:
         if self._histories is None:
             raise BundleError(f"{self.directory} holds no histories")
-        lists = self._histories.column("candidate_rows").combine_chunks()
+        lists = self._histories.column(HISTORY_ROWS).combine_chunks()
         return lists.offsets.to_numpy(), lists.values.to_numpy()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -23,6 +24,7 @@ from trainer.bundle import (
     EVALUATION,
     FEATURES,
     HISTORIES,
+    HISTORY_ROWS,
     LEARNING_CURVE,
     POPULARITY,
     QUERY_EMBEDDINGS,
@@ -73,6 +75,7 @@ def export(
     ranker: Ranker | None = None,
     curve: Curve | None = None,
     started_from: str | None = None,
+    seen_before: TrainedOn | None = None,
     user_quality: pa.Table | None = None,
 ) -> Path:
     """Publish trained towers as a new version under ``root``.
@@ -90,6 +93,7 @@ def export(
         ranker: the ranking model trained on the same rows, if there is one.
         curve: the metrics of every epoch, to be drawn.
         started_from: the version whose weights the training began with, if it did.
+        seen_before: what those weights had seen.
         user_quality: the evaluation by user, from ``trainer.acceptance``; left out with the users.
 
     Returns:
@@ -130,7 +134,7 @@ def export(
                 dataset=dataset.name,
                 rows=rows_name,
                 n_interactions=len(rows),
-                newest_timestamp=_newest(dataset, rows),
+                newest_timestamp=_newest(dataset, rows, seen_before),
             ),
             config=towers.config.model_dump(),
             started_from=started_from,
@@ -235,9 +239,11 @@ def _native_messages_held_back() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             held.seek(0)
             os.write(kept, held.read())
+            if isinstance(error, tf.errors.OpError) and "No space left" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise
 
 
@@ -276,7 +282,7 @@ def history_table(users: pa.Table, histories: Sequence[np.ndarray]) -> pa.Table:
     rows = pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()), pa.array(np.concatenate(histories), pa.int32())
     )
-    return users.add_column(1, "candidate_rows", rows)
+    return users.add_column(1, HISTORY_ROWS, rows)
 
 
 def _tuning_queries(towers: Towers, histories: list[np.ndarray], seed: int) -> np.ndarray:
@@ -291,5 +297,12 @@ def _tuning_queries(towers: Towers, histories: list[np.ndarray], seed: int) -> n
     return towers.embed_users(chosen, earlier)
 
 
-def _newest(dataset: Dataset, rows: np.ndarray) -> int | None:
-    return None if dataset.timestamps is None else int(dataset.timestamps[rows].max())
+def _newest(dataset: Dataset, rows: np.ndarray, seen_before: TrainedOn | None) -> int | None:
+    """Return when the newest interaction was that the weights have seen; None if nobody knows."""
+    if dataset.timestamps is None:
+        return None
+    newest = int(dataset.timestamps[rows].max())
+    if seen_before is None:
+        return newest
+    before = seen_before.newest_timestamp
+    return None if before is None else max(newest, before)

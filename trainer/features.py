@@ -303,7 +303,11 @@ def describe_column(
     Raises:
         ValueError: if no tower can read the column's type, or numbers as large as its.
     """
-    kind = _kind_of(column)
+    kind = kind_of(column)
+    if kind is None:
+        raise ValueError(
+            f"a column of type {column.type} cannot be a feature; leave it out or cast it"
+        )
     if kind == "number":
         mean, deviation = _scale(column)
         return Feature(name=name, kind=kind, mean=mean, deviation=deviation), None
@@ -323,12 +327,13 @@ def _scale(column: pa.ChunkedArray) -> tuple[float, float]:
     largest = float(np.abs(numbers).max())
     if largest > _LARGEST_NUMBER:
         raise ValueError(f"{largest:g} is too large a number for a tower; scale the column down")
-    # Of equal numbers the deviation is not 0 but what rounding makes of it.
-    deviation = 1.0 if np.ptp(numbers) == 0 else float(numbers.std())
-    return float(numbers.mean()), deviation
+    # Of equal numbers the deviation is not 0 but what rounding makes of it; of tiny ones it may be.
+    deviation = 0.0 if np.ptp(numbers) == 0 else float(numbers.std())
+    return float(numbers.mean()), deviation or 1.0
 
 
-def _kind_of(column: pa.ChunkedArray) -> Kind:
+def kind_of(column: pa.ChunkedArray) -> Kind | None:
+    """Return as what a tower would read a column; None where it can read none of its type."""
     kind = column.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return "list"
@@ -339,7 +344,7 @@ def _kind_of(column: pa.ChunkedArray) -> Kind:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         n_words = [len(tokenize(value)) for value in column.to_pylist() if value]
         return "text" if n_words and sum(n_words) / len(n_words) > 2 else "category"  # noqa: PLR2004
-    raise ValueError(f"a column of type {kind} cannot be a feature; leave it out or cast it")
+    return None
 
 
 def _tokens(kind: Kind, value: Value) -> list[str]:

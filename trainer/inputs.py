@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
+from trainer.bundle import HISTORY_ROWS
 from trainer.datasets import Dataset
 from trainer.errors import TrainingError
 from trainer.features import (
@@ -20,7 +21,9 @@ from trainer.features import (
     USER_ID,
     Feature,
     Features,
+    Kind,
     describe_column,
+    kind_of,
 )
 from trainer.model_config import TowersConfig
 from trainer.vocabulary import Vocabulary
@@ -76,6 +79,11 @@ def describe_users(dataset: Dataset, train_rows: np.ndarray, config: TowersConfi
             raise TrainingError(
                 f"the users' column {name!r} has the name of the query's {name}: rename it"
             )
+    if HISTORY_ROWS in users.column_names:
+        raise TrainingError(
+            f"the users' column {HISTORY_ROWS!r} has the name that their histories are kept under: "
+            "rename it"
+        )
     if "demographics" not in config.query:
         users = users.select([USER_ID])
     elif len(users.column_names) == 1:
@@ -123,8 +131,8 @@ def describe(
     if "history" in config.query:
         history = Feature(name=HISTORY, kind="history", length=config.max_history_length)
         query.insert(0, (history, None))
-    content = _columns(candidates, "candidates") if config.content else ()
-    candidate = [one for one in content if one[0].kind in config.content]
+    content = _columns(candidates, "candidates", config.content) if config.content else ()
+    candidate = list(content)
     if config.candidate_ids:
         candidate.insert(0, _ids(CANDIDATE_ID, candidates))
     _refuse_nothing(query, candidate)
@@ -141,10 +149,17 @@ def _ids(name: str, table: pa.Table) -> Described:
     return Feature(name=name, kind="id", n_tokens=table.num_rows), Vocabulary(table[name])
 
 
-def _columns(table: pa.Table, what: str) -> Iterator[Described]:
-    """Describe the columns of a table, but the ids, that say something of more than one line."""
+def _columns(
+    table: pa.Table, what: str, kinds: Collection[Kind] | None = None
+) -> Iterator[Described]:
+    """Describe the columns of a table, but the ids, that say something of more than one line.
+
+    Those of other ``kinds`` are not read, and may be named and be as they like.
+    """
     for name in table.column_names:
         if name in (CANDIDATE_ID, USER_ID):
+            continue
+        if kinds is not None and kind_of(table[name]) not in (None, *kinds):
             continue
         feature, vocabulary = _describe_column(name, table[name], what)
         if feature.kind == "number" or feature.n_tokens > 0:
@@ -165,8 +180,8 @@ def _refuse_one_name_for_two(described: Sequence[Described]) -> None:
     for name, count in counts.items():
         if count > 1:
             raise TrainingError(
-                f"the users' column {name!r} has the name of something else that the towers read: "
-                "rename it"
+                f"{name!r} is the name of two things that the towers read: rename the column, of "
+                "the candidates or of the users"
             )
 
 

@@ -46,7 +46,7 @@ class TowersConfig(BaseModel):
     """Queries have length 1 / temperature, candidates length 1: lower is more peaked."""
     history_dropout: float = Field(0.4, gt=0, lt=1)
     """Share of a history that is hidden for the taste head to find, afresh in every epoch."""
-    sequence_weight: float | None = Field(None, ge=0)
+    sequence_weight: float | None = Field(None, ge=0, le=1e6)
     """What the sequence head counts in the score; the taste head counts 1. If it is not given, what
     finds most on a validation part of the train rows, cut in the manner of the split: the more one
     asks what comes next, rather than what else there was, the more it should count."""
@@ -65,7 +65,7 @@ class TowersConfig(BaseModel):
     loss: Literal["auto", "full", "sampled"] = "auto"
     """Which candidates compete with the targets: ``full`` takes all; ``sampled`` some of a batch's
     own and some drawn from the catalogue; ``auto`` is full up to 20,000 candidates."""
-    negatives: int = Field(2048, ge=2)
+    negatives: int = Field(2048, ge=2, le=1 << 20)
     """Candidates that are drawn for a step where the loss is sampled."""
     hard_negatives: int = Field(0, ge=0)
     """Of the candidates that compete, only so many count for a query, those that score highest;

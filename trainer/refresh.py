@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from trainer.bundle import (
     HISTORIES,
+    HISTORY_ROWS,
     MODEL_CARD,
     QUERY_EMBEDDINGS,
     QUERY_TOWER,
@@ -106,7 +107,7 @@ def _users_now(
 
     Users that a model knows by their lines keep them, and so stay without a history, too.
     """
-    old = read_table(bundle.directory / HISTORIES).drop_columns(["candidate_rows"])
+    old = read_table(bundle.directory / HISTORIES).drop_columns([HISTORY_ROWS])
     is_new = pc.invert(pc.is_in(dataset.users[USER_ID], value_set=old[USER_ID]))
     ids = [*old[USER_ID].to_pylist(), *dataset.users[USER_ID].filter(is_new).to_pylist()]
     rows = dataset.user_ids.rows(ids)

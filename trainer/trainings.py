@@ -21,7 +21,7 @@ from trainer.balance import (
     find_trend,
     rehearsal,
 )
-from trainer.bundle import TowerBundle
+from trainer.bundle import TowerBundle, TrainedOn
 from trainer.checkpoints import Curve
 from trainer.config import Config
 from trainer.console import epoch_progress, say
@@ -60,6 +60,7 @@ class Trainings:
         n_epochs: after how many epochs a training stops; ``settle`` may lower it.
         curve: of the training that was validated, or else of the latest.
         started_from: the version whose weights the latest training began with, if it did.
+        seen_before: what those weights had seen.
     """
 
     dataset: Dataset
@@ -71,6 +72,7 @@ class Trainings:
     n_epochs: int = 0
     curve: Curve = dataclasses.field(default_factory=list)
     started_from: str | None = None
+    seen_before: TrainedOn | None = None
     _saved_in: list[Path] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -245,6 +247,7 @@ class Trainings:
         n_epochs = min(config.epochs, self.n_epochs)
         start_from = self._honest_start(parts)
         self.started_from = None if start_from is None else start_from.manifest.version
+        self.seen_before = None if start_from is None else start_from.manifest.trained_on
         with together(self.strategy), epoch_progress(what, n_epochs) as show:
 
             def on_epoch(epoch: int, metrics: dict[str, float]) -> None:

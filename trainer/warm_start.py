@@ -110,4 +110,6 @@ def _lines(name: str, ours: Vocabularies, theirs: Vocabularies, n_lines: int) ->
     if name not in ours:
         return np.arange(n_lines)
     rows = theirs.get(name, Vocabulary([])).rows(ours[name].array.to_pylist())
-    return np.concatenate([[0], np.where(rows >= 0, rows + 1, -1)])
+    # Users who came with a refresh are known, and have no line.
+    has_line = (rows >= 0) & (rows + 1 < n_lines)
+    return np.concatenate([[0], np.where(has_line, rows + 1, -1)])

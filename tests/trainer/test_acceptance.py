@@ -61,6 +61,12 @@ def test_what_is_worse_beyond_chance_is_refused_unless_forced(
     assert "ndcg@10 -0.1000 (-0.1000 to -0.1000) against the-current, over 40 users" == forced
 
 
+def test_a_few_users_refuse_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(monkeypatch, quality(BEFORE[:2]))
+    said = compare_with_current(root, EVALUATION, quality(BEFORE[:2] - 0.1))
+    assert str(said).endswith("over 2 users: too few to tell from chance")
+
+
 @pytest.mark.parametrize("change", [0.0, 0.1])
 def test_what_is_as_good_or_better_is_welcome(
     change: float, root: Path, monkeypatch: pytest.MonkeyPatch
@@ -82,7 +88,7 @@ def test_users_are_paired_by_id_and_others_do_not_count(
     publish(monkeypatch, quality(np.arange(10.0)))
     mixed = quality(np.arange(5.0, 20.0), first_user=5).take(np.arange(15)[::-1])
     said = compare_with_current(root, EVALUATION, mixed)
-    assert "ndcg@10 +0.0000 (+0.0000 to +0.0000) against the-current, over 5 users" == said
+    assert "ndcg@10 +0.0000 (+0.0000 to +0.0000) against the-current, over 5 users" in str(said)
 
 
 @pytest.mark.parametrize(

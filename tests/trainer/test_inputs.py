@@ -144,6 +144,10 @@ def test_the_time_of_a_query_is_that_of_the_last_interaction_of_the_train_rows()
             "'history' has the name of",
         ),
         (
+            with_users(small_dataset([0], [0], [1]), candidate_rows=[1, 2, 3]),
+            "'candidate_rows' has the name that their histories are kept under",
+        ),
+        (
             with_users(small_dataset([0], [0], [1]), **{"my job": [1, 2, 3]}),
             "users' column 'my job'",
         ),
@@ -158,3 +162,13 @@ def test_what_only_the_ranking_model_reads_has_a_name_of_its_own_too() -> None:
     users = with_users(small_dataset([0], [0], [1]), history=["x"] * 3)
     with pytest.raises(TrainingError, match="'history' has the name of the query's history"):
         described(users, TowersConfig())
+
+
+def test_a_column_that_is_not_read_may_have_any_name() -> None:
+    data = small_dataset([0], [0], [1])
+    texts = pa.array(["a text of some words"] * data.n_candidates)
+    named = dataclasses.replace(data, candidates=data.candidates.append_column("a text", texts))
+    assert "a text" not in {feature.name for feature in described(named, CONFIG)[0].candidate}
+    reading = TowersConfig(content=("text",))
+    with pytest.raises(TrainingError, match="candidates' column 'a text' cannot be an input"):
+        described(named, reading)

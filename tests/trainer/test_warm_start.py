@@ -1,6 +1,7 @@
 """Training that begins with the weights of a bundle."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from trainer.features import encode_candidates
 from trainer.inputs import describe
 from trainer.model_config import TowersConfig
 from trainer.publish import BundleError
+from trainer.refresh import refresh
 from trainer.towers import TwoTowers
 from trainer.trained_towers import Towers
 from trainer.training import fit
@@ -122,3 +124,23 @@ def test_what_a_bundle_has_seen_is_told_by_time(bundle: TowerBundle) -> None:
     assert has_seen(bundle, later, np.array([0, 79]))  # at 79, the newest it has seen
     assert has_seen(bundle, timeless, np.array([79]))
     assert not has_seen(bundle, timeless, np.array([], dtype=np.int64))
+
+
+def test_what_was_seen_before_a_warm_start_is_not_forgotten(
+    bundle: TowerBundle, towers: Towers, tmp_path: Path
+) -> None:
+    seen = bundle.manifest.trained_on
+    timeless = seen.model_copy(update={"newest_timestamp": None})
+    for before, newest in ((None, 9), (seen, 79), (timeless, None)):
+        path = export(towers, OLD, np.arange(10), tmp_path, seed=0, seen_before=before)
+        assert newest == TowerBundle.open(path).manifest.trained_on.newest_timestamp
+
+
+def test_users_that_came_with_a_refresh_begin_as_new_ones(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"query": ("history", "user_id"), "epochs": 1})
+    rows = np.arange(80)
+    before = TowerBundle.open(export(fit(OLD, rows, config, 0), OLD, rows, tmp_path, seed=0))
+    names = pa.table({"user_id": [f"u{n:02}" for n in range(41)]})
+    more = dataclasses.replace(OLD, users=names, user_rows=np.append(OLD.user_rows[1:], 40))
+    refreshed = TowerBundle.open(refresh(before, more, tmp_path).directory)
+    assert np.isfinite(fit(more, rows, config, 0, start_from=refreshed).embed_candidates()).all()

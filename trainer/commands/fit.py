@@ -195,6 +195,7 @@ def _publish(
             ranker=ranker,
             curve=trainings.curve,
             started_from=trainings.started_from,
+            seen_before=trainings.seen_before,
             user_quality=measured.by_user,
         )
     trainings.forget_checkpoints()

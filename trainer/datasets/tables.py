@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
+from collections import deque
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ import pyarrow.parquet
 from trainer.datasets.dataset import DatasetError
 
 # A number as people write it; no "nan", no "inf".
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # a column that nobody made
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
@@ -63,6 +67,8 @@ class FileTable:
             raise self.error(None, column, f"expected texts or whole numbers, found {values.type}")
         ids = pc.fill_null(values.cast(pa.string()), "")
         self._refuse(pc.equal(pc.utf8_trim_whitespace(ids), ""), column, "the id is empty")
+        lines = "the id has several lines: is a quote before it not closed?"
+        self._refuse(pc.match_substring_regex(ids, "[\r\n]"), column, lines)
         return ids
 
     def numbers(
@@ -86,7 +92,8 @@ class FileTable:
         elif pa.types.is_timestamp(values.type):
             values = values.cast(pa.timestamp("s", values.type.tz), safe=False).cast(pa.int64())
         try:
-            numbers = pc.fill_null(values.cast(pa.float64()), np.nan)
+            # Whole numbers beyond 2^53 are rounded: those that matter are refused as too large.
+            numbers = pc.fill_null(values.cast(pa.float64(), safe=False), np.nan)
         except pa.ArrowNotImplementedError as error:
             raise self.error(None, column, f"expected numbers, found {values.type}") from error
         fits = pc.and_(pc.is_finite(numbers), pc.less_equal(pc.abs(numbers), largest))
@@ -123,7 +130,8 @@ def is_text(kind: pa.DataType) -> bool:
 
 def _column_names(path: Path) -> list[str]:
     if path.suffix.lower() == ".parquet":
-        return list(pa.parquet.read_schema(path).names)
+        names = pa.parquet.read_schema(path).names
+        return [name for name in names if not _PANDAS_INDEX.fullmatch(name)]
     return next((fields for _, fields in _records(path) if fields), [])
 
 
@@ -145,6 +153,7 @@ def _read_parquet(path: Path, columns: list[str]) -> pa.Table:
 
 
 def _read_csv(path: Path, columns: list[str]) -> pa.Table:
+    _refuse_open_quote(path)
     return pa.csv.read_csv(
         path,
         parse_options=pa.csv.ParseOptions(newlines_in_values=True),
@@ -154,14 +163,26 @@ def _read_csv(path: Path, columns: list[str]) -> pa.Table:
     )
 
 
-def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _refuse_open_quote(path: Path) -> None:
+    """Refuse a file whose last record is all that follows a quote, which Arrow takes for a value.
+
+    Raises:
+        DatasetError: if it is one.
+    """
+    with path.open("rb") as file:
+        n_quotes = sum(chunk.count(b'"') for chunk in iter(partial(file.read, 1 << 20), b""))
+    if n_quotes % 2:  # a quote inside of a value, for inches, is all right
+        deque(_records(path, strict=True), maxlen=0)
+
+
+def _records(path: Path, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
     """Yield the line that each record of a CSV file begins on, and its fields.
 
     Slow, so only for the header and to find what to blame. Bytes that are not UTF-8 come as
-    surrogates.
+    surrogates. Where it is strict, a quote that is never closed is an error.
     """
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file)
+        reader = csv.reader(file, strict=strict)
         line = 1
         try:
             for fields in reader:

@@ -156,7 +156,7 @@ GOOD = "candidate_id,title\nx,One\ny,Two\n"
         ("user_id,candidate_id,rating\na,x,-1e39\n", "line 2, column rating: .* found '-1e39'"),
         ("user_id,candidate_id,rating\na,x,\n", "line 2, column rating: .* found ''"),
         (
-            'user_id,candidate_id,timestamp\n"a\nb",x,1\na,x,noon\n',
+            'user_id,candidate_id,timestamp,note\na,x,1,"of two\nlines"\na,x,noon,\n',
             "line 4, column timestamp: expected seconds since 1970, found 'noon'",
         ),
         (
@@ -231,6 +231,7 @@ def test_users_listed_twice_are_refused(write):
         ("rating", [None, 1.0], "row 1, column rating: expected a number, found None"),
         ("rating", ["1", "x"], "row 2, column rating: expected a number, found 'x'"),
         ("rating", [[1], [2]], "column rating: expected numbers, found list"),
+        ("timestamp", [1, 2**60], "row 2, column timestamp: expected seconds .* found 11529"),
         ("timestamp", [1, 10**15], "row 2, column timestamp: expected seconds .* found 10{15}$"),
     ],
 )
@@ -255,9 +256,29 @@ def test_numbers_that_do_not_fit_are_refused(write):
         load_files(write("i.csv", "user_id,candidate_id\na,x\n"), write("c.parquet", candidates))
 
 
-def test_a_quote_that_is_never_closed_is_refused(write):
-    with pytest.raises(DatasetError, match=r"shop\.csv, line 2: cannot be read \(field larger"):
-        load_files(write("shop.csv", 'user_id,candidate_id\n"a,x\n' + "b,x\n" * 1_000_000))
+@pytest.mark.parametrize("n_lines", [3, 1_000_000])
+def test_a_quote_that_is_never_closed_is_refused(write, n_lines):
+    found = "unexpected end" if n_lines == 3 else "field larger"
+    with pytest.raises(DatasetError, match=rf"shop\.csv, line 3: cannot be read \({found}"):
+        load_files(write("shop.csv", 'user_id,candidate_id\na,x\nb,"x\n' + "b,x\n" * n_lines))
+
+
+def test_quotes_that_swallow_lines_are_refused(write):
+    lines = 'user_id,candidate_id\na,x\nb,"x\nc,"y\nd,z\n'
+    with pytest.raises(DatasetError, match=r"line 3, column candidate_id: the id has several line"):
+        load_files(write("shop.csv", lines))
+
+
+def test_a_quote_within_a_value_is_none(write):
+    candidates = 'candidate_id,title\nx,Disk of 5" or 12\n'
+    found = load_files(write("shop.csv", "user_id,candidate_id\na,x\n"), write("c.csv", candidates))
+    assert found.candidates["title"].to_pylist() == ['Disk of 5" or 12']
+
+
+def test_an_index_of_pandas_is_no_column(write):
+    table = {"candidate_id": ["x"], "year": [1990], "__index_level_0__": [7]}
+    found = load_files(write("i.csv", "user_id,candidate_id\na,x\n"), write("c.parquet", table))
+    assert found.candidates.column_names == ["candidate_id", "year"]
 
 
 def test_a_title_that_is_no_text_is_refused(write):
