@@ -122,7 +122,7 @@ def tls_credentials(authority: Path | None) -> grpc.ChannelCredentials | None:
     try:
         return connection.tls_credentials(authority)
     except OSError as error:
-        raise typer.BadParameter(f"cannot read {authority}: {error.strerror}") from error
+        raise typer.BadParameter(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def _print(status: pb.ServingStatus) -> None:

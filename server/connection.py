@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,10 @@ from typing import Any, Generic, Self, TypeVar
 import grpc
 
 from server.client_results import failure
+
+CLIENT_CERTIFICATE = "CANDIDATE_SEARCH_CLIENT_CERTIFICATE"
+CLIENT_KEY = "CANDIDATE_SEARCH_CLIENT_KEY"
+"""Variables that name the files (PEM) of the command line's own certificate and key."""
 
 Channel = TypeVar("Channel", bound=grpc.Channel | grpc.aio.Channel)
 
@@ -88,12 +93,21 @@ def retrying(
 
 
 def tls_credentials(authority: Path | None) -> grpc.ChannelCredentials | None:
-    """Return what connects by TLS; None, for in the clear, without an authority.
+    """Return what the command line connects by TLS with; None, for in the clear, without authority.
+
+    The environment names the certificate and key of its own, where a server wants clients to have
+    them.
 
     Raises:
-        OSError: if the authority's file cannot be read.
+        OSError: if a file cannot be read.
     """
-    return None if authority is None else grpc.ssl_channel_credentials(authority.read_bytes())
+    if authority is None:
+        return None
+    key, certificate = (
+        Path(os.environ[name]).read_bytes() if name in os.environ else None
+        for name in (CLIENT_KEY, CLIENT_CERTIFICATE)
+    )
+    return grpc.ssl_channel_credentials(authority.read_bytes(), key, certificate)
 
 
 def open_channel(

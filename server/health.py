@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         credentials = tls_credentials(asked.authority)
     except OSError as error:
-        _complain(f"cannot read {asked.authority}: {error.strerror}")
+        _complain(f"cannot read {error.filename}: {error.strerror}")
         return 2
     try:
         if is_serving(asked.address, credentials=credentials, server_name=asked.server_name):

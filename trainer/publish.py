@@ -39,6 +39,7 @@ CURRENT = "current"
 # NumPy tells of what it could not write without a number.
 _NO_SPACE = frozenset({errno.EDQUOT, errno.EFBIG, errno.ENOSPC, None})
 _STAGING = ".staging-"
+_ours: set[str] = set()  # what this process has staged
 _VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 _HASHING_THREADS = 2
 _MAX_LINKS = 40  # as many as Linux follows
@@ -377,7 +378,9 @@ def _staging_name(suffix: str) -> str:
 
     It tells whose it is: process ids mean nothing where several machines share a folder.
     """
-    return f"{_our_prefix()}{os.getpid()}-{suffix}"
+    name = f"{_our_prefix()}{os.getpid()}-{suffix}"
+    _ours.add(name)
+    return name
 
 
 def _our_prefix() -> str:
@@ -389,7 +392,10 @@ def _remove_abandoned(root: Path) -> None:
     prefix = _our_prefix()
     for path in root.glob(f"{prefix}*-*"):
         process_id = path.name.removeprefix(prefix).partition("-")[0]
-        if not process_id.isdigit() or _is_alive(int(process_id)):
+        if not process_id.isdigit() or path.name in _ours:
+            continue
+        # In a container the process that was killed had our id, and its name is that of this one.
+        if int(process_id) != os.getpid() and _is_alive(int(process_id)):
             continue
         if path.is_symlink():
             path.unlink(missing_ok=True)

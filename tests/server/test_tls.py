@@ -13,8 +13,10 @@ import pytest
 from cryptography import x509
 from typer.testing import CliRunner
 
+from server import health
 from server.client import Embedding, SearchClient, SearchFailedError
 from server.commands import app
+from server.connection import CLIENT_CERTIFICATE, CLIENT_KEY
 from server.settings import Settings
 from server.tls import CertificateError, certificates
 from tests.server.authority import Authority
@@ -107,7 +109,9 @@ def test_certificates_rotate_while_calls_succeed_and_bad_ones_change_nothing(
                 search(address, credentials)
 
 
-def test_clients_need_a_certificate_of_the_authority(index: Path, tmp_path: Path) -> None:
+def test_clients_need_a_certificate_of_the_authority(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     authority, other = Authority(tmp_path, "authority"), Authority(tmp_path, "other")
     root = authority.path.read_bytes()
 
@@ -117,7 +121,13 @@ def test_clients_need_a_certificate_of_the_authority(index: Path, tmp_path: Path
 
     own = flags(*authority.issue("server"), "--tls-client-authority", str(authority.path))
     with serving(index, *own) as (_, address):
-        assert 10 == search(address, with_own(authority.issue("client")))
+        client = authority.issue("client")
+        assert 10 == search(address, with_own(client))
+        asked = ["--address", address, "--authority", str(authority.path)]
+        assert 1 == health.main(asked)
+        for name, path in zip((CLIENT_CERTIFICATE, CLIENT_KEY), client, strict=True):
+            monkeypatch.setenv(name, str(path))
+        assert 0 == health.main(asked)
         for refused in (grpc.ssl_channel_credentials(root), with_own(other.issue("stranger"))):
             with pytest.raises(SearchFailedError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"):
                 search(address, refused)

@@ -95,6 +95,17 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([CURRENT, directory.name])
 
 
+def test_what_a_killed_process_with_our_id_left_is_removed_and_what_is_ours_stays(
+    tmp_path: Path,
+) -> None:
+    # In a container every process may be the first.
+    with staging(tmp_path) as ours:
+        theirs = ours.with_name(f"{ours.name.rpartition('-')[0]}-00000000")
+        theirs.mkdir()
+        publish(tmp_path)
+        assert (True, False) == (ours.is_dir(), theirs.exists())
+
+
 def test_what_a_process_of_another_machine_is_at_stays(tmp_path: Path) -> None:
     theirs = tmp_path / f".staging-another-host_{2**22 + 1}-00000000"
     theirs.mkdir()
