@@ -112,6 +112,8 @@ class TrainedOn(BaseModel):
     rows: str
     """``all`` of the dataset's interactions, or the train part of a split: ``random train``..."""
     n_interactions: int
+    min_rating: float | None = None
+    """What the interactions were rated at least, if they were chosen so."""
     newest_timestamp: int | None = None
     """Seconds since the epoch of the newest interaction seen, if the data has times."""
 

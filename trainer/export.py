@@ -134,6 +134,7 @@ def export(
                 dataset=dataset.name,
                 rows=rows_name,
                 n_interactions=len(rows),
+                min_rating=dataset.min_rating,
                 newest_timestamp=_newest(dataset, rows, seen_before),
             ),
             config=towers.config.model_dump(),

@@ -67,13 +67,19 @@ def refresh(bundle: TowerBundle, dataset: Dataset, root: Path) -> Refreshed:
         root: the folder that holds the versions.
 
     Raises:
-        RefreshError: if the bundle holds no histories, or knows none of the candidates.
+        RefreshError: if the bundle holds no histories, or knows none of the candidates, or was
+            trained on interactions with another minimal rating.
         BundleError: if ``root`` cannot be written to.
     """
     if bundle.query.user_ids is None:
         raise RefreshError(
             f"{bundle.directory} holds no histories to refresh: its users come with their requests"
         )
+    least = bundle.manifest.trained_on.min_rating
+    if dataset.ratings is not None and dataset.min_rating != least:
+        chosen = "are of all ratings" if least is None else f"are of those rated {least:g} or more"
+        advice = "leave --min-rating out" if least is None else f"give --min-rating {least:g}"
+        raise RefreshError(f"the histories of {bundle.directory} {chosen}: {advice}")
     new_rows = bundle.candidate_ids.rows(dataset.candidate_ids.array.to_pylist())
     known = dataset.with_candidates(bundle.candidates, new_rows)
     if not len(known):

@@ -151,3 +151,16 @@ def test_without_histories_there_is_nothing_to_refresh(
     directory = export(towers, dataset, train_rows, tmp_path, seed=0, with_histories=False)
     with pytest.raises(RefreshError, match="holds no histories to refresh"):
         refresh(TowerBundle.open(directory), dataset, tmp_path)
+
+
+def test_histories_stay_of_the_same_ratings(
+    dataset: Dataset, bundle: TowerBundle, tmp_path: Path
+) -> None:
+    with pytest.raises(RefreshError, match=r"are of all ratings: leave --min-rating out"):
+        refresh(bundle, dataset.with_min_rating(4), tmp_path)
+    assert 4 == dataset.with_min_rating(4).min_rating
+    seen = bundle.manifest.trained_on.model_copy(update={"min_rating": 4.0})
+    of_four = TowerBundle(bundle.directory, bundle.manifest.model_copy(update={"trained_on": seen}))
+    with pytest.raises(RefreshError, match=r"rated 4 or more: give --min-rating 4"):
+        refresh(of_four, dataset, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -39,6 +39,7 @@ class Dataset:
         candidate_rows: (n_interactions,) int32, with what.
         timestamps: (n_interactions,) int64 seconds since 1970, or None where the source has none.
         ratings: (n_interactions,) float32, or None where the source has none.
+        min_rating: What all of them are at least, if they were chosen so.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Dataset:
     candidate_rows: npt.NDArray[np.int32]
     timestamps: npt.NDArray[np.int64] | None = None
     ratings: npt.NDArray[np.float32] | None = None
+    min_rating: float | None = None
 
     def __len__(self) -> int:
         return len(self.user_rows)
@@ -91,7 +93,7 @@ class Dataset:
                 f"no interaction of {self.name} is rated at least {min_rating:g}: "
                 f"its highest rating is {self.ratings.max():g}"
             )
-        return self._with_interactions(kept)
+        return dataclasses.replace(self._with_interactions(kept), min_rating=min_rating)
 
     def with_candidates(
         self, candidates: pa.Table, new_rows: npt.NDArray[np.integer[Any]]
