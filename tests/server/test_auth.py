@@ -72,16 +72,16 @@ def test_every_method_needs_a_token_and_some_the_role(address: str, method: str)
 def test_nobody_is_asked_to_expect_a_call_that_is_refused(tmp_path: Path) -> None:
     # Or the calls of others would be held until it comes.
     path = tmp_path / "tokens"
-    path.write_text(f"read {READ}\n")
+    path.write_text(f"admin {ADMIN}\n")
     interceptor, asked = TokenInterceptor(Tokens(path)), []
 
     async def find(details: Any) -> None:
         asked.append(details.invocation_metadata)
 
-    for metadata in ((), (("authorization", f"Bearer {READ}"),)):
+    for metadata in ((), (("authorization", f"Bearer {ADMIN}"),)):
         details: Any = SimpleNamespace(method=METHODS[0], invocation_metadata=metadata)
         asyncio.run(interceptor.intercept_service(find, details))
-    assert [(("authorization", f"Bearer {READ}"),)] == asked
+    assert [(("authorization", f"Bearer {ADMIN}"),)] == asked
 
 
 def test_clients_send_their_token(address: str) -> None:
