@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,15 +100,22 @@ def tls_credentials(authority: Path | None) -> grpc.ChannelCredentials | None:
     them.
 
     Raises:
-        OSError: if a file cannot be read.
+        OSError: if a file cannot be read, or one of the two is not named.
     """
     if authority is None:
         return None
-    key, certificate = (
-        Path(os.environ[name]).read_bytes() if name in os.environ else None
-        for name in (CLIENT_KEY, CLIENT_CERTIFICATE)
-    )
+    key = certificate = None
+    if CLIENT_KEY in os.environ or CLIENT_CERTIFICATE in os.environ:
+        key, certificate = map(_named_in_environment, (CLIENT_KEY, CLIENT_CERTIFICATE))
     return grpc.ssl_channel_credentials(authority.read_bytes(), key, certificate)
+
+
+def _named_in_environment(variable: str) -> bytes:
+    if variable not in os.environ:  # gRPC ends the process over one without the other
+        raise FileNotFoundError(
+            errno.ENOENT, "key and certificate go together, name both", variable
+        )
+    return Path(os.environ[variable]).read_bytes()
 
 
 def open_channel(

@@ -44,17 +44,24 @@ class LiveRecall:
         """Compare a search, perhaps."""
         if random.random() >= self._share or result.plan.exact:  # noqa: S311 - not for secrets
             return
-        if result.plan.expected_recall is None or _is_reordered(search):
+        expected_recall = result.plan.expected_recall
+        if expected_recall is None or _is_reordered(search):
             return
         if time.monotonic() >= self._resting_until:
             self._resting_until = float("inf")
-            self._thread.submit(self._compare, version, search, result)
+            self._thread.submit(self._compare, version, search, result, expected_recall)
 
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _compare(self, version: IndexVersion, search: SearchRequest, result: SearchResult) -> None:
+    def _compare(
+        self,
+        version: IndexVersion,
+        search: SearchRequest,
+        result: SearchResult,
+        expected_recall: float,
+    ) -> None:
         start = time.monotonic()
         seconds = _PAUSE_AFTER_FAILURE_SECONDS
         try:
@@ -64,7 +71,7 @@ class LiveRecall:
             (recall,) = recall_at_k(_neighbors(result, k), _neighbors(exact, k))
             labels = (result.plan.backend, version.name)
             metrics.LIVE_RECALL.labels(*labels).observe(recall)
-            metrics.LIVE_EXPECTED_RECALL.labels(*labels).observe(result.plan.expected_recall or 0.0)
+            metrics.LIVE_EXPECTED_RECALL.labels(*labels).observe(expected_recall)
             seconds = (time.monotonic() - start) / _BUSY_SHARE
         except Exception:  # noqa: BLE001 - the caller has its answer, and nobody waits for this one
             _log.exception("live recall fails", index_version=version.name)

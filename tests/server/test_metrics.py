@@ -14,6 +14,7 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
+from indexer.bundle import IndexBundle
 from server import metrics
 from server.client import Embedding, SearchClient, SearchFailedError
 from server.domain import SearchRequest
@@ -56,8 +57,12 @@ def test_every_call_is_counted_whoever_answered_it(link: Path, workers: str) -> 
         assert samples[stages % version] >= 1
         assert samples["candidate_search_peak_memory_bytes"] > 1e6
         recall = f'{{backend="annoy",index_version="{version}"}}'
-        wait_for(lambda: f"candidate_search_live_recall_count{recall}" in scrape(port))
+        wait_for(lambda: f"candidate_search_live_expected_recall_count{recall}" in scrape(port))
         samples = scrape(port)
+        n_promised = samples[f"candidate_search_live_expected_recall_count{recall}"]
+        promised = samples[f"candidate_search_live_expected_recall_sum{recall}"] / n_promised
+        points = IndexBundle.open(link).manifest.backends["annoy"].operating_points
+        assert any(promised == pytest.approx(point.recall) for point in points)
         n_compared = samples[f"candidate_search_live_recall_count{recall}"]
         assert 0.5 <= samples[f"candidate_search_live_recall_sum{recall}"] / n_compared <= 1
 

@@ -63,7 +63,6 @@ def test_without_content_or_with_very_many_labels_nothing_is_moved() -> None:
         encoder = trained_encoder(features)
         before = encoder.get_weights()
         tokens = corpus["candidate_id"][:, 0]
-        catalogue = Catalogue(features, {name: corpus[name] for name in ("candidate_id", "genre")})
-        let_content_speak(encoder, features, catalogue, tokens, np.full(10, 9))
+        let_content_speak(encoder, features, Catalogue(features, corpus), tokens, np.full(10, 9))
         for weights, unchanged in zip(encoder.get_weights(), before, strict=True):
             np.testing.assert_array_equal(weights, unchanged)

@@ -18,8 +18,8 @@ import pyarrow.parquet
 
 from trainer.datasets.dataset import DatasetError
 
-# A number as people write it; no "nan", no "inf".
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # a column that nobody made
+# A number as people write it; no "nan", no "inf".
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
