@@ -18,6 +18,8 @@ from trainer.metrics import PerUser, paired_bootstrap
 from trainer.publish import CURRENT, BundleError
 
 METRIC = "ndcg@10"
+_SAME = ("dataset", "min_rating", "split", "train_fraction")
+"""What must have been the same, for two measurements to be compared."""
 _FEWEST_USERS = 30
 """Of fewer, resampling says little of what others would be served."""
 
@@ -84,9 +86,13 @@ def _paired(
         raise _IncomparableError("the new towers were not measured")
     if current.user_quality is None:
         raise _IncomparableError("it holds no quality by user")
-    theirs = current.manifest.evaluation
-    if (evaluation.dataset, evaluation.split) != (theirs.get("dataset"), theirs.get("split")):
-        raise _IncomparableError("it was measured on another dataset or split")
+    before, now = current.manifest.evaluation, evaluation.model_dump(mode="json")
+    for name in _SAME:
+        if name in before and before[name] != now[name]:  # older bundles do not tell of all
+            what = name.replace("_", " ")
+            raise _IncomparableError(
+                f"it was measured on another {what}, {before[name]} instead of {now[name]}"
+            )
     both = quality.join(current.user_quality, "user_id", join_type="inner", right_suffix=" before")
     if not len(both):
         raise _IncomparableError("no user was measured in both")

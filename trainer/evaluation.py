@@ -70,6 +70,9 @@ class Evaluation(BaseModel):
         dataset: Name of the dataset.
         split: How it was split.
         ordered_by: What settled which interaction is later, ``timestamp`` or ``row``.
+        train_fraction: What share of the interactions was trained on, where the split leaves it
+            open.
+        min_rating: What the interactions were rated at least, if they were chosen so.
         n_users: How many users were scored.
         metrics: By name, such as ``heldout_recall@10``; see ``trainer.metrics``.
         rmse: Of the ranking model's ratings; None without one.
@@ -81,6 +84,8 @@ class Evaluation(BaseModel):
     dataset: str
     split: SplitKind
     ordered_by: str
+    train_fraction: float | None = None
+    min_rating: float | None = None
     n_users: int
     metrics: dict[str, float]
     rmse: float | None = None
@@ -142,6 +147,8 @@ def summarise(
         dataset=dataset.name,
         split=split.kind,
         ordered_by=split.ordered_by,
+        train_fraction=split.train_fraction,
+        min_rating=dataset.min_rating,
         n_users=len(rankings.user_rows),
         metrics=measure(dataset, split, rankings),
     )

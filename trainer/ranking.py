@@ -270,8 +270,9 @@ def fit(
     ratings = learnable_ratings(dataset, rows)
     data = encode(dataset, rows, config.max_history_length)
     batches = training_batches(dataset, rows, ratings, data, config.batch_size, seed)
+    scale = np.float64(ratings)  # squares of large or tiny ratings would not fit into 32 bits
     model = RankingModel(
-        data.description.features, config, float(ratings.mean()), float(ratings.std()), seed
+        data.description.features, config, float(scale.mean()), float(scale.std()), seed
     )
     learning_rate = tf.keras.optimizers.schedules.PolynomialDecay(
         config.learning_rate, config.epochs * int(batches.cardinality()), end_learning_rate=0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,8 @@ from trainer.features import (
 from trainer.inputs import collect_histories
 from trainer.keras import tf, untuned
 from trainer.vocabulary import Vocabulary
+
+Described: TypeAlias = tuple[tuple[Feature, ...], dict[str, Vocabulary]]
 
 _MAX_TOKENS_PER_LINE = 0.5  # of a feature; with more, most lines have one of their own
 
@@ -81,8 +83,7 @@ def encode(dataset: Dataset, train_rows: np.ndarray, max_history_length: int) ->
         n_tokens=dataset.n_candidates,
     )
     candidate_id = Feature(name=CANDIDATE_ID, kind="id", n_tokens=dataset.n_candidates)
-    of_users, user_tokens = _describe(dataset.users)
-    of_candidates, candidate_tokens = _describe(dataset.candidates)
+    (of_users, user_tokens), (of_candidates, candidate_tokens) = describe(dataset)
     histories = collect_histories(dataset, train_rows, max_history_length)
     longest = max(1, *map(len, histories))  # memory for more would be wasted on padding
     users = encode_table(
@@ -101,6 +102,15 @@ def encode(dataset: Dataset, train_rows: np.ndarray, max_history_length: int) ->
         (encode_histories(histories, longest), *users.values()),
         tuple(candidates.values()),
     )
+
+
+def describe(dataset: Dataset) -> tuple[Described, Described]:
+    """Describe what is read of users and of candidates beside ids and histories.
+
+    Raises:
+        TrainingError: if a model cannot read a column.
+    """
+    return _described(dataset.users), _described(dataset.candidates)
 
 
 def learnable_ratings(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
@@ -168,7 +178,7 @@ def training_batches(
     return untuned(order.batch(batch_size).map(examples).prefetch(2))
 
 
-def _describe(table: pa.Table) -> tuple[tuple[Feature, ...], dict[str, Vocabulary]]:
+def _described(table: pa.Table) -> Described:
     """Describe the columns, but the id, that say something of many lines: no texts, no names.
 
     Raises:

@@ -40,12 +40,14 @@ class Split:
         test: (n_test,) rows of interactions, none of them in ``train``.
         ordered_by: What settled which interaction is later: ``timestamp``, or ``row`` where
             timestamps are missing or all the same, and the source's order stands in for them.
+        train_fraction: What share of the interactions is trained on, where the kind leaves it open.
     """
 
     kind: SplitKind
     train: Rows
     test: Rows
     ordered_by: str
+    train_fraction: float | None = None
 
 
 def split(
@@ -81,18 +83,16 @@ def _cut(dataset: Dataset, kind: SplitKind, rows: Rows, train_fraction: float, s
     if not 0 < train_fraction < 1:
         raise ValueError(f"the train fraction must lie between 0 and 1, not {train_fraction:g}")
     oldest_first, ordered_by = _in_time(dataset, rows)
-    n_train = int(len(rows) * train_fraction)
-    if kind is SplitKind.RANDOM:
-        shuffled = rows[np.random.default_rng(seed).permutation(len(rows))]
-        train, test = shuffled[:n_train], shuffled[n_train:]
-    elif kind is SplitKind.TEMPORAL:
-        train, test = oldest_first[:n_train], oldest_first[n_train:]
-    elif kind is SplitKind.LEAVE_LAST_OUT:
+    if kind is SplitKind.NONE:
+        return Split(kind, rows, rows[:0], ordered_by)
+    if kind is SplitKind.LEAVE_LAST_OUT:
         test = _last_of_each_user(dataset, oldest_first)
-        train = np.setdiff1d(rows, test, assume_unique=True)
-    else:
-        train, test = rows, rows[:0]
-    return Split(kind=kind, train=train, test=test, ordered_by=ordered_by)
+        return Split(kind, np.setdiff1d(rows, test, assume_unique=True), test, ordered_by)
+    ordered = oldest_first
+    if kind is SplitKind.RANDOM:
+        ordered = rows[np.random.default_rng(seed).permutation(len(rows))]
+    n_train = int(len(rows) * train_fraction)
+    return Split(kind, ordered[:n_train], ordered[n_train:], ordered_by, train_fraction)
 
 
 def _in_time(dataset: Dataset, rows: Rows) -> tuple[Rows, str]:

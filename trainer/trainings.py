@@ -33,7 +33,7 @@ from trainer.keras import tf
 from trainer.model_config import USUAL_SEQUENCE_WEIGHT, TowersConfig
 from trainer.ranking import Ranker
 from trainer.ranking import fit as fit_ranking_model
-from trainer.ranking_data import NoRatingsError
+from trainer.ranking_data import NoRatingsError, describe
 from trainer.splits import Split, SplitKind
 from trainer.splits import split as split_dataset
 from trainer.trained_towers import Towers
@@ -86,6 +86,8 @@ class Trainings:
         Raises:
             TrainingError: if there is nothing to train or to measure on, or the training fails.
         """
+        if self.config.with_ranker and self.dataset.ratings is not None:
+            describe(self.dataset)  # what it cannot read is better refused before the towers' turn
         validation = validation_of(self.dataset, parts)
         towers = self._find_epochs(validation) if self.config.patience else None
         self.find_balance(validation, towers)

@@ -12,7 +12,9 @@ from trainer.acceptance import METRIC, WorseError, compare_with_current, quality
 from trainer.datasets import load_dataset
 from trainer.evaluation import Evaluation, Rankings
 
-EVALUATION = Evaluation(dataset="d", split="random", ordered_by="row", n_users=40, metrics={})
+EVALUATION = Evaluation(
+    dataset="d", split="random", ordered_by="row", train_fraction=0.8, n_users=40, metrics={}
+)
 
 
 def quality(values: np.ndarray, first_user: int = 0) -> pa.Table:
@@ -96,8 +98,10 @@ def test_users_are_paired_by_id_and_others_do_not_count(
     [
         (quality(BEFORE), {}, None, "the new towers were not measured"),
         (None, {}, EVALUATION, "it holds no quality by user"),
-        (quality(BEFORE), {"split": "temporal"}, EVALUATION, "on another dataset or split"),
-        (quality(BEFORE), {"dataset": "e"}, EVALUATION, "on another dataset or split"),
+        (quality(BEFORE), {"split": "temporal"}, EVALUATION, "split, temporal instead of random"),
+        (quality(BEFORE), {"dataset": "e"}, EVALUATION, "another dataset, e instead of d"),
+        (quality(BEFORE), {"min_rating": 4.0}, EVALUATION, "min rating, 4.0 instead of None"),
+        (quality(BEFORE), {"train_fraction": 0.5}, EVALUATION, "fraction, 0.5 instead of 0.8"),
         (quality(BEFORE, first_user=50), {}, EVALUATION, "no user was measured in both"),
     ],
 )

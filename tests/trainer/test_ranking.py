@@ -117,6 +117,18 @@ def test_a_column_that_it_cannot_read_is_refused(tiny: Dataset) -> None:
         encode(dataclasses.replace(tiny, users=users), np.arange(5), SMALL.max_history_length)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_ratings_may_be_of_any_size(scale: float, tiny: Dataset, ranker: Ranker) -> None:
+    assert tiny.ratings is not None
+    scaled = fit(
+        dataclasses.replace(tiny, ratings=tiny.ratings * np.float32(scale)),
+        np.arange(5),
+        SMALL,
+        seed=1,
+    )
+    np.testing.assert_allclose(predicted(ranker), predicted(scaled) / scale, rtol=1e-3)
+
+
 def test_unknown_users_are_average_ones(ranker: Ranker) -> None:
     unknown = ranker.model.query([np.zeros((1, n), np.int32) for n in (4, 1)] + [np.zeros((1, 1))])
     np.testing.assert_array_equal(np.zeros_like(unknown), unknown)

@@ -1,12 +1,15 @@
 """The trainings of one command; most of what they do is tested through the commands."""
 
+import dataclasses
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from trainer.acceptance import WorseError
 from trainer.config import Config
 from trainer.datasets import Dataset, load_dataset
+from trainer.errors import TrainingError
 from trainer.model_config import TowersConfig
 from trainer.splits import split
 from trainer.trainings import Trainings
@@ -37,6 +40,17 @@ def test_what_changes_the_result_changes_the_folder_of_checkpoints(
     ]
     assert folder() == folder(config=Config(towers=TowersConfig(learning_rate=0.1)))
     assert len({folder(), *(folder(**one) for one in changes)}) == 1 + len(changes)
+
+
+def test_what_the_ranking_model_cannot_read_is_refused_before_any_training(
+    dataset: Dataset,
+) -> None:
+    wealth = pa.array([1e300] + [1.0] * (dataset.n_users - 1))
+    rich = dataclasses.replace(dataset, users=dataset.users.append_column("wealth", wealth))
+    trainings = Trainings(rich, Config(patience=1))
+    with pytest.raises(TrainingError, match="'wealth', read by the ranking model"):
+        trainings.settle(split(rich, "random"))
+    assert trainings.curve == []
 
 
 def test_without_a_folder_nothing_is_kept(dataset: Dataset) -> None:
