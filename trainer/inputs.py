@@ -156,9 +156,7 @@ def _columns(
 
     Those of other ``kinds`` are not read, and may be named and be as they like.
     """
-    for name in table.column_names:
-        if name in (CANDIDATE_ID, USER_ID):
-            continue
+    for name in table.column_names[1:]:
         if kinds is not None and kind_of(table[name]) not in (None, *kinds):
             continue
         feature, vocabulary = _describe_column(name, table[name], what)
@@ -186,6 +184,8 @@ def _refuse_one_name_for_two(described: Sequence[Described]) -> None:
 
 
 def _describe_column(name: str, column: pa.ChunkedArray, what: str) -> Described:
+    if name in (CANDIDATE_ID, USER_ID):
+        raise TrainingError(f"the {what}' column {name!r} has the name of an id: rename it")
     if not _INPUT_NAME.fullmatch(name):
         raise TrainingError(
             f"the {what}' column {name!r} cannot be an input of a tower: rename it so that "

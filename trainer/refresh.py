@@ -156,9 +156,13 @@ def _embed(bundle: TowerBundle, users: pa.Table, histories: list[np.ndarray]) ->
     """Embed users (n, dim) float32 with a bundle's query tower."""
     saved = tf.saved_model.load(str(bundle.directory / Path(QUERY_TOWER).stem / "1"))
     signature = saved.signatures["serving_default"]
-    inputs = encode_queries(bundle.query.features, bundle.vocabularies, histories, users)
+    features = bundle.query.features
+    names = [feature.name for feature in features.query]
 
     def embed(*batch: np.ndarray) -> Any:
-        return signature(**dict(zip(inputs, map(tf.constant, batch), strict=True)))
+        return signature(**dict(zip(names, map(tf.constant, batch), strict=True)))
 
-    return in_batches(embed, list(inputs.values()))
+    def encoded(some: slice) -> dict[str, np.ndarray]:
+        return encode_queries(features, bundle.vocabularies, histories[some], users[some])
+
+    return in_batches(embed, len(histories), encoded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,7 +98,11 @@ class Towers:
             (n, dim) float32.
         """
         nobody = pa.table({USER_ID: pa.nulls(len(histories), pa.string())})
-        return self._embed(encode_queries(self.features, self.vocabularies, histories, nobody))
+
+        def encoded(some: slice) -> dict[str, np.ndarray]:
+            return encode_queries(self.features, self.vocabularies, histories[some], nobody[some])
+
+        return in_batches(self.query_module.embed, len(histories), encoded)
 
     def embed_users(
         self, rows: np.ndarray, histories: Sequence[np.ndarray] | None = None
@@ -112,16 +116,24 @@ class Towers:
         Returns:
             (n, dim) float32.
         """
-        return self._embed(self.encode_users(rows, histories))
+        return in_batches(
+            self.query_module.embed,
+            len(rows),
+            lambda some: self.encode_users(rows[some], histories),
+        )
 
     def encode_users(
         self, rows: np.ndarray, histories: Sequence[np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
-        """Encode users as ``embed_users`` reads them: the query tower's inputs (n, length)."""
+        """Encode users as ``embed_users`` reads them: the query tower's inputs (n, length).
+
+        Histories are padded to the longest of them.
+        """
         known = self.histories if histories is None else histories
         chosen = [known[row] for row in rows]
+        longest = max(1, *map(len, chosen)) if chosen else 1
         return {
-            feature.name: encode_histories(chosen, feature.length)
+            feature.name: encode_histories(chosen, min(longest, feature.length))
             if feature.kind == "history"
             else self.context[feature.name][rows]
             for feature in self.features.query
@@ -138,8 +150,7 @@ class Towers:
         """
         if self.description_module is None:
             raise ValueError("these towers read no content in histories")
-        inputs = [content[feature.name] for feature in self.features.content]
-        return in_batches(self.description_module.embed, inputs)
+        return _in_batches_of(self.description_module.embed, content, self.features.content)
 
     def embed_candidates(self, corpus: dict[str, np.ndarray] | None = None) -> np.ndarray:
         """Embed candidates.
@@ -151,11 +162,7 @@ class Towers:
             (n_candidates, dim) float32, in row order.
         """
         corpus = self.corpus if corpus is None else corpus
-        inputs = [corpus[feature.name] for feature in self.features.candidate]
-        return in_batches(self.candidate_module.embed, inputs)
-
-    def _embed(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        return in_batches(self.query_module.embed, list(inputs.values()))
+        return _in_batches_of(self.candidate_module.embed, corpus, self.features.candidate)
 
 
 def _description_module(
@@ -177,13 +184,25 @@ def _description_module(
     return DescriptionModule(described, features.content)
 
 
-def in_batches(embed: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+def in_batches(
+    embed: Any, n: int, encoded: Callable[[slice], Mapping[str, np.ndarray]]
+) -> np.ndarray:
     """Return the embeddings (n, dim) float32 that an exported function gives to its inputs.
 
     Args:
-        embed: of tensors, in the order of ``inputs``; returns a dictionary.
-        inputs: each (n, length).
+        embed: of tensors, in the order of its inputs; returns a dictionary.
+        n: how many lines there are.
+        encoded: returns the inputs (n, length) of some lines, in that order; all of them at once
+            could take more memory than there is.
     """
-    starts = range(0, len(inputs[0]), _BATCH_SIZE)
-    batches = ([values[start : start + _BATCH_SIZE] for values in inputs] for start in starts)
-    return np.concatenate([embed(*batch)["embedding"].numpy() for batch in batches])
+    batches = (encoded(slice(start, start + _BATCH_SIZE)) for start in range(0, n, _BATCH_SIZE))
+    return np.concatenate([embed(*batch.values())["embedding"].numpy() for batch in batches])
+
+
+def _in_batches_of(
+    embed: Any, inputs: Mapping[str, np.ndarray], features: Sequence[Feature]
+) -> np.ndarray:
+    """Return the same for inputs (n, length) that are there, of which ``embed`` reads some."""
+    read = {feature.name: inputs[feature.name] for feature in features}
+    n = len(next(iter(read.values())))
+    return in_batches(embed, n, lambda some: {name: one[some] for name, one in read.items()})

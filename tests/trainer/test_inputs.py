@@ -164,6 +164,14 @@ def test_what_only_the_ranking_model_reads_has_a_name_of_its_own_too() -> None:
         described(users, TowersConfig())
 
 
+def test_a_column_of_candidates_that_is_named_like_the_users_ids_is_refused() -> None:
+    data = small_dataset([0], [0], [1])
+    sellers = pa.array(["s", "t"] * data.n_candidates)[: data.n_candidates]
+    sold = dataclasses.replace(data, candidates=data.candidates.append_column("user_id", sellers))
+    with pytest.raises(TrainingError, match="candidates' column 'user_id' has the name of an id"):
+        described(sold, TowersConfig())
+
+
 def test_a_column_that_is_not_read_may_have_any_name() -> None:
     data = small_dataset([0], [0], [1])
     texts = pa.array(["a text of some words"] * data.n_candidates)

@@ -9,6 +9,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from pydantic import ValidationError
 
+from trainer import trained_towers
 from trainer.batches import ages, ragged
 from trainer.features import Feature, Features, encode_histories
 from trainer.keras import tf
@@ -125,6 +126,18 @@ def test_a_newer_interaction_weighs_more_for_the_sequence_and_the_same_for_the_t
 def test_only_the_newest_interactions_are_read(towers: Towers) -> None:
     longer, kept = towers.embed_queries([np.array([6, 0, 1, 2, 3]), np.array([0, 1, 2, 3])])
     np.testing.assert_array_equal(longer, kept)
+
+
+def test_histories_are_padded_to_the_longest_of_a_batch(
+    towers: Towers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    histories = [np.array([2]), np.array([0, 1, 2]), np.array([], np.int32), np.array([6, 5])]
+    inputs = towers.encode_users(np.array([0, 2]), histories)
+    np.testing.assert_array_equal([[3], [0]], inputs["history"])
+    expected = towers.embed_queries(histories)
+    monkeypatch.setattr(trained_towers, "_BATCH_SIZE", 3)
+    actual = towers.embed_users(np.array([3, 1, 0, 2]), histories)
+    np.testing.assert_allclose(expected[[3, 1, 0, 2]], actual, atol=1e-6)
 
 
 def test_padded_histories_are_embedded_as_those_of_training(towers: Towers) -> None:
