@@ -1,8 +1,9 @@
 """What a server counts, and where Prometheus reads it.
 
-With several workers each process counts into files of its own, in the directory that the
-environment names, and the client library adds them up: whichever process is asked answers for all.
-The variable must be set before this module is imported.
+With several workers each process counts into files that no other one counts into meanwhile
+(``server.slots``), in the directory that the environment names, and the client library adds them
+up: whichever process is asked answers for all. The variable must be set before this module is
+imported.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 import sys
 import threading
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -24,15 +26,22 @@ from prometheus_client import (
     Summary,
     make_wsgi_app,
     multiprocess,
+    values,
 )
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from server.domain import SearchResult
+from server.slots import Slots
 
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 STAGES_EVERY = 16  # searches: what a histogram tells of stages needs no more
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _STAGE_SECONDS = (0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+_slots = None
+if DIRECTORY_VARIABLE in os.environ:
+    _slots = Slots(Path(os.environ[DIRECTORY_VARIABLE]))
+    values.ValueClass = values.MultiProcessValue(_slots.mine)  # type: ignore[no-untyped-call]
 
 REGISTRY = CollectorRegistry()
 _PREFIX = "candidate_search"
@@ -156,7 +165,7 @@ class _SilentHandler(WSGIRequestHandler):
 class _Server(ThreadingWSGIServer):
     """Answers Prometheus; workers share the port, as they share what they count."""
 
-    allow_reuse_port = DIRECTORY_VARIABLE in os.environ
+    allow_reuse_port = _slots is not None
     request_queue_size = 128  # or a few that stall would keep others from connecting
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -178,7 +187,7 @@ def listen(host: str, port: int) -> int:
         OSError: if the address cannot be listened on.
     """
     registry = REGISTRY
-    if DIRECTORY_VARIABLE in os.environ:
+    if _slots is not None:
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     kind = _IPv6Server if ":" in host else _Server
@@ -187,10 +196,10 @@ def listen(host: str, port: int) -> int:
     return server.server_port
 
 
-def forget_process(process_id: int) -> None:
-    """Count no longer as present what a process that ended had in flight."""
-    if DIRECTORY_VARIABLE in os.environ:
-        multiprocess.mark_process_dead(process_id)  # type: ignore[no-untyped-call]
+def forget_ended() -> None:
+    """Count no longer as present what processes that ended had in flight."""
+    if _slots is not None:
+        _slots.forget_ended()
 
 
 def observe_search(result: SearchResult, index_version: str, number: int) -> None:

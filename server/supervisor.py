@@ -148,7 +148,7 @@ class _Watch:
                 process_id, status = os.waitpid(-1, flags)
                 if process_id == 0:
                     return
-                metrics.forget_process(process_id)
+                metrics.forget_ended()
                 if process_id == self._first:
                     self._first = None
                     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM

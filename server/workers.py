@@ -400,5 +400,5 @@ def _has_ended(process: _Process) -> bool:
     if ended_id == 0:
         return False
     process.close()
-    metrics.forget_process(process.process_id)
+    metrics.forget_ended()
     return True

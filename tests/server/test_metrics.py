@@ -1,6 +1,8 @@
 """What Prometheus reads: every call by its code, every search by its version, over all workers."""
 
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from server import metrics
 from server.client import Embedding, SearchClient, SearchFailedError
 from server.domain import SearchRequest
 from server.ports import probe_port
-from tests.server.processes import free_port, scrape, serving, wait_for
+from tests.server.processes import free_port, processes, scrape, serving, wait_for, workers
 from tests.server.published import current, publish
 
 QUERY = Embedding([1.0] * 8)
@@ -65,6 +67,41 @@ def test_every_call_is_counted_whoever_answered_it(link: Path, workers: str) -> 
         assert any(promised == pytest.approx(point.recall) for point in points)
         n_compared = samples[f"candidate_search_live_recall_count{recall}"]
         assert 0.5 <= samples[f"candidate_search_live_recall_sum{recall}"] / n_compared <= 1
+
+
+def test_counts_outlive_workers_and_versions_and_take_no_more_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    publish(tmp_path / "index", 1, ("brute_force",))
+    port, link = free_port(), tmp_path / "index" / "current"
+    calls = 'candidate_search_requests_total{code="OK",method="SearchCandidates"}'
+    n_searches = 0
+
+    def search() -> None:
+        nonlocal n_searches
+        n_searches += 1
+        with SearchClient(address) as client:
+            client.search(QUERY)
+        wait_for(lambda: scrape(port).get(calls) == n_searches)
+
+    with serving(link, "--metrics-port", str(port), "--workers", "2") as (process, address):
+        for number in range(2, 5):
+            search()
+            before = set(workers(process.pid))
+            os.kill(min(before), signal.SIGKILL)
+            wait_for(lambda before=before: len(set(workers(process.pid)) & before) == 1)
+            wait_for(lambda: len(workers(process.pid)) == 2)
+            search()
+            before = set(workers(process.pid))
+            publish(tmp_path / "index", number, ("brute_force",))
+            wait_for(lambda before=before: not set(workers(process.pid)) & before)
+        search()
+        # The supervisor, a parent and its two workers, and those that take over from these.
+        assert 4 <= len(list(tmp_path.glob("temporary/*/*.slot"))) <= 7
+        wait_for(lambda: len(processes(process.pid)) == 4)
+        assert len(list(tmp_path.glob("temporary/*/*livesum*"))) <= 4
 
 
 def test_calls_without_a_token_are_counted_by_methods_that_there_are(
