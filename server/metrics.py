@@ -13,7 +13,7 @@ import resource
 import socket
 import sys
 import threading
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -67,7 +67,7 @@ SEARCHES = Counter(
 STAGE_SECONDS = Histogram(
     "stage_seconds",
     f"The stages of one search in {STAGES_EVERY}.",
-    ["stage", "index_version"],
+    ["stage"],  # not the version: so many series for each there has been are too many
     namespace=_PREFIX,
     registry=REGISTRY,
     buckets=_STAGE_SECONDS,
@@ -202,24 +202,23 @@ def forget_ended() -> None:
         _slots.forget_ended()
 
 
-def observe_search(result: SearchResult, index_version: str, number: int) -> None:
+def observe_search(result: SearchResult, number: int) -> None:
     """Count what a search was told and, now and then, how long its stages took.
 
     Args:
         result: the answer.
-        index_version: what gave it.
         number: how many searches were answered before it.
     """
     for notice in result.notices:
         NOTICES.labels(notice.code.name).inc()
     if number % STAGES_EVERY == 0:
         for stage, nanos in result.stage_nanos.items():
-            _stage(stage, index_version).observe(nanos / 1e9)
+            _stage(stage).observe(nanos / 1e9)
 
 
-@lru_cache(maxsize=64)  # versions come and go
-def _stage(name: str, index_version: str) -> Histogram:
-    return STAGE_SECONDS.labels(name, index_version)
+@cache
+def _stage(name: str) -> Histogram:
+    return STAGE_SECONDS.labels(name)
 
 
 def observe_process(n_in_flight: int, n_long: int) -> None:

@@ -231,7 +231,7 @@ class CandidateSearchServicer:
             offset = call.search.offset + len(result.rows)
             next_page_token = version.page_tokens.sign(call.all_but_token, offset)
         metrics.count(version.counter(result.plan))
-        metrics.observe_search(result, version.name, self._n_searches)
+        metrics.observe_search(result, self._n_searches)
         self._n_searches += 1
         if self._tracer is not None:
             self._tracer.record(result, call.begun_nanos, version.name)

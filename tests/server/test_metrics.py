@@ -55,8 +55,7 @@ def test_every_call_is_counted_whoever_answered_it(link: Path, workers: str) -> 
             'search_method="index"}'
         )
         assert 8 == samples[searches % version]
-        stages = 'candidate_search_stage_seconds_count{index_version="%s",stage="search"}'
-        assert samples[stages % version] >= 1
+        assert samples['candidate_search_stage_seconds_count{stage="search"}'] >= 1
         assert samples["candidate_search_peak_memory_bytes"] > 1e6
         recall = f'{{backend="annoy",index_version="{version}"}}'
         wait_for(lambda: f"candidate_search_live_expected_recall_count{recall}" in scrape(port))
