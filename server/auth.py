@@ -24,10 +24,10 @@ from server.watched_files import WatchedFiles
 
 _log = structlog.get_logger(__name__)
 _MIN_TOKEN_LENGTH = 16
-_SCHEME = "Bearer "
+_SCHEME = "bearer"  # in any case, as of all schemes of HTTP
 _UNKNOWN_METHOD = "unknown"  # in metrics
 _METHODS = frozenset(
-    method.name
+    f"/{service.full_name}/{method.name}"
     for file in (candidate_search_service_pb2, admin_service_pb2, reflection_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
@@ -104,8 +104,8 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
             # Not before: whoever is asked for a handler expects the call.
             return await continuation(handler_call_details)
         # Callers may make up methods, but no labels.
-        method = handler_call_details.method.rpartition("/")[2]
-        label = method if method in _METHODS else _UNKNOWN_METHOD
+        method = handler_call_details.method
+        label = method.rpartition("/")[2] if method in _METHODS else _UNKNOWN_METHOD
         metrics.REQUESTS.labels(label, STATUS_CODES[type(error)].name).inc()
         return _refusing(error)
 
@@ -113,8 +113,8 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         if details.method.startswith(_OPEN_PREFIX):
             return None
         given = dict(details.invocation_metadata or ()).get("authorization", "")
-        is_bearer = isinstance(given, str) and given.startswith(_SCHEME)
-        role = self._tokens.role(str(given).removeprefix(_SCHEME)) if is_bearer else None
+        scheme, _, token = given.partition(" ") if isinstance(given, str) else ("", "", "")
+        role = self._tokens.role(token) if scheme.lower() == _SCHEME else None
         if role is None:
             return UnauthenticatedError(
                 "the call carries no valid token; send one as the metadata "

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypedDict, Unpack
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, Unpack
 
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 
 FilterValue: TypeAlias = str | int | float | bool
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,13 @@ class User:
         user_id: as trained; empty for a user without an id.
         history: candidate ids, oldest first; they follow the history known from training.
         history_replaces: whether they take its place.
-        features: values of the query tower's other features.
+        features: values of the query tower's other features; None is left out.
     """
 
     user_id: str = ""
     history: Sequence[str] = ()
     history_replaces: bool = False
-    features: Mapping[str, str | float | Sequence[str]] = field(default_factory=dict)
+    features: Mapping[str, str | float | Sequence[str] | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,17 +112,21 @@ class Condition:
     message: pb.Filter
 
     def __and__(self, other: Condition) -> Condition:
-        return Condition(
-            pb.Filter(all_of=pb.FilterList(filters=[self.message, other.message])),
-        )
+        filters = [*self._parts("all_of"), *other._parts("all_of")]
+        return Condition(pb.Filter(all_of=pb.FilterList(filters=filters)))
 
     def __or__(self, other: Condition) -> Condition:
-        return Condition(
-            pb.Filter(any_of=pb.FilterList(filters=[self.message, other.message])),
-        )
+        filters = [*self._parts("any_of"), *other._parts("any_of")]
+        return Condition(pb.Filter(any_of=pb.FilterList(filters=filters)))
 
     def __invert__(self) -> Condition:
         return Condition(pb.Filter(negated=self.message))
+
+    def _parts(self, kind: Literal["all_of", "any_of"]) -> Sequence[pb.Filter]:
+        """Return what this combines in such a way already: one level deep, however many."""
+        is_combined = self.message.WhichOneof("kind") == kind
+        parts: pb.FilterList = getattr(self.message, kind)
+        return parts.filters if is_combined else [self.message]
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,9 @@ class Field:
 
     def one_of(self, values: Iterable[FilterValue]) -> Condition:
         """Holds where the value is one of these."""
-        return self._condition(one_of=pb.FilterValueList(values=map(_filter_value, values)))
+        return self._condition(
+            one_of=pb.FilterValueList(values=map(_filter_value, _several("one_of", values)))
+        )
 
     def between(
         self, minimum: FilterValue | None = None, maximum: FilterValue | None = None
@@ -174,17 +182,17 @@ def search_request(query: Query, **options: Unpack[SearchOptions]) -> pb.SearchC
     request = pb.SearchCandidatesRequest(
         query=_query(query),
         candidate_count=options.get("count", 0),
-        excluded_candidate_ids=options.get("exclude", ()),
+        excluded_candidate_ids=_several("exclude", options.get("exclude", ())),
         exclude_history=options.get("exclude_history"),
         min_score=options.get("min_score"),
         rank=options.get("rank", False),
-        returned_fields=options.get("returned_fields", ()),
+        returned_fields=_several("returned_fields", options.get("returned_fields", ())),
         page_token=options.get("page_token", ""),
     )
-    if "where" in options:
-        request.filter.CopyFrom(options["where"].message)
-    if "diversity" in options:
-        request.diversity.CopyFrom(_diversity(options["diversity"]))
+    if (condition := options.get("where")) is not None:
+        request.filter.CopyFrom(condition.message)
+    if (diversity := options.get("diversity")) is not None:
+        request.diversity.CopyFrom(_diversity(diversity))
     request.unknown_user_policy = _unknown_user_policy(options.get("unknown_user", "fallback"))
     _set_mode(request, options)
     return request
@@ -199,32 +207,55 @@ def _query(query: Query) -> pb.Query:
         case Embedding(values):
             return pb.Query(embedding=pb.Embedding(values=values))
         case Examples(liked, disliked):
-            examples = pb.Examples(liked_candidate_ids=liked, disliked_candidate_ids=disliked)
+            examples = pb.Examples(
+                liked_candidate_ids=_several("liked", liked),
+                disliked_candidate_ids=_several("disliked", disliked),
+            )
             return pb.Query(examples=examples)
     raise TypeError(f"a query is a User, Like, Embedding or Examples, not {query!r}")
 
 
 def _user_query(user: User) -> pb.Query:
-    if user == User(user.user_id) and user.user_id:
+    history = _several("history", user.history)
+    features = {
+        name: _feature_value(name, value)
+        for name, value in user.features.items()
+        if value is not None
+    }
+    if user.user_id and not (history or user.history_replaces or features):
         return pb.Query(user_id=user.user_id)
     context = pb.UserContext(
         user_id=user.user_id,
-        history=[pb.Interaction(candidate_id=candidate_id) for candidate_id in user.history],
+        history=[pb.Interaction(candidate_id=candidate_id) for candidate_id in history],
         history_replaces=user.history_replaces,
-        features={name: _feature_value(value) for name, value in user.features.items()},
+        features=features,
     )
     return pb.Query(user=context)
 
 
-def _feature_value(value: str | float | Sequence[str]) -> pb.FeatureValue:
+def _several(name: str, values: Iterable[T] | None) -> list[T]:
+    """Return values as a list; a text would be one of its letters."""
+    if isinstance(values, str):
+        raise TypeError(f"{name} takes several values: [{values!r}] instead of {values!r}")
+    return [] if values is None else list(values)
+
+
+def _plain(value: Any) -> Any:
+    """Return NumPy's scalars as Python's, which gRPC takes."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
+def _feature_value(name: str, value: str | float | Sequence[str]) -> pb.FeatureValue:
     if isinstance(value, str):
         return pb.FeatureValue(text=value)
+    value = _plain(value)
     if isinstance(value, int | float):
         return pb.FeatureValue(number=value)
-    return pb.FeatureValue(texts=pb.StringList(values=value))
+    return pb.FeatureValue(texts=pb.StringList(values=_several(name, value)))
 
 
 def _filter_value(value: FilterValue) -> pb.FilterValue:
+    value = _plain(value)
     if isinstance(value, str):
         return pb.FilterValue(text=value)
     if isinstance(value, bool):

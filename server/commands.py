@@ -34,7 +34,15 @@ from server.client import (
     SearchResults,
     User,
 )
-from server.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, as_toml, load_settings
+from server.settings import (
+    ENVIRONMENT_PREFIX,
+    Settings,
+    SettingsError,
+    as_toml,
+    load_settings,
+    unknown_variables,
+)
+from server.signals import ending_when_asked
 
 app = typer.Typer(
     help="Serve an index over gRPC, and search a server from the command line.",
@@ -95,7 +103,10 @@ def serve(
         typer.echo(as_toml(settings))
         return
     _configure_logging(settings)
-    _serve(settings)
+    for name in unknown_variables(os.environ):
+        structlog.get_logger(__name__).warning("no setting has this name", variable=name)
+    with ending_when_asked():
+        _serve(settings)
 
 
 def _serve(settings: Settings) -> None:
@@ -345,7 +356,8 @@ def _configure_logging(settings: Settings) -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # A line in one piece: workers write to the same place.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
 
 

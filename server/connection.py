@@ -29,9 +29,14 @@ class Connection(Generic[Channel]):
         channel: what calls are made over.
         timeout_seconds: the deadline of each call that does not bring its own.
         token: what shows who calls, if the server has a file of tokens.
+
+    Raises:
+        ValueError: if the token holds what no token does, such as the end of a file's line.
     """
 
     def __init__(self, channel: Channel, timeout_seconds: float, token: str | None) -> None:
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise ValueError("a token holds printable ASCII characters only; strip() it")
         self._channel = channel
         self._timeout_seconds = timeout_seconds
         self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
@@ -39,7 +44,8 @@ class Connection(Generic[Channel]):
     @contextmanager
     def _call(self, timeout_seconds: float | None = None) -> Iterator[dict[str, Any]]:
         """Yield what a call is made with, and raise what gRPC says of it in our own words."""
-        timeout_seconds = timeout_seconds or self._timeout_seconds
+        if timeout_seconds is None:
+            timeout_seconds = self._timeout_seconds
         try:
             yield {"timeout": timeout_seconds, "metadata": self._metadata}
         except grpc.RpcError as error:
@@ -105,13 +111,13 @@ def tls_credentials(authority: Path | None) -> grpc.ChannelCredentials | None:
     if authority is None:
         return None
     key = certificate = None
-    if CLIENT_KEY in os.environ or CLIENT_CERTIFICATE in os.environ:
+    if os.environ.get(CLIENT_KEY) or os.environ.get(CLIENT_CERTIFICATE):
         key, certificate = map(_named_in_environment, (CLIENT_KEY, CLIENT_CERTIFICATE))
     return grpc.ssl_channel_credentials(authority.read_bytes(), key, certificate)
 
 
 def _named_in_environment(variable: str) -> bytes:
-    if variable not in os.environ:  # gRPC ends the process over one without the other
+    if not os.environ.get(variable):  # gRPC ends the process over one without the other
         raise FileNotFoundError(
             errno.ENOENT, "key and certificate go together, name both", variable
         )

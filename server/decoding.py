@@ -64,9 +64,7 @@ class RequestDecoder:
             exclusions=_limited(
                 "excluded_candidate_ids", message.excluded_candidate_ids, limits.max_exclusion_count
             ),
-            returned_fields=_limited(
-                "returned_fields", message.returned_fields, limits.max_returned_fields
-            ),
+            returned_fields=self._returned_fields(message.returned_fields),
             rank=message.rank,
             offset=offset,
         )
@@ -94,6 +92,10 @@ class RequestDecoder:
                 found=count,
             )
         return count or min(DEFAULT_COUNT, limit)
+
+    def _returned_fields(self, names: Sequence[str]) -> Sequence[str]:
+        limited = _limited("returned_fields", names, self._settings.max_returned_fields)
+        return list(dict.fromkeys(limited))
 
     def _query(self, query: pb.Query) -> Query:
         match query.WhichOneof("kind"):
@@ -271,7 +273,7 @@ def _set_search_mode(request: SearchRequest, message: pb.SearchCandidatesRequest
             target = message.recall_target
             if not 0 < target <= 1:
                 raise LimitExceededError(
-                    f"recall_target must lie above 0 and at most at 1; it is {target:g}",
+                    f"recall_target must lie above 0 and at most at 1; it is {target}",
                     field="recall_target",
                     found=target,
                 )

@@ -14,7 +14,14 @@ import numpy as np
 
 from indexer.bundle import IndexBundle
 from server.diversity import Diversifier
-from server.domain import Notice, NoticeCode, SearchRequest, SearchResult
+from server.domain import (
+    Notice,
+    NoticeCode,
+    SearchMethod,
+    SearchPlan,
+    SearchRequest,
+    SearchResult,
+)
 from server.embedder import EmbeddedQuery, Embedder
 from server.errors import EngineUnreachableError, NoRankerError, SearchError, UserUnknownError
 from server.filters import FilterMasks
@@ -161,9 +168,17 @@ class Engine:
             return True
         return self._directions.common_norm is None and self._embedder.by_cosine(request.query)
 
-    def reason(self, request: SearchRequest) -> str:
-        """Return why a search is planned as it is."""
-        return self.planner.choose(request, request.count).reason
+    def reason(self, request: SearchRequest, plan: SearchPlan) -> str:
+        """Return why a search was made by a plan."""
+        if plan.method is SearchMethod.POPULARITY:
+            return "nothing is known of the user, so there is no vector to search by"
+        if not plan.backend:
+            return (
+                "it is by direction alone, which no index here can search by, since candidates' "
+                "embeddings differ in length"
+            )
+        depth = self._diversifier.depth(request.diversity, request.count, request.count)
+        return self.planner.choose(request, depth).reason
 
     def n_eligible(self, request: SearchRequest) -> int:
         """Return how many candidates a search may find.

@@ -53,7 +53,7 @@ def explain(engine: Engine, request: SearchRequest) -> Explanation:
         answers.append(_answer(name, result, micros, exact))
     return Explanation(
         plan=asked.plan,
-        plan_reason=engine.reason(request),
+        plan_reason=engine.reason(request, asked.plan),
         stage_micros={stage: nanos / 1000 for stage, nanos in asked.stage_nanos.items()},
         answers=[*answers, _answer(EXACT, exact, exact_micros, exact)],
         n_eligible=engine.n_eligible(request),
@@ -64,7 +64,8 @@ def explain(engine: Engine, request: SearchRequest) -> Explanation:
 def _by(
     request: SearchRequest, *, backend: str | None = None, exact: bool = False
 ) -> SearchRequest:
-    return replace(request, backend=backend, exact=exact, recall_target=None)
+    recall_target = None if exact else request.recall_target
+    return replace(request, backend=backend, exact=exact, recall_target=recall_target)
 
 
 def _timed_search(engine: Engine, request: SearchRequest) -> tuple[SearchResult, float]:

@@ -59,6 +59,7 @@ _log = structlog.get_logger(__name__)
 _MAX_MESSAGE_BYTES = 1000
 _MAX_METADATA_BYTES = 400
 _OK, _CANCELLED = grpc.StatusCode.OK.name, grpc.StatusCode.CANCELLED.name  # slow to read
+_DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.name
 _SLOW_SECONDS = 1.0  # calls that take longer are logged...
 _SECONDS_A_LINE = 1.0  # ... of a method at most one in so long: in overload all are slow
 _USABLE_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)  # as all text in metadata
@@ -132,16 +133,18 @@ def _handler(
             status = _OK
         except TimeoutError:
             # Nobody waits for the answer any more; the caller knows this status already.
-            status = grpc.StatusCode.DEADLINE_EXCEEDED.name
+            status = _DEADLINE_EXCEEDED
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
             if isinstance(error, DecodeError):
                 expected = request_type.DESCRIPTOR.full_name
                 error = errors.UndecodableError(f"the body is no {expected}")
-            status = _code(error).name
+            status = code_of(error).name
             await abort(context, error)
         finally:
             seconds = perf_counter() - start
+            if status == _CANCELLED and seconds_left is not None and seconds >= seconds_left:
+                status = _DEADLINE_EXCEEDED  # gRPC ends such calls as it ends those given up
             metrics.count(counters[status])
             metrics.observe(histogram, seconds)
             if seconds > _SLOW_SECONDS:
@@ -188,7 +191,7 @@ def _check_time(seconds_left: float | None) -> None:
         raise TimeoutError
 
 
-def _code(error: Exception) -> grpc.StatusCode:
+def code_of(error: Exception) -> grpc.StatusCode:
     """Return the status that an error becomes."""
     if isinstance(error, errors.SearchError):
         return STATUS_CODES[type(error)]
@@ -251,7 +254,7 @@ async def abort(context: Context, error: Exception) -> NoReturn:
     request_id = _request_id(context)
     status = status_of(error, request_id)
     await context.abort(
-        _code(error),
+        code_of(error),
         status.message,
         trailing_metadata=(
             (REQUEST_ID_KEY, request_id),

@@ -67,11 +67,12 @@ class LiveRecall:
         try:
             exactly = replace(search, exact=True, backend=None, recall_target=None)
             exact = version.engine.search(exactly)
-            k = max(len(exact.rows), len(result.rows))
-            (recall,) = recall_at_k(_neighbors(result, k), _neighbors(exact, k))
-            labels = (result.plan.backend, version.name)
-            metrics.LIVE_RECALL.labels(*labels).observe(recall)
-            metrics.LIVE_EXPECTED_RECALL.labels(*labels).observe(expected_recall)
+            if len(exact.rows):  # else there was nothing to be found
+                k = max(len(exact.rows), len(result.rows))
+                (recall,) = recall_at_k(_neighbors(result, k), _neighbors(exact, k))
+                labels = (result.plan.backend, version.name)
+                metrics.LIVE_RECALL.labels(*labels).observe(recall)
+                metrics.LIVE_EXPECTED_RECALL.labels(*labels).observe(expected_recall)
             seconds = (time.monotonic() - start) / _BUSY_SHARE
         except Exception:  # noqa: BLE001 - the caller has its answer, and nobody waits for this one
             _log.exception("live recall fails", index_version=version.name)

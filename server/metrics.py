@@ -72,6 +72,13 @@ STAGE_SECONDS = Histogram(
     registry=REGISTRY,
     buckets=_STAGE_SECONDS,
 )
+BATCH_REFUSALS = Counter(
+    "batch_refusals",
+    "Searches that were refused within batches.",
+    ["code"],
+    namespace=_PREFIX,
+    registry=REGISTRY,
+)
 SEARCHES_GATHERED = Counter(
     "searches_gathered",
     "Searches that were answered in one go with others.",

@@ -46,7 +46,7 @@ class PageTokens:
             PageTokenExpiredError: if it is of another index version or of another search.
         """
         try:
-            signed = base64.urlsafe_b64decode(token.encode())
+            signed = base64.b64decode(token.encode(), altchars=b"-_", validate=True)
         except ValueError:
             signed = b""
         content, tag = signed[:-_TAG_BYTES], signed[-_TAG_BYTES:]

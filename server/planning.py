@@ -121,7 +121,7 @@ def _look_up(
         choice = _cheapest(bundle, indexes, k, 1.0)
         reason = "the request asks for an exact search; there is no brute_force index"
     elif backend is not None:
-        choice = bundle.choose(k, backend=backend)
+        choice = bundle.choose(k, backend=backend, recall_target=recall_target)
         reason = "the request names the backend"
     elif recall_target is not None:
         choice = _cheapest(bundle, indexes, k, recall_target)

@@ -43,7 +43,8 @@ def held_port(host: str, port: int, advice: str) -> Iterator[int]:
             held.bind((host, free_port))
         except OSError as error:
             where = address(host, port)
-            raise PortTakenError(f"cannot listen on {where}: {error.strerror}; {advice}") from error
+            reason = error.strerror or error
+            raise PortTakenError(f"cannot listen on {where}: {reason}; {advice}") from error
         yield free_port
 
 
@@ -52,7 +53,7 @@ def why_not(host: str, port: int) -> str:
     try:
         probe_port(host, port).close()
     except OSError as error:
-        return f"{error.strerror}; {CHOOSE_ANOTHER}"
+        return f"{error.strerror or error}; {CHOOSE_ANOTHER}"
     return CHOOSE_ANOTHER
 
 

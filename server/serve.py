@@ -251,7 +251,7 @@ async def serve(worker: Worker, settings: Settings, port: int, on_ready: OnReady
     _log.info("draining", seconds=settings.drain_seconds)
     await worker.stop()
     in_flight = worker.servicer.in_flight
-    _log.info("drained", answered=in_flight.n_ended, cut_off=in_flight.count)
+    _log.info("drained", ended=in_flight.n_ended, cut_off=in_flight.count)
 
 
 async def serve_alone(settings: Settings, active: IndexVersion, on_ready: OnReady) -> None:

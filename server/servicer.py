@@ -22,7 +22,7 @@ from server.engine import Engine
 from server.errors import LimitExceededError, NotServingError, SearchError
 from server.explaining import explain
 from server.gathering import TURNS, Gathering
-from server.interceptors import Method, new_request_id, service_handler, status_of
+from server.interceptors import Method, code_of, new_request_id, service_handler, status_of
 from server.limits import InFlight, fitted
 from server.live_recall import LiveRecall
 from server.loading import IndexVersion
@@ -37,6 +37,7 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CandidateSearchService"].full_nam
 T = TypeVar("T")
 
 _SEARCHES_IN_A_ROW = 32  # of a batch, before other calls get their turn
+_LONGEST_TURN_SECONDS = 0.005  # of writing their answers, which may hold many columns
 
 
 @dataclass(slots=True)
@@ -276,12 +277,17 @@ class CandidateSearchServicer:
         """Return some of a batch's results; a search that is refused is refused alone."""
         calls = [self._begin_or_error(request, deadline, n_to_do) for request in requests]
         answers = await self._answers_together(calls, deadline)
-        results = []
+        results, turn_ends_at = [], monotonic() + _LONGEST_TURN_SECONDS
         for call in calls:
+            if monotonic() > turn_ends_at:
+                await _give_way()
+                turn_ends_at = monotonic() + _LONGEST_TURN_SECONDS
             try:
                 results.append(batch_response(await self._response(call, answers)))
             except SearchError as error:
-                results.append(batch_status(status_of(error, new_request_id())))
+                status = status_of(error, new_request_id())
+                metrics.BATCH_REFUSALS.labels(code_of(error).name).inc()
+                results.append(batch_status(status))
         return results
 
     def _begin_or_error(

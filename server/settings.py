@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,10 @@ from pydantic_settings import (
 )
 
 ENVIRONMENT_PREFIX = "CANDIDATE_SEARCH_"
+
+# What the command line, its clients and Milvus read.
+_OTHERS_VARIABLES = tuple(ENVIRONMENT_PREFIX + name for name in ("CONFIG", "TOKEN"))
+_OTHERS_PREFIXES = tuple(ENVIRONMENT_PREFIX + name for name in ("CLIENT_", "MILVUS_"))
 
 _MOST = 2**31 - 1  # that gRPC counts, and that the wire's numbers hold
 _LONGEST_SECONDS = _MOST // 1000  # in milliseconds
@@ -36,7 +40,11 @@ class Settings(BaseSettings):
     """All that can be set; ``python -m server serve --print-config`` shows what is in force."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, validate_default=True
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
     )
 
     index: Path = Field(
@@ -268,6 +276,18 @@ class Settings(BaseSettings):
         description="How many searches may wait for such a thread; more are refused.",
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_there(cls, value: Any) -> Any:
+        if value == "":  # a path would be the working directory
+            raise ValueError("Value is empty; leave the setting out")
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, value: str) -> str:
+        return value.removeprefix("[").removesuffix("]")  # as addresses of IPv6 stand before ports
+
     @field_validator("page_token_key")
     @classmethod
     def _is_no_guess(cls, value: SecretStr | None) -> SecretStr | None:
@@ -321,6 +341,19 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
         raise SettingsError(f"{config} is not TOML: {error}") from error
     except OSError as error:
         raise SettingsError(f"cannot read {config}: {error.strerror}") from error
+
+
+def unknown_variables(names: Iterable[str]) -> list[str]:
+    """Return the environment's variables that look like settings, and that nothing reads."""
+    known = {ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields}
+    return [
+        name
+        for name in sorted(names)
+        if name.startswith(ENVIRONMENT_PREFIX)
+        and name not in known
+        and not name.startswith(_OTHERS_PREFIXES)
+        and name not in _OTHERS_VARIABLES
+    ]
 
 
 def as_toml(settings: Settings) -> str:

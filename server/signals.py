@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -51,7 +52,7 @@ class Signals:
             self.stop_asked |= not _STOP.isdisjoint(os.read(self._arrived, _MANY_BYTES))
 
     def fork(self) -> int:
-        """Fork, as ``os.fork``; the new process handles signals as this one did before.
+        """Fork, as ``os.fork``; the new process ends by signals, as any process does at first.
 
         Until it does, those meant for it would reach this process through the pipe.
         """
@@ -59,6 +60,8 @@ class Signals:
             process_id = os.fork()
             if process_id == 0:
                 self.forget()
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
         return process_id
 
     def forget(self) -> None:
@@ -77,6 +80,25 @@ class Signals:
             yield
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+@contextmanager
+def ending_when_asked() -> Iterator[None]:
+    """End this process without a word if it is asked to in the block.
+
+    By itself Python tells of an interruption by a traceback, and Linux does not end the first
+    process of a container by a signal that it does not handle.
+    """
+    former = {one: signal.signal(one, _end) for one in _STOP}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)  # as shells tell of signals
 
 
 def _let_arrive(number: int, frame: FrameType | None) -> None:

@@ -128,7 +128,7 @@ class Versions:
         # From the start, so that Prometheus sees the first change as one.
         self._n_taken_over = metrics.VERSION_CHANGES.labels("took over")
         self._n_refused = metrics.VERSION_CHANGES.labels("refused")
-        self._followed: str | None = active.name
+        self._followed = active.name if self.linked() else None
         self._retry_at = _NEVER
         self._backoff = Backoff(_FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS)
 
@@ -222,11 +222,15 @@ class Versions:
         elif time.monotonic() < self._retry_at:
             return
         self._retry_at = _NEVER
+        if linked is None:
+            _log.warning("the link is gone, or leads nowhere", link=str(self._settings.index))
         if linked is None or linked == self.served.active.name:
             return
         try:
             self.activate(linked)
         except SearchError as error:
+            if isinstance(error, VersionUnknownError):  # else it is counted already
+                self._n_refused.inc()
             _log.error("index version refused", index_version=linked, reason=str(error))
         except Exception:  # noqa: BLE001 - not even an unreadable disk may end a server that serves
             _log.exception("index version fails to take over", index_version=linked)
@@ -257,7 +261,7 @@ class Versions:
 
     def _load(self, name: str) -> IndexVersion:
         try:
-            return load(self._settings, self._root / name)
+            version = load(self._settings, self._root / name)
         except BundleError:
             raise
         except BackendUnavailableError as error:
@@ -266,6 +270,9 @@ class Versions:
             # Whatever is wrong with a version must not end a server that has a good one.
             _log.exception("index version fails to load", index_version=name)
             raise BundleError(str(error)) from error
+        if version.name != name:
+            raise BundleError(f"{name} holds version {version.name}: name its folder so")
+        return version
 
     def _end_trial(self) -> None:
         """Have the active version answer all searches again."""
@@ -274,8 +281,12 @@ class Versions:
 
     def _take_over(self, newcomer: str, make: Callable[[], Served]) -> None:
         """Have what ``make`` returns answer, which loads a version unless that is in memory."""
-        with self._refusing(newcomer):
-            served = self._crew.take_over(make)
+        try:
+            with self._refusing(newcomer):
+                served = self._crew.take_over(make)
+        except VersionRefusedError:
+            self._n_refused.inc()
+            raise
         self.served = served
         self._retry_at = _NEVER
         self._refusals.pop(newcomer, None)
@@ -297,7 +308,6 @@ class Versions:
             # It names the bundle's place on this machine, which is nobody's business.
             reason = str(error).replace(f"{self._root}/", "")
             self._refusals[name] = reason
-            self._n_refused.inc()
             raise VersionRefusedError(
                 f"index version {name} is refused: {reason}", version=name
             ) from error

@@ -31,10 +31,10 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_accepted_call_is_lost(index: Path, workers: str, n_times: int) -> None:
     for _ in range(n_times):
         codes, log = stop_under_load(index, workers)
-        drained = re.findall(r"drained +answered=(\d+) cut_off=(\d+)", log)
+        drained = re.findall(r"drained +cut_off=(\d+) ended=(\d+)", log)
         assert len(drained) == int(workers), log
-        assert sum(int(answered) for answered, _ in drained) == codes[grpc.StatusCode.OK]
-        assert {"0"} == {cut_off for _, cut_off in drained}
+        assert sum(int(ended) for _, ended in drained) == codes[grpc.StatusCode.OK]
+        assert {"0"} == {cut_off for cut_off, _ in drained}
         never_begun = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
         assert codes.keys() <= never_begun | {grpc.StatusCode.OK}
 

@@ -69,6 +69,11 @@ def test_every_method_needs_a_token_and_some_the_role(address: str, method: str)
     assert with_admin not in {unauthenticated, grpc.StatusCode.PERMISSION_DENIED}
 
 
+def test_a_scheme_may_be_written_in_any_case(address: str) -> None:
+    method = "/candidate_search.v1.CandidateSearchService/GetIndexInfo"
+    assert grpc.StatusCode.OK == code_of(address, method, f"bearer {READ}")
+
+
 def test_nobody_is_asked_to_expect_a_call_that_is_refused(tmp_path: Path) -> None:
     # Or the calls of others would be held until it comes.
     path = tmp_path / "tokens"

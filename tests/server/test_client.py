@@ -1,6 +1,8 @@
 """The client, every kind of query, and that calls answer what the engine answers."""
 
 import asyncio
+import functools
+import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -236,6 +238,74 @@ def test_explain(vector_client: SearchClient) -> None:
     assert [one.stage for one in explained.stages] == ["embed", "plan", "search", "diversify"]
     assert explained.eligible_count == 299
     assert "promises a recall of 0.9" in explained.plan_reason
+
+
+def test_explaining_makes_the_search_on_every_backend_as_it_is_asked_for(
+    vector_client: SearchClient,
+) -> None:
+    for target in (0.9, 1.0):
+        asked = vector_client.explain(Embedding(VECTOR), count=10, recall_target=target)
+        by_name = {one.name: one.plan for one in asked.answers}
+        assert asked.plan == by_name[asked.plan.backend]
+        expected = {plan.expected_recall for plan in by_name.values() if plan.expected_recall}
+        assert min(expected) >= target
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [(User("nobody"), "nothing is known of the user"), (Like("c1"), "by direction alone")],
+)
+def test_the_reason_of_a_plan_is_that_of_how_the_search_was_made(
+    query: Query, reason: str, client: SearchClient, vector_client: SearchClient
+) -> None:
+    asked = client if isinstance(query, User) else vector_client
+    assert reason in asked.explain(query).plan_reason
+
+
+def test_a_column_is_returned_once(vector_client: SearchClient) -> None:
+    results = vector_client.search(Embedding(VECTOR), returned_fields=["year", "title", "year"])
+    assert ["year", "title"] == list(results.columns)
+
+
+def test_many_conditions_are_as_deep_as_one() -> None:
+    several = [Field("year").between(year) for year in range(30)]
+    both = functools.reduce(operator.and_, several).message
+    either = functools.reduce(operator.or_, several).message
+    assert [one.message for one in several] == list(both.all_of.filters)
+    assert [one.message for one in several] == list(either.any_of.filters)
+    mixed = (several[0] & several[1]) | several[2]
+    assert "all_of" == mixed.message.any_of.filters[0].WhichOneof("kind")
+
+
+def test_a_text_is_no_list_of_its_letters() -> None:
+    for query in (User(history="50"), Examples("50"), Examples(["50"], "51")):
+        with pytest.raises(TypeError, match=r"takes several values: \['5"):
+            search_request(query)
+    with pytest.raises(TypeError, match=r"exclude takes several values: \['50'\] instead of '50'"):
+        search_request(User("1"), exclude="50")
+    with pytest.raises(TypeError, match="one_of takes several values"):
+        Field("year").one_of("1990")
+
+
+def test_numpy_values_and_nothing_are_taken() -> None:
+    numpy = search_request(
+        User(history=np.array(["1", "2"]), features={"age": np.float32(3), "job": None}),
+        where=Field("year").equals(np.int64(1990)) & Field("new").equals(np.bool_(True)),  # type: ignore[arg-type]
+        exclude=np.array(["9"]),
+    )
+    plain = search_request(
+        User(history=["1", "2"], features={"age": 3.0}),
+        where=Field("year").equals(1990) & Field("new").equals(True),
+        exclude=["9"],
+    )
+    assert plain == numpy
+    nothing = search_request(User("1"), where=None, diversity=None, exclude=None)  # type: ignore[arg-type]
+    assert nothing == search_request(User("1"))
+
+
+def test_a_token_with_the_end_of_a_line_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"printable ASCII characters only; strip\(\) it"):
+        SearchClient("localhost:1", token="secret\n")
 
 
 def test_deadlines_and_absent_servers_are_errors_of_ours() -> None:

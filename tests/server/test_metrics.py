@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from indexer.bundle import IndexBundle
 from server import metrics
-from server.client import Embedding, SearchClient, SearchFailedError
+from server.client import Embedding, Like, SearchClient, SearchFailedError, search_request
 from server.domain import SearchRequest
 from server.ports import probe_port
 from tests.server.processes import free_port, processes, scrape, serving, wait_for, workers
@@ -103,6 +103,27 @@ def test_counts_outlive_workers_and_versions_and_take_no_more_files(
         assert len(list(tmp_path.glob("temporary/*/*livesum*"))) <= 4
 
 
+def test_what_callers_did_not_wait_for_and_what_batches_refuse_is_counted(
+    vector_server: Any, vector_client: SearchClient
+) -> None:
+    ends = {
+        code: metrics.REQUESTS.labels("SearchCandidates", code)._value.get
+        for code in ("DEADLINE_EXCEEDED", "CANCELLED")
+    }
+    refused = metrics.BATCH_REFUSALS.labels("NOT_FOUND")._value.get
+    before = {code: value() for code, value in ends.items()}, refused()
+    vector_server.keep_busy(0.3)
+    with pytest.raises(SearchFailedError, match="DEADLINE_EXCEEDED"):
+        vector_client.search(QUERY, timeout_seconds=0.1)
+    with pytest.raises(SearchFailedError, match="DEADLINE_EXCEEDED"):
+        vector_client.search(QUERY, timeout_seconds=0)
+    vector_client.search_batch([search_request(Like("nothing")), search_request(QUERY)])
+    metrics.settle()
+    assert ends["CANCELLED"]() == before[0]["CANCELLED"]
+    assert ends["DEADLINE_EXCEEDED"]() >= before[0]["DEADLINE_EXCEEDED"]
+    assert refused() == before[1] + 1
+
+
 def test_calls_without_a_token_are_counted_by_methods_that_there_are(
     link: Path, tmp_path: Path
 ) -> None:
@@ -110,8 +131,9 @@ def test_calls_without_a_token_are_counted_by_methods_that_there_are(
     tokens.write_text(f"read {'r' * 20}\n")
     flags = ("--token-file", str(tokens), "--metrics-port", str(port))
     with serving(link, *flags) as (_, address), grpc.insecure_channel(address) as channel:
-        for method in ("SearchCandidates", "MadeUp", "MadeUpToo"):
-            call = channel.unary_unary(f"/candidate_search.v1.CandidateSearchService/{method}")
+        service = "candidate_search.v1.CandidateSearchService"
+        for method in (f"{service}/SearchCandidates", f"{service}/MadeUp", "evil/SearchCandidates"):
+            call = channel.unary_unary(f"/{method}")
             with pytest.raises(grpc.RpcError):
                 call(b"", timeout=10)  # type: ignore[arg-type]
         samples = scrape(port)

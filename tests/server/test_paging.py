@@ -33,6 +33,12 @@ def test_a_changed_token_is_refused(position: int, change: int) -> None:
         assert changed != token
 
 
+@pytest.mark.parametrize("spelling", ["!{}", " {}", "{}====", "{}\n", "\n{}"])
+def test_a_token_is_taken_as_it_was_given(spelling: str) -> None:
+    with pytest.raises(UndecodableError):
+        TOKENS.offset(spelling.format(TOKENS.sign(b"search", 10)), b"search")
+
+
 def test_a_token_of_another_version_search_or_key_is_refused() -> None:
     token = TOKENS.sign(b"search", 10)
     with pytest.raises(PageTokenExpiredError, match="version that is gone"):

@@ -17,7 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.server.processes import serving
+from tests.server.processes import serving, wait_for
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 SERVICE = "candidate_search.v1.CandidateSearchService"
@@ -90,6 +90,34 @@ def test_a_server_waits_for_nobody_who_only_watches(vector_index: Path, workers:
                 next(stream)
             assert stream.code() == grpc.StatusCode.UNAVAILABLE
         assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_that_still_starts_ends_without_a_word(
+    vector_index: Path, tmp_path: Path, number: signal.Signals, workers: str
+) -> None:
+    """By a handler: nothing ends the first process of a container by default."""
+    tokens = tmp_path / "tokens"
+    os.mkfifo(tokens)  # reading it takes for ever
+    command = [sys.executable, "-m", "server", "serve", "--index", str(vector_index)]
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--workers", workers, "--token-file", str(tokens)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: is_read(tokens))
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert (128 + number, "") == (process.returncode, stderr)
+
+
+def is_read(fifo: Path) -> bool:
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
 
 
 def test_log_lines_can_be_json(vector_index: Path) -> None:

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import Settings, SettingsError, as_toml, load_settings
+from server.settings import (
+    Settings,
+    SettingsError,
+    as_toml,
+    load_settings,
+    unknown_variables,
+)
 
 
 def test_flags_beat_the_environment_which_beats_the_file(
@@ -28,7 +34,8 @@ def test_flags_beat_the_environment_which_beats_the_file(
         ({}, "port = ", "is not TOML"),
         ({}, 'host = "a\\u0000b"', "host: .*printable"),
         ({"host": "\udcff"}, "", "host: .*printable"),
-        ({"page_token_key": ""}, "", "page_token_key: .*at least 16 characters$"),
+        ({"page_token_key": ""}, "", "page_token_key: .*empty; leave the setting out$"),
+        ({"page_token_key": "short"}, "", "page_token_key: .*at least 16 characters$"),
         ({}, "page_token_key = 12345", "page_token_key: Input should be a valid string$"),
         ({"max_connection_age_seconds": "2592000"}, "", "less than or equal to 2147483, not"),
         ({"drain_seconds": "inf"}, "", "drain_seconds: .*2147483, not 'inf'"),
@@ -42,6 +49,26 @@ def test_refuses_in_a_sentence(
     config.write_text(text)
     with pytest.raises(SettingsError, match=message):
         load_settings(flags, config)
+
+
+def test_an_empty_variable_is_not_set_and_an_empty_flag_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CANDIDATE_SEARCH_TOKEN_FILE", "")
+    assert load_settings({}).token_file is None
+    for name in ("token_file", "host"):
+        with pytest.raises(SettingsError, match=f"{name}: .*empty; leave the setting out"):
+            load_settings({name: ""})
+
+
+def test_an_address_of_ipv6_may_stand_in_brackets() -> None:
+    assert load_settings({"host": "[::1]"}).host == "::1"
+
+
+def test_a_misspelt_variable_is_told_of() -> None:
+    read = ("CONFIG", "TOKEN", "TOKEN_FILE", "CLIENT_KEY", "MILVUS_URI", "PORT")
+    names = [f"CANDIDATE_SEARCH_{name}" for name in ("TOKN_FILE", *read)]
+    assert unknown_variables([*names, "PATH"]) == ["CANDIDATE_SEARCH_TOKN_FILE"]
 
 
 def test_refuses_a_file_that_is_not_there(tmp_path: Path) -> None:

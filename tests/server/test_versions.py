@@ -1,6 +1,7 @@
 """Versions: what is refused changes nothing, and what takes over was tried."""
 
 import asyncio
+import shutil
 import time
 import weakref
 from collections import Counter
@@ -181,13 +182,26 @@ def test_a_damaged_version_is_refused_and_the_reason_kept(
     first = versions.catalogue()[0].name
     trees = link.parent / first / "annoy" / "trees.ann"
     trees.write_bytes(trees.read_bytes()[:-1])
+    n_refused = versions._n_refused._value.get()
+    with pytest.raises(VersionRefusedError, match=r"expected .* bytes"):
+        versions.verify(first)  # which changes nothing, and alarms nobody
+    assert n_refused == versions._n_refused._value.get()
     with pytest.raises(VersionRefusedError, match=r"expected .* bytes") as caught:
         versions.activate(first)
+    assert n_refused + 1 == versions._n_refused._value.get()
     assert str(link.parent) not in str(caught.value)
     assert crew.history == []
     summary = versions.catalogue()[0]
     assert VersionState.REFUSED is summary.state
     assert "expected" in summary.refusal
+
+
+def test_a_version_in_a_folder_of_another_name_is_refused(versions: Versions, link: Path) -> None:
+    first = versions.catalogue()[0].name
+    other = f"{first[:-8]}deadbeef"
+    shutil.copytree(link.parent / first, link.parent / other)
+    with pytest.raises(VersionRefusedError, match=f"{other} holds version {first}: name its"):
+        versions.activate(other)
 
 
 def test_an_index_of_other_vectors_does_not_deliver_its_recall(
@@ -325,9 +339,11 @@ def test_a_linked_version_that_arrives_after_its_link_is_taken(
     late = link.parent / first
     late.rename(link.parent / "copying")
     point_at(link, first)
+    n_refused = versions._n_refused._value.get()
     with capture_logs() as logs:
         versions.follow_link()
     assert [first] == [one["index_version"] for one in logs]
+    assert n_refused + 1 == versions._n_refused._value.get()
     (link.parent / "copying").rename(late)
     versions.follow_link()
     assert second == versions.served.active.name  # not before the pause is over
@@ -371,14 +387,19 @@ def look_for(seconds: int, versions: Versions, clock: Clock) -> None:
 
 def test_a_link_that_is_gone_changes_nothing(versions: Versions, link: Path) -> None:
     link.unlink()
-    versions.follow_link()
+    with capture_logs() as logs:
+        versions.follow_link()
+        versions.follow_link()
+    assert ["the link is gone, or leads nowhere"] == [one["event"] for one in logs]
     assert versions.linked() is None
 
 
 def test_a_version_served_by_name_has_no_link(root: Path, crew: RecordingCrew) -> None:
     settings = with_page_token_key(Settings(index=root / current(root / "current")))
     versions = Versions(settings, load(settings), crew)
-    versions.follow_link()
+    with capture_logs() as logs:
+        versions.follow_link()
+    assert logs == []
     assert versions.linked() is None
     assert len(versions.catalogue()) == 2
 
