@@ -28,7 +28,8 @@ if _version_not_supported:
 class CandidateSearchServiceStub:
     """Finds the candidates that score highest for a query.
 
-    Every refusal carries a google.rpc.ErrorInfo whose domain is "candidate-search", whose reason is
+    Every refusal but those of gRPC itself (docs/serving.md) carries a google.rpc.ErrorInfo whose
+    domain is "candidate-search", whose reason is
     a word in capitals, such as LIMIT_EXCEEDED (docs/serving.md lists them), and whose metadata
     repeats the dynamic parts of the message. Limits that are
     called configurable below are the server's settings; GetIndexInfo tells those in force.
@@ -65,7 +66,8 @@ class CandidateSearchServiceStub:
 class CandidateSearchServiceServicer:
     """Finds the candidates that score highest for a query.
 
-    Every refusal carries a google.rpc.ErrorInfo whose domain is "candidate-search", whose reason is
+    Every refusal but those of gRPC itself (docs/serving.md) carries a google.rpc.ErrorInfo whose
+    domain is "candidate-search", whose reason is
     a word in capitals, such as LIMIT_EXCEEDED (docs/serving.md lists them), and whose metadata
     repeats the dynamic parts of the message. Limits that are
     called configurable below are the server's settings; GetIndexInfo tells those in force.
@@ -140,7 +142,8 @@ def add_CandidateSearchServiceServicer_to_server(servicer, server):
 class CandidateSearchService:
     """Finds the candidates that score highest for a query.
 
-    Every refusal carries a google.rpc.ErrorInfo whose domain is "candidate-search", whose reason is
+    Every refusal but those of gRPC itself (docs/serving.md) carries a google.rpc.ErrorInfo whose
+    domain is "candidate-search", whose reason is
     a word in capitals, such as LIMIT_EXCEEDED (docs/serving.md lists them), and whose metadata
     repeats the dynamic parts of the message. Limits that are
     called configurable below are the server's settings; GetIndexInfo tells those in force.

@@ -29,7 +29,8 @@ GRPC_VERSION: str
 class CandidateSearchServiceStub:
     """Finds the candidates that score highest for a query.
 
-    Every refusal carries a google.rpc.ErrorInfo whose domain is "candidate-search", whose reason is
+    Every refusal but those of gRPC itself (docs/serving.md) carries a google.rpc.ErrorInfo whose
+    domain is "candidate-search", whose reason is
     a word in capitals, such as LIMIT_EXCEEDED (docs/serving.md lists them), and whose metadata
     repeats the dynamic parts of the message. Limits that are
     called configurable below are the server's settings; GetIndexInfo tells those in force.
@@ -62,7 +63,8 @@ class CandidateSearchServiceStub:
 class CandidateSearchServiceAsyncStub(CandidateSearchServiceStub):
     """Finds the candidates that score highest for a query.
 
-    Every refusal carries a google.rpc.ErrorInfo whose domain is "candidate-search", whose reason is
+    Every refusal but those of gRPC itself (docs/serving.md) carries a google.rpc.ErrorInfo whose
+    domain is "candidate-search", whose reason is
     a word in capitals, such as LIMIT_EXCEEDED (docs/serving.md lists them), and whose metadata
     repeats the dynamic parts of the message. Limits that are
     called configurable below are the server's settings; GetIndexInfo tells those in force.
@@ -91,7 +93,8 @@ class CandidateSearchServiceAsyncStub(CandidateSearchServiceStub):
 class CandidateSearchServiceServicer(metaclass=_abc_1.ABCMeta):
     """Finds the candidates that score highest for a query.
 
-    Every refusal carries a google.rpc.ErrorInfo whose domain is "candidate-search", whose reason is
+    Every refusal but those of gRPC itself (docs/serving.md) carries a google.rpc.ErrorInfo whose
+    domain is "candidate-search", whose reason is
     a word in capitals, such as LIMIT_EXCEEDED (docs/serving.md lists them), and whose metadata
     repeats the dynamic parts of the message. Limits that are
     called configurable below are the server's settings; GetIndexInfo tells those in force.
