@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -86,6 +88,8 @@ def search(
     from benchmarks.report import asking_sentence, build_table, draw_search, search_table
     from benchmarks.search import benchmark_search
 
+    if backend and not corpus.startswith("synthetic:"):
+        raise typer.BadParameter("--backend says what to build of a synthetic corpus; leave it out")
     with _sentences_for_errors():
         output.mkdir(parents=True, exist_ok=True)
         chosen = peers_named(peer or ()) if peers or peer else ()
@@ -102,16 +106,17 @@ def search(
                 seconds_per_point=seconds_per_point,
                 on_step=status.update,
             )
-    draw_search(report, output / "search.png")
-    write_page(report, output / "search.html")
     _tell(
         report.model_dump_json(indent=2),
         output / "search.json",
         search_table(report),
         build_table(report),
         asking_sentence(report),
-        f"Wrote {output}/search.json, search.png and search.html",
         as_json=as_json,
+        drawings={
+            output / "search.png": partial(draw_search, report),
+            output / "search.html": partial(write_page, report),
+        },
     )
 
 
@@ -201,14 +206,13 @@ def scaling(
         output.mkdir(parents=True, exist_ok=True)
         sizes = [parse_size(one) for one in size or DEFAULT_SIZES]
         points = benchmark_scaling(output, sizes, on_step=status.update)
-    draw_scaling(points, output / "scaling.png")
     _tell(
         to_json(points, indent=2).decode(),
         output / "scaling.json",
         scaling_table(points),
         capacity_table(points),
-        f"Wrote {output}/scaling.json and scaling.png",
         as_json=as_json,
+        drawings={output / "scaling.png": partial(draw_scaling, points)},
     )
 
 
@@ -306,14 +310,13 @@ def serve(
         output.mkdir(parents=True, exist_ok=True)
         bundle = open_corpus(corpus, output, on_step=status.update)
         report = benchmark_serve(bundle, seconds=seconds, rounds=rounds, on_step=status.update)
-    draw_serve(report, output / "serve.png")
     _tell(
         report.model_dump_json(indent=2),
         output / "serve.json",
         serve_table(report),
         serve_summary(report),
-        f"Wrote {output / 'serve.json'} and {output / 'serve.png'}",
         as_json=as_json,
+        drawings={output / "serve.png": partial(draw_serve, report)},
     )
 
 
@@ -348,13 +351,12 @@ def train(
         report = benchmark_train(
             candidates or [100_000, 1_000_000], interactions, dim, seconds, status.update
         )
-    draw_train(report, output / "train.png")
     _tell(
         report.model_dump_json(indent=2),
         output / "train.json",
         train_table(report),
-        f"Wrote {output / 'train.json'} and {output / 'train.png'}",
         as_json=as_json,
+        drawings={output / "train.png": partial(draw_train, report)},
     )
 
 
@@ -366,16 +368,26 @@ def demo() -> None:
     raise typer.Exit(run())
 
 
-def _tell(report: str, file: Path, *lines: Table | str, as_json: bool) -> None:
-    """Write a report as JSON, and print it, or else tables and sentences that say the same."""
-    file.write_text(report + "\n")
+def _tell(
+    report: str,
+    file: Path,
+    *lines: Table | str,
+    as_json: bool,
+    drawings: Mapping[Path, Callable[[Path], object]] = MappingProxyType({}),
+) -> None:
+    """Print a report as JSON, or tables and sentences that say the same, and write the files."""
     if as_json:
         sys.stdout.write(report + "\n")
-        return
     # Wide enough for a table, wherever it is printed to.
     console = Console(width=max(Console().width, _MIN_WIDTH), highlight=False)
-    for line in lines:
+    for line in () if as_json else lines:
         console.print(line, soft_wrap=isinstance(line, str))
+    with _sentences_for_errors():
+        file.write_text(report + "\n")
+        for path, draw in drawings.items():
+            draw(path)
+    if not as_json:
+        console.print(f"Wrote {', '.join(map(str, (file, *drawings)))}", soft_wrap=True)
 
 
 @contextmanager
@@ -391,7 +403,7 @@ def _sentences_for_errors() -> Iterator[None]:
         yield
     except (
         *(BackendUnavailableError, BundleError, LoadError, PeersMissingError, SearchFailedError),
-        *(OSError, RuntimeError, ValueError),
+        *(MemoryError, OSError, RuntimeError, ValueError),
     ) as error:
         stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from error

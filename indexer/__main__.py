@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,18 +21,20 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from indexer.backends import BACKENDS, BackendUnavailableError, IndexUnreachableError
-from indexer.build import BuildOptions, build_bundle, retune_bundle
+from indexer.build import BuildOptions, backend_names, build_bundle, retune_bundle
 from indexer.bundle import IndexBundle, IndexManifest
 from indexer.corpus import Corpus, CorpusError, read_corpus, read_vectors
 from indexer.pruning import prune as prune_bundles
 from indexer.report import print_index
 from trainer.bundle import TowerBundle
-from trainer.publish import BundleError, read_manifest, resolve
+from trainer.publish import CURRENT, BundleError, check_root, follow, read_manifest, resolve
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
 stderr = Console(stderr=True)
+
+_FEW_QUERIES = 100
 
 IndexPath = Annotated[
     Path, typer.Argument(help="An index bundle, or a `current` link to one.", metavar="INDEX")
@@ -38,8 +42,8 @@ IndexPath = Annotated[
 QueriesFile = Annotated[
     Path | None, typer.Option(help="Embeddings of real queries to tune on (.npy or .parquet).")
 ]
-Recall = Annotated[float, typer.Option(help="The recall@k that the default backend delivers.")]
-Results = Annotated[int, typer.Option("--k", min=1, help="Results per query it is meant for.")]
+RECALL_HELP = "The recall@k that the default backend delivers."
+K_HELP = "Results per query it is meant for."
 Seed = Annotated[int, typer.Option(min=0, help="Seed of samples; fixes what is measured.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
 
@@ -80,8 +84,8 @@ def build(
         Path, typer.Option(help="Folder of the embeddings that --engine ray publishes.")
     ] = Path("artifacts/embeddings"),
     queries: QueriesFile = None,
-    recall: Recall = 0.95,
-    k: Results = 100,
+    recall: Annotated[float, typer.Option(help=RECALL_HELP)] = 0.95,
+    k: Annotated[int, typer.Option("--k", min=1, help=K_HELP)] = 100,
     backend: Annotated[
         list[str] | None,
         typer.Option(help="Build this backend only; may be repeated.", metavar="NAME"),
@@ -104,6 +108,10 @@ def build(
     with _sentences_for_errors():
         options = _options(recall, k, seed, _backends(backend, milvus_uri), milvus_uri)
         _check_engine(engine, towers, ray_address)
+        # What can be refused is refused before candidates are embedded.
+        backend_names(options)
+        vectors = _read_queries(queries)
+        check_root(output, IndexManifest)
         with _progress() as announce:
             embed = partial(_embed_on_ray, root=shards, address=ray_address)
             bundle, corpus = _read_source(
@@ -116,7 +124,7 @@ def build(
             )
             directory = build_bundle(
                 corpus,
-                _read_queries(queries, bundle),
+                bundle.tuning_queries if vectors is None and bundle is not None else vectors,
                 output,
                 options,
                 towers=bundle,
@@ -131,23 +139,37 @@ def tune(
     index: IndexPath,
     *,
     queries: QueriesFile = None,
-    recall: Recall = 0.95,
-    k: Results = 100,
+    recall: Annotated[
+        float | None, typer.Option(help=f"{RECALL_HELP} By default, as it was.", show_default=False)
+    ] = None,
+    k: Annotated[
+        int | None,
+        typer.Option("--k", min=1, help=f"{K_HELP} By default, as it was.", show_default=False),
+    ] = None,
     seed: Seed = 42,
     as_json: AsJson = False,
 ) -> None:
     """Measure an index again, for another recall, k or queries, and publish it beside the old one.
 
+    It takes the place of the current version only if that is the one it was made of.
+
     Example: python -m indexer tune artifacts/indexes/current --recall 0.99 --k 50
     """
     with _sentences_for_errors():
-        options = _options(recall, k, seed)
+        if recall is not None:
+            _check_recall(recall)
+        vectors = _read_queries(queries)
         with _progress() as announce:
             announce("verifying the index")
             bundle = IndexBundle.open(index)
-            vectors = None if queries is None else read_vectors(queries)
+            manifest = bundle.manifest
+            options = _options(
+                recall or manifest.default_recall_target, k or manifest.default_k, seed
+            )
             directory = retune_bundle(bundle, vectors, options, announce=announce)
         _print_index(directory, as_json=as_json)
+        if follow(directory.parent / CURRENT) != directory:
+            stderr.print("It is not current: the index it was made of is not, either.")
 
 
 @app.command()
@@ -334,10 +356,17 @@ def _check_engine(engine: str, towers: Path | None, ray_address: str | None) -> 
         raise typer.BadParameter("--ray-address belongs to --engine ray")
 
 
-def _read_queries(path: Path | None, towers: TowerBundle | None) -> np.ndarray | None:
-    if path is not None:
-        return read_vectors(path)
-    return None if towers is None else towers.tuning_queries
+def _read_queries(path: Path | None) -> np.ndarray | None:
+    if path is None:
+        return None
+    queries = read_vectors(path, "queries")
+    if len(queries) < _FEW_QUERIES:
+        stderr.print(
+            f"{path} holds only {len(queries)} queries: recall that is measured on so few may be "
+            f"anything. Give some hundred of them.",
+            soft_wrap=True,
+        )
+    return queries
 
 
 def _print_index(directory: Path, *, as_json: bool) -> None:
@@ -384,4 +413,8 @@ def _sentences_for_errors() -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    # What ends the process from outside lets it clean up, as an interruption does.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    # The engines tell of failures in the log as well, which a server has.
+    logging.getLogger("indexer").addHandler(logging.NullHandler())
     app(prog_name="python -m indexer")

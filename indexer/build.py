@@ -26,6 +26,7 @@ from indexer.bundle import (
     OperatingPoint,
     link_files,
     replace_tuning_queries,
+    reread,
     write_corpus,
     write_query_assets,
 )
@@ -33,7 +34,7 @@ from indexer.corpus import Corpus, CorpusError
 from indexer.metadata import typed_columns
 from indexer.tuning import TARGETS, TuningQueries, tune, tune_depths
 from trainer.bundle import TowerBundle
-from trainer.publish import commit, staging
+from trainer.publish import CURRENT, commit, follow, staging
 
 Announce = Callable[[str], None]
 """Told, in a few words, what is being done now."""
@@ -99,14 +100,15 @@ def build_bundle(
             that cannot be served.
         IndexUnreachableError: if a backend outside of this process does not answer.
     """
-    names = _backend_names(options)
+    names = backend_names(options)
     try:
         typed_columns(corpus.candidates)
     except ValueError as error:
         raise CorpusError(str(error)) from error
     queries, tuned_on = _queries_to_tune_on(corpus, queries, options)
-    with staging(root) as staged:
+    with staging(root, IndexManifest) as staged:
         write_corpus(staged, corpus, queries)
+        corpus = reread(staged, corpus)
         if towers is not None:
             write_query_assets(staged, towers)
         gauge = _Gauge.prepare(corpus, queries, options, announce)
@@ -126,6 +128,7 @@ def build_bundle(
                 tuned_on=tuned_on,
                 default_backend=default,
                 default_recall_target=options.recall_target,
+                default_k=options.k,
                 default_reason=reason,
                 backends=entries,
             ),
@@ -149,7 +152,7 @@ def retune_bundle(
         announce: told what is being done.
 
     Returns:
-        The directory of the new version.
+        The directory of the new version, which is the current one if the bundle was.
 
     Raises:
         BackendUnavailableError: if a backend of the bundle is not installed.
@@ -162,7 +165,7 @@ def retune_bundle(
     else:
         queries, tuned_on = _queries_to_tune_on(corpus, queries, options)
     root = bundle.directory.parent
-    with staging(root) as staged:
+    with staging(root, IndexManifest) as staged:
         link_files(bundle, staged)
         replace_tuning_queries(staged, queries)
         gauge = _Gauge.prepare(corpus, queries, options, announce)
@@ -179,11 +182,14 @@ def retune_bundle(
                 "tuned_on": tuned_on,
                 "default_backend": default,
                 "default_recall_target": options.recall_target,
+                "default_k": options.k,
                 "default_reason": reason,
                 "backends": entries,
             }
         )
-        return commit(staged, root, manifest)
+        # What somebody keeps beside the current version does not take its place by being measured.
+        is_current = follow(root / CURRENT).name == bundle.directory.name
+        return commit(staged, root, manifest, make_current=is_current)
 
 
 @dataclass(frozen=True)
@@ -322,10 +328,24 @@ def _queries_to_tune_on(
         raise CorpusError(
             f"the queries have dimension {queries.shape[1]}, the candidates {corpus.dim}"
         )
-    return queries, "queries"
+    telling = _telling(queries)
+    if not len(telling):
+        raise CorpusError("the queries are all zero, to which every candidate is as good")
+    return telling, "queries"
 
 
-def _backend_names(options: BuildOptions) -> list[str]:
+def _telling(queries: np.ndarray) -> np.ndarray:
+    """Return a copy of the queries but those of zeros, to which every answer is as good."""
+    telling: np.ndarray = np.asarray(queries)[np.any(queries, axis=1)]
+    return telling
+
+
+def backend_names(options: BuildOptions) -> list[str]:
+    """Return the backends to build.
+
+    Raises:
+        BackendUnavailableError: if one that was asked for is not known, or not installed.
+    """
     available = available_backends()
     for name in options.backends:
         if name not in BACKENDS:
@@ -341,6 +361,9 @@ def _backend_names(options: BuildOptions) -> list[str]:
 def _candidates_as_queries(corpus: Corpus, seed: int) -> np.ndarray:
     """Return the embeddings of some candidates, in the form that queries have."""
     order = np.random.default_rng(seed).permutation(corpus.n_candidates)
+    if not corpus.has_bias_dimension:
+        telling = order[np.any(corpus.embeddings, axis=1)[order]]
+        order = telling if len(telling) else order
     queries = corpus.embeddings[np.sort(order[:_N_CANDIDATES_AS_QUERIES])].copy()
     if corpus.has_bias_dimension:
         queries[:, -1] = 1

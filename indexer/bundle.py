@@ -11,7 +11,9 @@ query/                what the server needs of the tower (trainer.bundle.QueryAs
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import mmap
 import os
 import shutil
 from collections.abc import Sequence
@@ -90,6 +92,8 @@ class IndexManifest(Manifest):
     """``queries``, or ``candidates`` where there were no queries to measure on."""
     default_backend: str
     default_recall_target: float
+    default_k: int = 100
+    """For how many results the default backend was chosen."""
     default_reason: str
     """Why this backend is the default, in a sentence."""
     backends: dict[str, BackendEntry] = Field(min_length=1)
@@ -143,6 +147,11 @@ class IndexBundle:
         """
         directory = resolve(path)
         manifest = read_manifest(directory, IndexManifest)
+        if unknown := sorted(manifest.backends.keys() - BACKENDS.keys()):
+            raise BundleError(
+                f"{directory} has the backends {', '.join(unknown)}, which this version does not "
+                f"know; it knows {', '.join(BACKENDS)}"
+            )
         bundle = cls(directory, manifest)  # held while its files are hashed, which may take minutes
         if verify:
             verify_files(directory, manifest)
@@ -307,6 +316,31 @@ def write_corpus(directory: Path, corpus: Corpus, tuning_queries: np.ndarray) ->
     np.save(directory / EMBEDDINGS, corpus.embeddings)
     np.save(directory / POPULARITY, corpus.popularity)
     np.save(directory / TUNING_QUERIES, tuning_queries)
+
+
+def reread(directory: Path, corpus: Corpus) -> Corpus:
+    """Return a corpus with the embeddings that ``write_corpus`` wrote, if it had them of a file.
+
+    Somebody may write another file in its place meanwhile, and what was indexed would not be what
+    is published.
+
+    Raises:
+        CorpusError: if somebody did, and left what cannot be searched.
+    """
+    if not _is_mapped(corpus.embeddings):
+        return corpus
+    embeddings = load_array(directory / EMBEDDINGS).view(np.ndarray)
+    return dataclasses.replace(corpus, embeddings=embeddings)
+
+
+def _is_mapped(array: np.ndarray) -> bool:
+    """Whether the memory of an array is that of a file."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap):
+            return True
+        base = base.base
+    return isinstance(base, mmap.mmap)
 
 
 def link_files(bundle: IndexBundle, directory: Path) -> None:

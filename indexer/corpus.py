@@ -6,6 +6,7 @@ checked here: what is refused is refused with its row.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,22 +105,26 @@ def read_corpus(embeddings: Path, candidate_ids: Path, metadata: Path | None = N
     )
 
 
-def read_vectors(path: Path) -> np.ndarray:
+def read_vectors(path: Path, what: str = "embeddings") -> np.ndarray:
     """Read (n, dim) float32 vectors from a ``.npy`` or ``.parquet`` file.
+
+    Args:
+        path: the file; an array is memory-mapped if nothing needs to be converted.
+        what: what the vectors are called where one is refused.
 
     Raises:
         CorpusError: if the file cannot be read, or holds no finite vectors of one dimension.
     """
     is_parquet = path.suffix.lower() == ".parquet"
     array = _read_vector_column(path) if is_parquet else _read_array(path)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise CorpusError(f"{path} must hold floating-point numbers, not {array.dtype}")
+    if array.dtype.kind not in "fiu":
+        raise CorpusError(f"{path} must hold numbers, not {array.dtype}")
     with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by its row
         vectors = np.ascontiguousarray(array, dtype=np.float32)
     try:
         check_embeddings(vectors)
     except ValueError as error:
-        raise CorpusError(f"{path}: {error}") from error
+        raise CorpusError(f"{path}: {str(error).replace('embeddings', what)}") from error
     return vectors
 
 
@@ -127,19 +132,17 @@ def _read_array(path: Path) -> np.ndarray:
     try:
         return load_array(path)
     except BundleError as error:
-        raise CorpusError(str(error)) from error
+        raise CorpusError(f"{error}; Parquet is told by a name that ends in .parquet") from error
 
 
 def _read_vector_column(path: Path) -> np.ndarray:
     column = _read_table(path, EMBEDDING).column(EMBEDDING)
-    try:
-        dims = pc.list_value_length(column)
-        values = pc.list_flatten(column).cast(pa.float64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    if not _holds_vectors(column.type):
         raise CorpusError(
             f"{path}: column {EMBEDDING!r} must hold lists of numbers, not {column.type}"
-        ) from error
-    dims = np.asarray(pc.fill_null(dims, -1))
+        )
+    values = pc.list_flatten(column).cast(pa.float64())
+    dims = np.asarray(pc.fill_null(pc.list_value_length(column), -1))
     if len(missing := np.flatnonzero(dims < 0)):
         raise CorpusError(f"{path}: row {missing[0]} has no embedding")
     if len(odd := np.flatnonzero(dims != dims[:1])):
@@ -148,6 +151,16 @@ def _read_vector_column(path: Path) -> np.ndarray:
         )
     # A missing number becomes NaN, and is refused by its row as such.
     return np.asarray(values).reshape(len(column), -1 if len(values) else 0)
+
+
+def _holds_vectors(kind: pa.DataType) -> bool:
+    """Whether a column of a type holds lists of numbers."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(is_one(kind) for is_one in lists):
+        return False
+    # Of nothing but empty lists the type is that of nulls: they are refused as what they are.
+    numbers = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal, pa.types.is_null)
+    return any(is_one(kind.value_type) for is_one in numbers)
 
 
 def _read_ids(path: Path) -> Vocabulary:
@@ -166,6 +179,10 @@ def _read_ids(path: Path) -> Vocabulary:
 def _read_metadata(path: Path, ids: Vocabulary) -> pa.Table:
     """Read metadata and put its lines into the order of ``ids``."""
     table = _read_table(path, CANDIDATE_ID)
+    if EMBEDDING in table.column_names and _holds_vectors(table.schema.field(EMBEDDING).type):
+        table = table.drop_columns(
+            [EMBEDDING]
+        )  # one file for all is fine, vectors as texts are not
     try:
         table = pa.table(typed_columns(table))
         described = Vocabulary(table.column(CANDIDATE_ID))
@@ -185,9 +202,13 @@ def _read_metadata(path: Path, ids: Vocabulary) -> pa.Table:
 
 def _read_table(path: Path, column: str) -> pa.Table:
     try:
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read()
+    except FileNotFoundError as error:
+        raise CorpusError(f"there is no file {path}") from error
     except (OSError, pa.ArrowException) as error:
         raise CorpusError(f"{path} is not a readable Parquet file: {error}") from error
+    if repeated := [name for name, count in Counter(table.column_names).items() if count > 1]:
+        raise CorpusError(f"{path} has the column {repeated[0]!r} more than once")
     if column not in table.column_names:
         found = ", ".join(table.column_names) or "none"
         raise CorpusError(f"{path} must have a column {column!r}; its columns are {found}")

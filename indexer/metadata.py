@@ -36,7 +36,8 @@ _EMPTY: dict[MetadataType, Any] = {
 def typed_columns(candidates: pa.Table) -> dict[str, pa.Array]:
     """Return the columns of a corpus's table by name, each of one of the types.
 
-    Integers and numbers are widened, dates and the like become texts, and lists lists of texts.
+    Integers and numbers are widened, decimals become numbers, dates and the like texts, and lists
+    lists of texts.
 
     Raises:
         ValueError: if a column can become none of them.
@@ -62,7 +63,7 @@ def _type_of(kind: pa.DataType) -> MetadataType:
         return MetadataType.BOOL
     if pa.types.is_integer(kind):
         return MetadataType.INTEGER
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return MetadataType.DOUBLE
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return MetadataType.STRING_LIST

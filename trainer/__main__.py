@@ -5,6 +5,9 @@ Commands import what they need when they run: TensorFlow takes seconds, ``--help
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import typer
 
 from trainer.commands.cold_start import cold_start
@@ -28,4 +31,6 @@ app.command()(refresh)
 app.command(name="config")(show_config)
 
 if __name__ == "__main__":
+    # What ends the process from outside lets it clean up, as an interruption does.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     app(prog_name="python -m trainer")

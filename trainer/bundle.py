@@ -70,6 +70,7 @@ no ratings to train a ranking model on."""
 HISTORY_ROWS = "candidate_rows"
 """The column of histories that holds them; the others are the users'."""
 
+_NPY_MAGIC = np.lib.format.MAGIC_PREFIX
 _HISTORY_COLUMNS = ["user_id", HISTORY_ROWS]
 
 S = TypeVar("S", bound=BaseModel)
@@ -355,6 +356,9 @@ def load_array(path: Path) -> np.ndarray:
         BundleError: if the file holds none.
     """
     try:
+        with path.open("rb") as file:
+            if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:  # NumPy would take it for pickled objects
+                raise BundleError(f"{path} is not a readable .npy file: it begins otherwise")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (BadZipFile, EOFError, OSError, ValueError) as error:
         raise BundleError(f"{path} is not a readable .npy file: {error}") from error

@@ -105,7 +105,7 @@ def export(
     """
     histories = collect_histories(dataset, rows, len(rows))
     everybody = np.arange(dataset.n_users)
-    with staging(root) as staged:
+    with staging(root, TowerManifest) as staged:
         with _native_messages_held_back():
             _write_towers(staged, towers)
             if ranker is not None:

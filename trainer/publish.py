@@ -80,14 +80,20 @@ M = TypeVar("M", bound=Manifest)
 
 
 @contextmanager
-def staging(root: Path) -> Iterator[Path]:
+def staging(root: Path, schema: type[Manifest] | None = None) -> Iterator[Path]:
     """Yield a fresh directory in which to write a bundle of ``root``; gone if the block fails.
 
     Directories that a killed process left behind are removed on the way.
 
+    Args:
+        root: the folder that holds the versions.
+        schema: the manifest class of the kind of bundle; None where there is to be no manifest.
+
     Raises:
-        BundleError: if nothing can be written under ``root``, or not as much as the block writes.
+        BundleError: if ``root`` is no folder for bundles of this kind, nothing can be written under
+            it, or not as much as the block writes.
     """
+    check_root(root, schema)
     staged = root / _staging_name(secrets.token_hex(4))
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -110,13 +116,14 @@ def staging(root: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def commit(staged: Path, root: Path, manifest: M) -> Path:
+def commit(staged: Path, root: Path, manifest: M, *, make_current: bool = True) -> Path:
     """Publish a staged directory and point ``current`` at it.
 
     Args:
         staged: a directory from ``staging(root)``, complete but for its manifest.
         root: the folder that holds the versions.
         manifest: what the bundle says about itself; version, time and files are filled in here.
+        make_current: whether ``current`` is to lead there; where there is none yet, it does.
 
     Returns:
         The directory of the new version, ``root/<version>``.
@@ -141,7 +148,8 @@ def commit(staged: Path, root: Path, manifest: M) -> Path:
     if not final.exists():  # else the same content was published within this second
         staged.rename(final)
         _flush(root)
-    activate(final)
+    if make_current or not (root / CURRENT).is_symlink():
+        activate(final)
     return final
 
 
@@ -175,9 +183,14 @@ def resolve(path: Path) -> Path:
     """
     try:
         directory = follow(path)
-        is_bundle = (directory / MANIFEST).is_file()
+        is_there = directory.exists()
+        is_bundle = is_there and (directory / MANIFEST).is_file()
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+    if not is_there:
+        if path.is_symlink():
+            raise BundleError(f"{path} leads to {directory}, and there is nothing there")
+        raise BundleError(f"there is no {path}")
     if not is_bundle:
         hint = ""
         if (path / CURRENT).is_symlink():
@@ -295,8 +308,10 @@ def prune(root: Path, keep: int) -> Pruned:
         raise ValueError(f"keep must be at least 0, not {keep}")
     if not root.is_dir():
         raise BundleError(f"{root} is no folder of bundles")
-    link = root / CURRENT
-    current = link.readlink().name if link.is_symlink() else None
+    try:
+        current = follow(root / CURRENT).name  # perhaps by other links
+    except OSError as error:
+        raise BundleError(f"{root / CURRENT} cannot be followed: {error.strerror}") from error
     older = versions(root)[:-keep] if keep else versions(root)
     pruned = Pruned([], [])
     for directory in older:
@@ -311,6 +326,54 @@ def prune(root: Path, keep: int) -> Pruned:
             ) from error
         (pruned.removed if is_removed else pruned.in_use).append(directory)
     return pruned
+
+
+def check_root(root: Path, schema: type[Manifest] | None = None) -> None:
+    """Refuse a folder that is none for versions, or one for versions of another kind.
+
+    Args:
+        root: the folder, which need not be there.
+        schema: the manifest class of the kind of bundle, if there is to be a manifest.
+
+    Raises:
+        BundleError: if it is a bundle itself, or holds bundles of another kind.
+    """
+    link = root / CURRENT
+    try:
+        around = [
+            folder
+            for folder in (root, *root.absolute().parents)
+            if (folder / MANIFEST).is_file() and (folder / MANIFEST_HASH).is_file()
+        ]
+        is_taken = link.exists() and not link.is_symlink()
+    except OSError as error:
+        raise BundleError(f"{root} cannot be read: {error.strerror}") from error
+    if around:
+        raise BundleError(
+            f"{root} is a bundle, or within one; give the folder that holds the versions, such as "
+            f"{follow(around[0]).parent}"
+        )
+    if is_taken:
+        raise BundleError(
+            f"{link} must be a link to the newest version, and is none (some copies follow links): "
+            "rename it first"
+        )
+    if schema is None or not (link / MANIFEST).is_file():
+        return
+    expected, found = schema.model_fields["kind"].default, _kind(link)
+    if found not in (None, expected):
+        raise BundleError(
+            f"{root} is a folder of {found}, as {CURRENT} shows; give another one for {expected}"
+        )
+
+
+def _kind(directory: Path) -> object:
+    """Return what kind of bundle a manifest, intact or not, says that it is of."""
+    try:
+        content = json.loads((directory / MANIFEST).read_bytes())
+    except ValueError:
+        return None
+    return content.get("kind") if isinstance(content, dict) else None
 
 
 def _remove_unless_held(directory: Path) -> bool:

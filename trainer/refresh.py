@@ -23,6 +23,7 @@ from trainer.bundle import (
     QUERY_EMBEDDINGS,
     QUERY_TOWER,
     TowerBundle,
+    TowerManifest,
     read_table,
 )
 from trainer.datasets import Dataset
@@ -93,7 +94,7 @@ def refresh(bundle: TowerBundle, dataset: Dataset, root: Path) -> Refreshed:
         update={"n_users": len(users), "refreshed_from": bundle.manifest.version}
     )
     replaced = (HISTORIES, QUERY_EMBEDDINGS, MODEL_CARD, MANIFEST, MANIFEST_HASH, SIGNATURE)
-    with staging(root) as staged:
+    with staging(root, TowerManifest) as staged:
         shutil.copytree(
             bundle.directory,
             staged,

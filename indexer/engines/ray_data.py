@@ -103,7 +103,7 @@ def embed_candidates(
         BundleError: if ``root`` cannot be written to.
     """
     ray, n_cores = _started(address)
-    with staging(root) as staged:
+    with staging(root, EmbeddingsManifest) as staged:
         sources = _write_candidates(towers, staged / _CANDIDATES)
         (staged / _SHARDS).mkdir()
         folders = (towers.directory, staged / _SHARDS)

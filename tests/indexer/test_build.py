@@ -1,4 +1,5 @@
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from indexer import build
 from indexer.backends import BACKENDS, BackendUnavailableError
 from indexer.build import (
     BuildOptions,
@@ -14,9 +16,10 @@ from indexer.build import (
     measured_depths,
     retune_bundle,
 )
-from indexer.bundle import BackendEntry, IndexBundle, OperatingPoint
-from indexer.corpus import CorpusError
+from indexer.bundle import BackendEntry, IndexBundle, OperatingPoint, write_corpus
+from indexer.corpus import Corpus, CorpusError, read_corpus
 from tests.indexer.conftest import make_corpus
+from trainer.publish import resolve
 
 ONLY_BRUTE_FORCE = BuildOptions(backends=("brute_force",))
 
@@ -60,6 +63,48 @@ def test_without_queries_candidates_stand_in(tmp_path: Path, queries: np.ndarray
     assert bundle.manifest.tuned_on == "candidates"
     np.testing.assert_array_equal(corpus.embeddings[:, :-1], bundle.tuning_queries[:, :-1])
     np.testing.assert_array_equal(np.ones(300), bundle.tuning_queries[:, -1])
+
+
+def test_queries_of_zeros_tell_nothing(tmp_path: Path) -> None:
+    corpus = make_corpus()
+    sparse = np.array(corpus.embeddings)
+    sparse[::2] = 0
+    bundle = build_bundle(
+        dataclasses.replace(corpus, embeddings=sparse), None, tmp_path, ONLY_BRUTE_FORCE
+    )
+    stand_ins = IndexBundle.open(bundle).tuning_queries
+    assert (150, True) == (len(stand_ins), np.any(stand_ins, axis=1).all())
+    queries = np.zeros((4, corpus.dim), np.float32)
+    with pytest.raises(CorpusError, match="the queries are all zero"):
+        build_bundle(corpus, queries, tmp_path, ONLY_BRUTE_FORCE)
+    queries[2] = 1
+    tuned = retune_bundle(IndexBundle.open(bundle), queries, BuildOptions(k=10))
+    np.testing.assert_array_equal(queries[2:3], IndexBundle.open(tuned).tuning_queries)
+
+
+def test_what_is_published_is_what_was_indexed_though_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, ids = tmp_path / "v.npy", tmp_path / "ids.txt"
+    np.save(vectors, make_corpus().embeddings)
+    ids.write_text("".join(f"c{row}\n" for row in range(300)))
+    corpus = read_corpus(vectors, ids)
+
+    def write_another(directory: Path, corpus: Corpus, queries: np.ndarray) -> None:
+        write_corpus(directory, corpus, queries)
+        with vectors.open("r+b") as file:
+            file.seek(-corpus.embeddings.nbytes, os.SEEK_END)
+            file.write(np.random.default_rng(1).normal(size=(300, 8)).astype(np.float32).tobytes())
+
+    monkeypatch.setattr(build, "write_corpus", write_another)
+    bundle = IndexBundle.open(build_bundle(corpus, None, tmp_path / "out", BuildOptions(k=10)))
+    queries = bundle.corpus.embeddings[:20]
+    assert not np.array_equal(queries, corpus.embeddings[:20])
+    exact = np.argsort(-(queries @ bundle.corpus.embeddings.T), axis=1, kind="stable")[:, :10]
+    for name in bundle.backend_names:
+        choice = bundle.choose(10, recall_target=1.0, backend=name)
+        found = bundle.index(name).search(queries, 10, choice.params)
+        np.testing.assert_array_equal(exact, found.rows)
 
 
 def test_one_candidate_and_one_query(tmp_path: Path) -> None:
@@ -125,6 +170,18 @@ def test_a_recall_of_ones_own_is_tuned_for(built: IndexBundle) -> None:
         }
     same = built.manifest.files.keys() - {"manifest.json"}
     assert same == bundle.manifest.files.keys()
+
+
+def test_only_the_current_index_is_replaced_when_it_is_tuned(tmp_path: Path) -> None:
+    older, newer = (
+        build_bundle(make_corpus(n), None, tmp_path, ONLY_BRUTE_FORCE) for n in (200, 300)
+    )
+    options = BuildOptions(k=7)
+    tuned = retune_bundle(IndexBundle.open(older), None, options)
+    assert resolve(tmp_path / "current") == newer
+    assert IndexBundle.open(tuned).manifest.default_k == 7
+    tuned = retune_bundle(IndexBundle.open(tmp_path / "current"), None, options)
+    assert resolve(tmp_path / "current") == tuned
 
 
 def test_an_index_is_tuned_on_other_queries(built: IndexBundle) -> None:

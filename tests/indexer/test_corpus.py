@@ -1,3 +1,4 @@
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_vectors_in_a_parquet_column(tmp_path: Path, kind: pa.DataType) -> None:
         (np.array([[1e30, 1]]), "row 0 of the embeddings is too large"),
         (np.array([1.0, 2.0]), r"shape \(n, dim\), not \(2,\)"),
         (np.empty((0, 4)), "must not be empty"),
-        (np.array([[1, 2]]), "floating-point numbers, not int64"),
+        (np.array([[True, False]]), "must hold numbers, not bool"),
         (np.array([[1.0], [1.0, 2.0]], dtype=object), "not a readable .npy file"),
     ],
 )
@@ -111,6 +112,28 @@ def test_ids_that_are_refused(own_files: dict[str, Path], ids: str, message: str
         read_corpus(own_files["vectors.npy"], own_files["ids.txt"])
 
 
+def test_whole_numbers_are_vectors_too(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.array([[1, 2], [-3, 4]], np.int8))
+    pq.write_table(pa.table({"embedding": [[1, 2], [-3, 4]]}), tmp_path / "v.parquet")
+    for name in ("v.npy", "v.parquet"):
+        np.testing.assert_array_equal([[1, 2], [-3, 4]], read_vectors(tmp_path / name))
+
+
+def test_queries_that_are_refused_are_called_so(tmp_path: Path) -> None:
+    np.save(tmp_path / "q.npy", np.array([[1, np.nan]]))
+    with pytest.raises(CorpusError, match="row 0 of the queries holds a NaN"):
+        read_vectors(tmp_path / "q.npy", "queries")
+
+
+def test_one_file_may_hold_the_vectors_and_the_metadata(own_files: dict[str, Path]) -> None:
+    own = {"candidate_id": ["a", "b", "c"], "embedding": [[1.0], [2.0], [3.0]], "size": [1, 2, 3]}
+    file = own_files["metadata.parquet"].with_name("all.parquet")
+    pq.write_table(pa.table(own), file)
+    corpus = read_corpus(file, own_files["ids.txt"], file)
+    np.testing.assert_array_equal([[1], [2], [3]], corpus.embeddings)
+    assert ["candidate_id", "size"] == corpus.candidates.column_names
+
+
 def test_ids_with_windows_line_ends_and_a_byte_order_mark(own_files: dict[str, Path]) -> None:
     own_files["ids.txt"].write_bytes(b"\xef\xbb\xbfa\r\nb\r\nc")
     ids = read_corpus(own_files["vectors.npy"], own_files["ids.txt"]).candidate_ids
@@ -122,12 +145,14 @@ def test_metadata_is_kept_in_our_types(own_files: dict[str, Path]) -> None:
         "candidate_id": pa.array(["c", "a", "b"], pa.string_view()),
         "made": pa.array([0, 1, 2], pa.date32()),
         "size": pa.array([3, 1, 2], pa.int8()),
+        "price": pa.array([Decimal("9.50"), Decimal(10), None], pa.decimal128(9, 2)),
     }
     pq.write_table(pa.table(own), own_files["metadata.parquet"])
     assert read_corpus(*own_files.values()).candidates.to_pydict() == {
         "candidate_id": ["a", "b", "c"],
         "made": ["1970-01-02", "1970-01-03", "1970-01-01"],
         "size": [1, 2, 3],
+        "price": [10.0, None, 9.5],
     }
 
 

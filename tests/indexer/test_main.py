@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -34,10 +35,15 @@ def test_build_verify_inspect_tune_and_prune(own_build: list[object], tmp_path: 
     assert "Default: brute_force is exact" in run("inspect", current).stdout
     assert "files intact" in run("verify", current).stdout
     assert json.loads(run("verify", current, "--json").stdout)["intact"]
-    tuned = json.loads(run("tune", current, "--recall", 0.9, "--json").stdout)
-    assert tuned["default_recall_target"] == 0.9
+    tuned = json.loads(run("tune", current, "--recall", 0.9, "--k", 2, "--json").stdout)
+    assert (0.9, 2) == (tuned["default_recall_target"], tuned["default_k"])
+    again = json.loads(run("tune", current, "--json").stdout)  # what was asked for stays asked for
+    assert (0.9, 2) == (again["default_recall_target"], again["default_k"])
+    older = run("tune", report["directory"])
+    assert "It is not current: the index it was made of is not, either." in older.stderr
+    assert IndexBundle.open(current).directory == Path(again["directory"])
     removed = json.loads(run("prune", tmp_path / "out", "--keep", 0, "--json").stdout)["removed"]
-    assert len(removed) == 2
+    assert len(removed) == 4
     assert "Nothing to remove" in run("prune", tmp_path / "out", "--keep", 0).stdout
 
 
@@ -62,6 +68,36 @@ def test_an_index_in_milvus(own_files: dict[str, Path], tmp_path: Path, milvus_u
     assert "files intact" in run("verify", tmp_path / "out" / "current").stdout
 
 
+def test_few_queries_are_told_of(own_build: list[object], tmp_path: Path) -> None:
+    np.save(tmp_path / "q.npy", np.ones((3, 2), np.float32))
+    done = run(*own_build, "--queries", tmp_path / "q.npy")
+    assert done.exit_code == 0
+    assert "q.npy holds only 3 queries" in done.stderr
+
+
+def test_a_place_for_something_else_is_refused_before_anything_is_read(
+    own_build: list[object], tmp_path: Path
+) -> None:
+    run(*own_build)
+    missing = ["build", "--embeddings", "missing.npy", "--candidate-ids", "missing.txt"]
+    refused = run(*missing, "--output", tmp_path / "out" / "current")
+    assert (1, True) == (refused.exit_code, "is a bundle, or within one" in refused.stderr)
+
+
+def test_an_index_of_a_later_version_is_refused(own_build: list[object], tmp_path: Path) -> None:
+    run(*own_build)
+    directory = (tmp_path / "out" / "current").resolve()
+    content = json.loads((directory / "manifest.json").read_bytes())
+    content["backends"]["hnsw"] = content["backends"]["brute_force"]
+    text = json.dumps(content).encode()
+    (directory / "manifest.json").write_bytes(text)
+    (directory / "manifest.sha256").write_text(hashlib.sha256(text).hexdigest())
+    for command in ("verify", "tune"):
+        refused = run(command, directory)
+        assert refused.exit_code == 1
+        assert "has the backends hnsw, which this version does not know" in refused.stderr
+
+
 def test_verify_finds_damage(own_build: list[object], tmp_path: Path) -> None:
     run(*own_build)
     path = (tmp_path / "out" / "current").resolve() / "embeddings.npy"
@@ -78,7 +114,7 @@ def test_verify_finds_damage(own_build: list[object], tmp_path: Path) -> None:
         ([], 2, "give either --towers or --embeddings"),
         (["--embeddings", "v.npy"], 2, "--embeddings needs --candidate-ids"),
         (["--towers", "t", "--metadata", "m"], 2, "belong to --embeddings"),
-        (["--towers", "missing"], 1, "missing is not a bundle"),
+        (["--towers", "missing"], 1, "there is no missing"),
         (["--towers", "t", "--recall", "1.5"], 2, "at most 1, not 1.5"),
         (["--towers", "t", "--k", "0"], 2, "--k"),
         (["--towers", "t", "--seed", "-1"], 2, "--seed"),

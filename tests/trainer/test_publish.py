@@ -184,8 +184,14 @@ def test_a_folder_of_versions_is_not_a_bundle_but_hints_at_one(tmp_path: Path) -
     publish(tmp_path)
     with pytest.raises(BundleError, match=r"did you mean .*current\?"):
         resolve(tmp_path)
-    with pytest.raises(BundleError, match=r"has no manifest\.json"):
+    with pytest.raises(BundleError, match=r"has no manifest\.json$"):
+        (tmp_path / "empty").mkdir()
+        resolve(tmp_path / "empty")
+    with pytest.raises(BundleError, match=r"there is no .*nowhere$"):
         resolve(tmp_path / "nowhere")
+    (tmp_path / "lost").symlink_to("nowhere")
+    with pytest.raises(BundleError, match=r"lost leads to .*nowhere, and there is nothing there"):
+        resolve(tmp_path / "lost")
     with pytest.raises(BundleError, match=r"(?i)cannot be read: .*name too long"):
         resolve(tmp_path / ("x" * 300))
 
@@ -208,6 +214,55 @@ def test_prune_keeps_the_newest_and_the_current(tmp_path: Path) -> None:
     kept = {published[-1], current}
     assert set(removed) == set(published) - kept
     assert set(versions(tmp_path)) == kept
+
+
+def test_prune_keeps_what_current_leads_to_by_other_links(tmp_path: Path) -> None:
+    oldest, *_, newest = sorted(publish(tmp_path, str(i)) for i in range(4))
+    (tmp_path / "stable").symlink_to(oldest.name)
+    (tmp_path / CURRENT).unlink()
+    (tmp_path / CURRENT).symlink_to("stable")
+    prune(tmp_path, keep=1)
+    assert [oldest, newest] == versions(tmp_path)
+    (tmp_path / "stable").unlink()
+    (tmp_path / "stable").symlink_to(CURRENT)
+    with pytest.raises(BundleError, match=r"current cannot be followed: Too many levels"):
+        prune(tmp_path, keep=1)
+
+
+@pytest.mark.parametrize("place", ["current", "current/deeper", "version"])
+def test_nothing_is_published_within_a_bundle(tmp_path: Path, place: str) -> None:
+    directory = publish(tmp_path / "root")
+    root = tmp_path / "root" / place.replace("version", directory.name)
+    with pytest.raises(BundleError, match=f"give the folder .* such as {tmp_path}/root"):
+        publish(root)
+    verify_files(directory, read_manifest(directory, ToyManifest))
+
+
+def test_bundles_of_two_kinds_do_not_share_a_folder(tmp_path: Path) -> None:
+    directory = publish(tmp_path)
+    with (
+        pytest.raises(BundleError, match="is a folder of toy, as current shows; give another one"),
+        staging(tmp_path, OtherManifest),
+    ):
+        pass
+    (directory / MANIFEST).write_bytes(b"damaged")  # which is no reason to publish nothing
+    with staging(tmp_path, OtherManifest):
+        pass
+
+
+def test_a_current_that_is_no_link_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / CURRENT).mkdir()
+    with pytest.raises(BundleError, match=r"current must be a link .*: rename it first"):
+        publish(tmp_path)
+    assert [tmp_path / CURRENT] == list(tmp_path.iterdir())
+
+
+def test_a_bundle_may_be_published_beside_the_current_one(tmp_path: Path) -> None:
+    first = publish(tmp_path)
+    with staging(tmp_path) as staged:
+        second = commit(staged, tmp_path, ToyManifest(colour="blue"), make_current=False)
+    assert second.is_dir()
+    assert resolve(tmp_path / CURRENT) == first
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])

@@ -97,7 +97,7 @@ def fit(
     Example: python -m trainer fit --dataset movielens/100k --output artifacts/towers
     """
     with sentences_for_errors():
-        from trainer.bundle import TowerBundle
+        from trainer.bundle import TowerBundle, TowerManifest
         from trainer.config import load_config
         from trainer.distribution import join_workers
         from trainer.publish import staging
@@ -120,7 +120,7 @@ def fit(
         strategy = join_workers()  # which TensorFlow allows before its first operation only
         data = load(chosen.data)
         parts = split_dataset(data, chosen.split, train_fraction=chosen.train_fraction)
-        with staging(output):
+        with staging(output, TowerManifest):
             pass  # that nothing can be written there is better said before the training than after
         trainings = Trainings(
             data,
