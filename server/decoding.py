@@ -95,7 +95,7 @@ class RequestDecoder:
 
     def _returned_fields(self, names: Sequence[str]) -> Sequence[str]:
         limited = _limited("returned_fields", names, self._settings.max_returned_fields)
-        return list(dict.fromkeys(limited))
+        return list(dict.fromkeys(limited)) if limited else limited
 
     def _query(self, query: pb.Query) -> Query:
         match query.WhichOneof("kind"):
@@ -293,6 +293,8 @@ def _refuses_unknown_user(policy: int) -> bool:
 
 def _limited(name: str, values: Sequence[T], limit: int) -> Sequence[T]:
     """Return repeated values as a list, once their number is checked."""
+    if not values:
+        return ()
     if len(values) > limit:
         raise _exceeds(name, limit, len(values))
     return list(values)

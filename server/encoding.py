@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from server.settings import Settings
 _LENGTH_DELIMITED = 2
 _ID_TAG = bytes([pb.SearchCandidatesResponse.CANDIDATE_IDS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
 _SCORES_TAG = bytes([pb.SearchCandidatesResponse.SCORES_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
+_TOKEN_TAG = bytes(
+    [pb.SearchCandidatesResponse.NEXT_PAGE_TOKEN_FIELD_NUMBER << 3 | _LENGTH_DELIMITED]
+)
 _RESULT_TAG = bytes(
     [pb.BatchSearchCandidatesResponse.RESULTS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED]
 )
@@ -83,7 +87,10 @@ def other_fields(
     result: SearchResult, returned_fields: Sequence[str], engine: Engine, next_page_token: str
 ) -> bytes:
     """Return the fields of a response beside what was found and how."""
-    response = pb.SearchCandidatesResponse(next_page_token=next_page_token)
+    token = _field(_TOKEN_TAG, next_page_token.encode()) if next_page_token else b""
+    if result.ranking_scores is None and not returned_fields and not result.notices:
+        return token  # as most are, for which a message is not worth its making
+    response = pb.SearchCandidatesResponse()
     if result.ranking_scores is not None:
         response.ranking_scores.extend(result.ranking_scores.tolist())
     for name in returned_fields:
@@ -91,7 +98,7 @@ def other_fields(
         response.columns.append(column_message(name, engine.metadata.types[name], values))
     if result.notices:
         response.notices.extend(map(notice_message, result.notices))
-    return response.SerializeToString()
+    return response.SerializeToString() + token
 
 
 def batch_response(response: bytes) -> bytes:
@@ -239,6 +246,7 @@ def _field(tag: bytes, content: bytes) -> bytes:
     return b"".join([tag, _varint(len(content)), content])
 
 
+@lru_cache(maxsize=4096)  # many answers are as long as others
 def _varint(number: int) -> bytes:
     """Return a non-negative number as protobuf writes lengths: 7 bits a byte, the lowest first."""
     written = bytearray()
