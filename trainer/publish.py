@@ -190,7 +190,7 @@ def resolve(path: Path) -> Path:
     if not is_there:
         if path.is_symlink():
             raise BundleError(f"{path} leads to {directory}, and there is nothing there")
-        raise BundleError(f"there is no {path}")
+        raise BundleError(f"there is nothing at {path}")
     if not is_bundle:
         hint = ""
         if (path / CURRENT).is_symlink():

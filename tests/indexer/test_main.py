@@ -114,7 +114,7 @@ def test_verify_finds_damage(own_build: list[object], tmp_path: Path) -> None:
         ([], 2, "give either --towers or --embeddings"),
         (["--embeddings", "v.npy"], 2, "--embeddings needs --candidate-ids"),
         (["--towers", "t", "--metadata", "m"], 2, "belong to --embeddings"),
-        (["--towers", "missing"], 1, "there is no missing"),
+        (["--towers", "missing"], 1, "there is nothing at missing"),
         (["--towers", "t", "--recall", "1.5"], 2, "at most 1, not 1.5"),
         (["--towers", "t", "--k", "0"], 2, "--k"),
         (["--towers", "t", "--seed", "-1"], 2, "--seed"),

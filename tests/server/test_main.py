@@ -155,4 +155,4 @@ def test_mistakes_are_sentences(server: Any) -> None:
     no_text = run("search", "--user", "\udcff", "--address", server.address)
     assert "error: 'utf-8' codec can't encode" in no_text.output
     assert "there are index, host" in run("serve", "--config", "pyproject.toml").output
-    assert "is not a bundle" in run("serve", "--index", "nowhere").output
+    assert "error: there is nothing at nowhere\n" == run("serve", "--index", "nowhere").output

@@ -157,7 +157,7 @@ def test_reflection_is_behind_a_flag(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["serve", "--index", "nowhere"], "nowhere is not a bundle"),
+        (["serve", "--index", "nowhere"], "there is nothing at nowhere"),
         (["serve", "--port", "many"], "port: .* not 'many'"),
         (["serve", "--workers", "2", "--token-file", "none"], "token_file: cannot read none"),
         (["serve", "--config", "none.toml"], "there is no settings file none.toml"),

@@ -187,7 +187,7 @@ def test_a_folder_of_versions_is_not_a_bundle_but_hints_at_one(tmp_path: Path) -
     with pytest.raises(BundleError, match=r"has no manifest\.json$"):
         (tmp_path / "empty").mkdir()
         resolve(tmp_path / "empty")
-    with pytest.raises(BundleError, match=r"there is no .*nowhere$"):
+    with pytest.raises(BundleError, match=r"there is nothing at .*nowhere$"):
         resolve(tmp_path / "nowhere")
     (tmp_path / "lost").symlink_to("nowhere")
     with pytest.raises(BundleError, match=r"lost leads to .*nowhere, and there is nothing there"):
