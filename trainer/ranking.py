@@ -15,6 +15,7 @@ their predictions is better than any of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -207,8 +208,11 @@ class Ranker:
         self.description = data.description
         self.module = RankerModule(model, data.description.features)
         self._data = data
-        self._queries = _in_batches(model.query, data.query_inputs)
-        self._candidates = _in_batches(model.candidate, data.candidate_inputs)
+        self._queries = _in_batches(model.query, len(data.histories), data.queries)
+        candidates = data.candidate_inputs
+        self._candidates = _in_batches(
+            model.candidate, len(candidates[0]), lambda some: [one[some] for one in candidates]
+        )
 
     def predict(self, user_rows: np.ndarray, candidate_rows: np.ndarray) -> np.ndarray:
         """Predict ratings.
@@ -237,7 +241,7 @@ class Ranker:
 
     def example(self, n_candidates: int) -> dict[str, np.ndarray]:
         """Return the exported function's inputs, by name, for one user and some candidates."""
-        query = {f"query_{i}": one[:1] for i, one in enumerate(self._data.query_inputs)}
+        query = {f"query_{i}": one for i, one in enumerate(self._data.queries(slice(1)))}
         query["query_0"] = _padded(query["query_0"], self.config.max_history_length)
         candidates = {
             f"candidate_{i}": one[:n_candidates]
@@ -305,9 +309,7 @@ def _spec(feature: Feature, n: int | None, name: str) -> Any:
     return tf.TensorSpec((n, feature.length), dtype, name=name)
 
 
-def _in_batches(side: Side, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Return the sums (n, width + 1) float32 of all lines of the inputs."""
-    starts = range(0, len(inputs[0]), _BATCH_SIZE)
-    return np.concatenate(
-        [side([one[start : start + _BATCH_SIZE] for one in inputs]).numpy() for start in starts]
-    )
+def _in_batches(side: Side, n: int, inputs: Callable[[slice], Sequence[np.ndarray]]) -> np.ndarray:
+    """Return the sums (n, width + 1) float32 of all lines, of which ``inputs`` returns some."""
+    batches = (inputs(slice(start, start + _BATCH_SIZE)) for start in range(0, n, _BATCH_SIZE))
+    return np.concatenate([side(batch).numpy() for batch in batches])

@@ -91,7 +91,7 @@ def test_the_loss_is_the_error_of_each_member_and_the_price_of_the_parts(tiny: D
     biases[:, -1] = 0.5
     model.query.parts[1].weights[0].assign(biases)
     inputs = {
-        "query": [one[:1] for one in data.query_inputs],
+        "query": data.queries(slice(1)),
         "candidate": [one[[0, 1]] for one in data.candidate_inputs],
         "rater": np.array([0, 0]),
         "rated": np.array([0, 1]),
@@ -144,7 +144,7 @@ def test_the_exported_function_agrees_with_predict(tiny: Dataset, ranker: Ranker
     data = encode(tiny, np.arange(5), SMALL.max_history_length)
     history = np.zeros((1, 4), np.int32)
     history[0, :2] = [1, 2]
-    query = [tf.constant(history), *(tf.constant(one[1:2]) for one in data.query_inputs[1:])]
+    query = [tf.constant(history), *(tf.constant(one[1:2]) for one in data.query_inputs)]
     candidates = [tf.constant(one) for one in data.candidate_inputs]
     actual = ranker.module.rank(*query, *candidates)["rating"]
     np.testing.assert_allclose(ranker.predict(np.ones(4, int), np.arange(4)), actual, rtol=1e-6)
