@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from trainer.datasets import Dataset, load_dataset, load_files
 from trainer.errors import TrainerError
+from trainer.files import whole_file
 from trainer.model_config import RankerConfig, TowersConfig
 from trainer.splits import SplitKind
 
@@ -147,15 +148,10 @@ def write_config(config: BaseModel, path: Path) -> None:
     """Write a configuration as a TOML file, in one step.
 
     Raises:
-        ConfigError: if it cannot be written there.
+        UnwritableError: if it cannot be written there.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
         partial.write_text(as_toml(config), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def as_toml(config: BaseModel) -> str:
