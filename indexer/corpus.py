@@ -81,7 +81,7 @@ def read_corpus(embeddings: Path, candidate_ids: Path, metadata: Path | None = N
 
     Args:
         embeddings: a ``.npy`` file of shape (n_candidates, dim), or a ``.parquet`` file with a
-            column ``embedding`` of lists; floating point, converted to float32.
+            column ``embedding`` of lists; numbers of any kind, converted to float32.
         candidate_ids: a text file with one id a line, in the order of the embeddings.
         metadata: a Parquet file with a column ``candidate_id`` and any others, one line for each
             candidate, in any order.
@@ -202,7 +202,8 @@ def _read_metadata(path: Path, ids: Vocabulary) -> pa.Table:
 
 def _read_table(path: Path, column: str) -> pa.Table:
     try:
-        table = pq.ParquetFile(path).read()
+        # Of a file all columns are there, also those that are there twice.
+        table = pq.read_table(path) if path.is_dir() else pq.ParquetFile(path).read()
     except FileNotFoundError as error:
         raise CorpusError(f"there is no file {path}") from error
     except (OSError, pa.ArrowException) as error:

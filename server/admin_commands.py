@@ -112,7 +112,7 @@ def _connected(address: str, token: str | None, authority: Path | None) -> Itera
     try:
         with AdminClient(address, token=token, credentials=tls_credentials(authority)) as client:
             yield client
-    except (SearchFailedError, UnicodeEncodeError) as error:
+    except (SearchFailedError, ValueError) as error:  # of a token that is none
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
 

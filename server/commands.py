@@ -105,7 +105,7 @@ def serve(
     _configure_logging(settings)
     for name in unknown_variables(os.environ):
         structlog.get_logger(__name__).warning("no setting has this name", variable=name)
-    with ending_when_asked():
+    with ending_when_asked(_forget_counts):
         _serve(settings)
 
 
@@ -159,7 +159,13 @@ def _count_together() -> None:
     # The client library of Prometheus reads this when it is imported.
     directory = tempfile.mkdtemp(prefix="candidate-search-metrics-")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    atexit.register(_forget_counts)
+
+
+def _forget_counts() -> None:
+    """Remove the directory into which processes count, if there is one."""
+    if directory := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _announce(where: str) -> None:

@@ -62,6 +62,7 @@ _OK, _CANCELLED = grpc.StatusCode.OK.name, grpc.StatusCode.CANCELLED.name  # slo
 _DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.name
 _SLOW_SECONDS = 1.0  # calls that take longer are logged...
 _SECONDS_A_LINE = 1.0  # ... of a method at most one in so long: in overload all are slow
+_ROUNDED_UP, _ROUNDED_UP_SECONDS = 0.99, 0.01  # to two or three digits
 _USABLE_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)  # as all text in metadata
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -143,7 +144,7 @@ def _handler(
             await abort(context, error)
         finally:
             seconds = perf_counter() - start
-            if status == _CANCELLED and seconds_left is not None and seconds >= seconds_left:
+            if status == _CANCELLED and _is_over(seconds, seconds_left):
                 status = _DEADLINE_EXCEEDED  # gRPC ends such calls as it ends those given up
             metrics.count(counters[status])
             metrics.observe(histogram, seconds)
@@ -189,6 +190,16 @@ def _check_time(seconds_left: float | None) -> None:
     """Raise TimeoutError if a caller has given up already."""
     if seconds_left is not None and seconds_left <= 0:
         raise TimeoutError
+
+
+def _is_over(seconds: float, seconds_left: float | None) -> bool:
+    """Whether so long after its arrival a caller's time is over.
+
+    Clients round the time up that they tell us of, and give up when it is over by their own clock.
+    """
+    if seconds_left is None:
+        return False
+    return seconds >= _ROUNDED_UP * seconds_left - _ROUNDED_UP_SECONDS
 
 
 def code_of(error: Exception) -> grpc.StatusCode:

@@ -72,6 +72,13 @@ STAGE_SECONDS = Histogram(
     registry=REGISTRY,
     buckets=_STAGE_SECONDS,
 )
+SEARCH_SECONDS = Summary(
+    "search_seconds",
+    f"All stages of one search in {STAGES_EVERY}.",
+    ["index_version"],
+    namespace=_PREFIX,
+    registry=REGISTRY,
+)
 BATCH_REFUSALS = Counter(
     "batch_refusals",
     "Searches that were refused within batches.",
@@ -209,11 +216,12 @@ def forget_ended() -> None:
         _slots.forget_ended()
 
 
-def observe_search(result: SearchResult, number: int) -> None:
+def observe_search(result: SearchResult, index_version: str, number: int) -> None:
     """Count what a search was told and, now and then, how long its stages took.
 
     Args:
         result: the answer.
+        index_version: what gave it.
         number: how many searches were answered before it.
     """
     for notice in result.notices:
@@ -221,6 +229,7 @@ def observe_search(result: SearchResult, number: int) -> None:
     if number % STAGES_EVERY == 0:
         for stage, nanos in result.stage_nanos.items():
             _stage(stage).observe(nanos / 1e9)
+        SEARCH_SECONDS.labels(index_version).observe(sum(result.stage_nanos.values()) / 1e9)
 
 
 @cache

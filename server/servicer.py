@@ -232,13 +232,13 @@ class CandidateSearchServicer:
             offset = call.search.offset + len(result.rows)
             next_page_token = version.page_tokens.sign(call.all_but_token, offset)
         metrics.count(version.counter(result.plan))
-        metrics.observe_search(result, self._n_searches)
+        metrics.observe_search(result, version.name, self._n_searches)
         self._n_searches += 1
         if self._tracer is not None:
             self._tracer.record(result, call.begun_nanos, version.name)
         self._live_recall.consider(version, call.search, result)
         found = version.encoder.encode(result.rows, result.scores)
-        returned_fields = call.request.returned_fields
+        returned_fields = call.search.returned_fields
         others = other_fields(result, returned_fields, version.engine, next_page_token)
         return b"".join([found, version.plan_fields(result.plan), others])
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Self
@@ -83,22 +82,28 @@ class Signals:
 
 
 @contextmanager
-def ending_when_asked() -> Iterator[None]:
-    """End this process without a word if it is asked to in the block.
+def ending_when_asked(clean_up: Callable[[], None]) -> Iterator[None]:
+    """End this process at once, as one that drained does, if it is asked to in the block.
 
-    By itself Python tells of an interruption by a traceback, and Linux does not end the first
-    process of a container by a signal that it does not handle.
+    By itself Python tells of an interruption by a traceback, and waits for threads that hash what
+    may be large; and Linux does not end the first process of a container by a signal that it does
+    not handle.
+
+    Args:
+        clean_up: called before the end.
     """
-    former = {one: signal.signal(one, _end) for one in _STOP}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        clean_up()
+        os._exit(0)
+
+    former = {one: signal.signal(one, end) for one in _STOP}
     try:
         yield
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-def _end(number: int, _: FrameType | None) -> None:
-    sys.exit(128 + number)  # as shells tell of signals
 
 
 def _let_arrive(number: int, frame: FrameType | None) -> None:

@@ -30,17 +30,16 @@ class Slots:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._holder: int | None = None
         self._mine = -1
         self._lock: BinaryIO | None = None
+        os.register_at_fork(after_in_child=self._leave)
 
     def mine(self) -> int:
         """Return the slot of this process: the first that was free when it was first asked for."""
-        if self._holder != os.getpid():
-            if self._lock is not None:
-                self._lock.close()  # of the process that this was forked from, which keeps its own
-            self._mine, self._lock = next(self._free(count()))
-            self._holder = os.getpid()
+        if self._lock is None:
+            # By another number than the process has that this was forked from, though that may have
+            # ended, the library sees that this is another one.
+            self._mine, self._lock = next(self._free(n for n in count() if n != self._mine))
             self._forget(self._mine)
         return self._mine
 
@@ -50,6 +49,12 @@ class Slots:
         for slot, lock in self._free(iter(known)):
             with lock:
                 self._forget(slot)
+
+    def _leave(self) -> None:
+        """Let go of the slot of the process that this was forked from, which keeps it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _free(self, slots: Iterator[int]) -> Iterator[tuple[int, BinaryIO]]:
         """Lock one slot after another, but those that somebody holds."""

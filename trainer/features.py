@@ -118,6 +118,12 @@ def encode_histories(histories: Sequence[np.ndarray], length: int) -> np.ndarray
     return encoded
 
 
+def encode_together(histories: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """Encode histories as ``encode_histories`` does, but padded to the longest of them only."""
+    longest = max(map(len, histories), default=0)
+    return encode_histories(histories, max(1, min(longest, length)))
+
+
 def encode_query(
     features: Features,
     vocabularies: Vocabularies,

@@ -11,7 +11,6 @@ from matplotlib.ticker import MaxNLocator
 from trainer.baselines import RATING_BASELINES
 from trainer.checkpoints import Curve
 from trainer.comparison import HEADLINES, TOWERS, Comparison
-from trainer.files import whole_file
 
 _LABELS = {"gini": "popularity bias (Gini)", "diversity": "intra-list diversity"}
 _STYLES = ("-", "--", ":")
@@ -95,8 +94,7 @@ def draw_learning_curve(curve: Curve, path: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with whole_file(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)
+    figure.savefig(path, format="png", dpi=120)
 
 
 def _validated(name: str) -> str:

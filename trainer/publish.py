@@ -301,7 +301,8 @@ def prune(root: Path, keep: int) -> Pruned:
     """Remove all but the newest ``keep`` versions, and never the current one or one that is held.
 
     Raises:
-        BundleError: if there is no such folder, or a version cannot be removed.
+        BundleError: if there is no such folder, ``current`` cannot be followed, or a version cannot
+            be removed.
         ValueError: if ``keep`` is negative.
     """
     if keep < 0:
@@ -336,7 +337,8 @@ def check_root(root: Path, schema: type[Manifest] | None = None) -> None:
         schema: the manifest class of the kind of bundle, if there is to be a manifest.
 
     Raises:
-        BundleError: if it is a bundle itself, or holds bundles of another kind.
+        BundleError: if it is a bundle or within one, holds bundles of another kind, has a
+            ``current`` that is no link, or cannot be read.
     """
     link = root / CURRENT
     try:

@@ -19,14 +19,14 @@ from trainer.features import (
     Feature,
     Features,
     describe_column,
-    encode_histories,
     encode_table,
+    encode_together,
 )
 from trainer.inputs import collect_histories
 from trainer.keras import tf, untuned
 from trainer.vocabulary import Vocabulary
 
-Described: TypeAlias = tuple[tuple[Feature, ...], dict[str, Vocabulary]]
+Columns: TypeAlias = tuple[tuple[Feature, ...], dict[str, Vocabulary]]
 
 _MAX_TOKENS_PER_LINE = 0.5  # of a feature; with more, most lines have one of their own
 
@@ -54,9 +54,9 @@ class EncodedData:
 
     def queries(self, some: slice) -> tuple[np.ndarray, ...]:
         """Return the inputs (n, length) of some users, their histories as long as the longest."""
-        histories = self.histories[some]
-        longest = max(1, *map(len, histories)) if histories else 1
-        return encode_histories(histories, longest), *(one[some] for one in self.query_inputs)
+        length = self.description.features.max_history_length
+        histories = encode_together(self.histories[some], length)
+        return histories, *(one[some] for one in self.query_inputs)
 
     def without_users(self) -> EncodedData:
         """Return the same data with all users unknown."""
@@ -114,7 +114,7 @@ def encode(dataset: Dataset, train_rows: np.ndarray, max_history_length: int) ->
     )
 
 
-def describe(dataset: Dataset) -> tuple[Described, Described]:
+def describe(dataset: Dataset) -> tuple[Columns, Columns]:
     """Describe what is read of users and of candidates beside ids and histories.
 
     Raises:
@@ -188,7 +188,7 @@ def training_batches(
     return untuned(order.batch(batch_size).map(examples).prefetch(2))
 
 
-def _described(table: pa.Table) -> Described:
+def _described(table: pa.Table) -> Columns:
     """Describe the columns, but the id, that say something of many lines: no texts, no names.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from trainer.features import USER_ID, Feature, Features, encode_histories, encode_queries
+from trainer.features import USER_ID, Feature, Features, encode_queries, encode_together
 from trainer.keras import tf
 from trainer.model_config import TowersConfig
 from trainer.towers import CandidateTower, QueryTower, TwoTowers
@@ -131,9 +131,8 @@ class Towers:
         """
         known = self.histories if histories is None else histories
         chosen = [known[row] for row in rows]
-        longest = max(1, *map(len, chosen)) if chosen else 1
         return {
-            feature.name: encode_histories(chosen, min(longest, feature.length))
+            feature.name: encode_together(chosen, feature.length)
             if feature.kind == "history"
             else self.context[feature.name][rows]
             for feature in self.features.query

@@ -125,6 +125,15 @@ def test_queries_that_are_refused_are_called_so(tmp_path: Path) -> None:
         read_vectors(tmp_path / "q.npy", "queries")
 
 
+def test_a_folder_of_parts_is_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "v.parquet").mkdir()
+    for number in (2, 0, 1):
+        part = pa.table({"embedding": [[float(number)]]})
+        pq.write_table(part, tmp_path / "v.parquet" / f"part-0000{number}.parquet")
+    (tmp_path / "v.parquet" / "_SUCCESS").touch()
+    np.testing.assert_array_equal([[0], [1], [2]], read_vectors(tmp_path / "v.parquet"))
+
+
 def test_one_file_may_hold_the_vectors_and_the_metadata(own_files: dict[str, Path]) -> None:
     own = {"candidate_id": ["a", "b", "c"], "embedding": [[1.0], [2.0], [3.0]], "size": [1, 2, 3]}
     file = own_files["metadata.parquet"].with_name("all.parquet")

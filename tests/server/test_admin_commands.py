@@ -59,6 +59,12 @@ def test_a_refusal_is_a_sentence(address: str) -> None:
     assert "error: VERSION_UNKNOWN: there is no index version" in refused.output
 
 
+@pytest.mark.parametrize("token", ["secret\n", "geheimnüss"])
+def test_a_token_that_is_none_is_a_sentence(token: str) -> None:
+    refused = run("versions", "--token", token)
+    assert (1, True) == (refused.exit_code, "error: a token holds printable" in refused.output)
+
+
 def test_it_is_not_answered_unless_asked_for(vector_server: Any) -> None:
     with (
         AdminClient(vector_server.address) as client,

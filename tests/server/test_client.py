@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from candidate_search.v1 import candidate_search_service_pb2 as pb
+from candidate_search.v1.candidate_search_service_pb2_grpc import CandidateSearchServiceStub
 
 from server.client import (
     AsyncSearchClient,
@@ -262,9 +264,14 @@ def test_the_reason_of_a_plan_is_that_of_how_the_search_was_made(
     assert reason in asked.explain(query).plan_reason
 
 
-def test_a_column_is_returned_once(vector_client: SearchClient) -> None:
-    results = vector_client.search(Embedding(VECTOR), returned_fields=["year", "title", "year"])
-    assert ["year", "title"] == list(results.columns)
+def test_a_column_is_returned_once(vector_server: Any) -> None:
+    request = search_request(Embedding(VECTOR), returned_fields=["year", "title", "year"])
+    batch = pb.BatchSearchCandidatesRequest(requests=[request])
+    with grpc.insecure_channel(vector_server.address) as channel:
+        stub = CandidateSearchServiceStub(channel)
+        (in_batch,) = stub.BatchSearchCandidates(batch).results
+        for response in (stub.SearchCandidates(request), in_batch.response):
+            assert ["year", "title"] == [column.name for column in response.columns]
 
 
 def test_many_conditions_are_as_deep_as_one() -> None:

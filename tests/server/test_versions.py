@@ -394,6 +394,19 @@ def test_a_link_that_is_gone_changes_nothing(versions: Versions, link: Path) -> 
     assert versions.linked() is None
 
 
+def test_a_folder_that_a_link_calls_otherwise_is_served_and_left_alone(
+    link: Path, crew: RecordingCrew, clock: Clock
+) -> None:
+    shutil.copytree(link.parent / current(link), link.parent / "prod")
+    point_at(link, "prod")
+    settings = with_page_token_key(Settings(index=link))
+    versions = Versions(settings, load(settings), crew)
+    n_refused = versions._n_refused._value.get()
+    with capture_logs() as logs:
+        look_for(40, versions, clock)
+    assert ([], n_refused) == (logs, versions._n_refused._value.get())
+
+
 def test_a_version_served_by_name_has_no_link(root: Path, crew: RecordingCrew) -> None:
     settings = with_page_token_key(Settings(index=root / current(root / "current")))
     versions = Versions(settings, load(settings), crew)

@@ -70,6 +70,7 @@ def evaluate(
     with sentences_for_errors():
         from trainer.comparison import Comparison
         from trainer.config import load_config
+        from trainer.files import whole_file
         from trainer.plots import draw_comparison
         from trainer.report import print_comparison, print_evaluation
         from trainer.trainings import Trainings
@@ -104,7 +105,8 @@ def evaluate(
         else:
             print_evaluation(result)
         if isinstance(result, Comparison):
-            draw_comparison(result, plot)
+            with whole_file(plot) as partial:
+                draw_comparison(result, partial)
             if not as_json:
                 tell(f"Drew {plot}")
 

@@ -305,7 +305,7 @@ class SearchCandidatesResponse(_message.Message):
 
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetadataColumn]:
-        """The request's returned_fields, in its order, each parallel to candidate_ids."""
+        """The request's returned_fields, in its order and each once, parallel to candidate_ids."""
 
     @_builtins.property
     def plan(self) -> Global___SearchPlan:
