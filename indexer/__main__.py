@@ -98,6 +98,13 @@ def build(
             metavar="URI",
         ),
     ] = None,
+    make_current: Annotated[
+        bool,
+        typer.Option(
+            "--make-current/--keep-current",
+            help="Whether `current` is to lead to the new index, which servers follow, or stay.",
+        ),
+    ] = True,
     seed: Seed = 42,
     as_json: AsJson = False,
 ) -> None:
@@ -128,6 +135,7 @@ def build(
                 output,
                 options,
                 towers=bundle,
+                make_current=make_current,
                 announce=announce,
             )
         _report_missing_backends()

@@ -77,6 +77,7 @@ def build_bundle(
     options: BuildOptions,
     *,
     towers: TowerBundle | None = None,
+    make_current: bool = True,
     announce: Announce = lambda _: None,
 ) -> Path:
     """Build, measure and publish an index bundle.
@@ -88,6 +89,7 @@ def build_bundle(
         root: the folder that holds the versions.
         options: what to build.
         towers: the tower bundle that the corpus was embedded with.
+        make_current: whether ``current`` is to lead to it; where there is none yet, it does.
         announce: told what is being done.
 
     Returns:
@@ -132,6 +134,7 @@ def build_bundle(
                 default_reason=reason,
                 backends=entries,
             ),
+            make_current=make_current,
         )
 
 

@@ -69,6 +69,8 @@ DEFAULT_TIMEOUT_SECONDS = 5.0
 _CHANNEL_OPTIONS = (
     *retrying({"service": "candidate_search.v1.CandidateSearchService"}),
     ("grpc.max_receive_message_length", -1),  # the server answers what it accepted
+    # Or all clients of a process would share one connection, which stays with one worker.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 

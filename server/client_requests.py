@@ -182,7 +182,7 @@ def search_request(query: Query, **options: Unpack[SearchOptions]) -> pb.SearchC
     request = pb.SearchCandidatesRequest(
         query=_query(query),
         candidate_count=options.get("count", 0),
-        excluded_candidate_ids=_several("exclude", options.get("exclude", ())),
+        excluded_candidate_ids=_ids("exclude", options.get("exclude", ())),
         exclude_history=options.get("exclude_history"),
         min_score=options.get("min_score"),
         rank=options.get("rank", False),
@@ -190,6 +190,10 @@ def search_request(query: Query, **options: Unpack[SearchOptions]) -> pb.SearchC
         page_token=options.get("page_token", ""),
     )
     if (condition := options.get("where")) is not None:
+        if not isinstance(condition, Condition):
+            raise TypeError(
+                f"where takes a condition, such as Field('year').equals(1990), not {condition!r}"
+            )
         request.filter.CopyFrom(condition.message)
     if (diversity := options.get("diversity")) is not None:
         request.diversity.CopyFrom(_diversity(diversity))
@@ -203,34 +207,44 @@ def _query(query: Query) -> pb.Query:
         case User():
             return _user_query(query)
         case Like(candidate_id):
-            return pb.Query(candidate_id=candidate_id)
+            return pb.Query(candidate_id=_id("candidate_id", candidate_id))
         case Embedding(values):
             return pb.Query(embedding=pb.Embedding(values=values))
         case Examples(liked, disliked):
             examples = pb.Examples(
-                liked_candidate_ids=_several("liked", liked),
-                disliked_candidate_ids=_several("disliked", disliked),
+                liked_candidate_ids=_ids("liked", liked),
+                disliked_candidate_ids=_ids("disliked", disliked),
             )
             return pb.Query(examples=examples)
     raise TypeError(f"a query is a User, Like, Embedding or Examples, not {query!r}")
 
 
 def _user_query(user: User) -> pb.Query:
-    history = _several("history", user.history)
+    user_id, history = _id("user_id", user.user_id), _ids("history", user.history)
     features = {
         name: _feature_value(name, value)
         for name, value in user.features.items()
         if value is not None
     }
-    if user.user_id and not (history or user.history_replaces or features):
-        return pb.Query(user_id=user.user_id)
+    if user_id and not (history or user.history_replaces or features):
+        return pb.Query(user_id=user_id)
     context = pb.UserContext(
-        user_id=user.user_id,
+        user_id=user_id,
         history=[pb.Interaction(candidate_id=candidate_id) for candidate_id in history],
         history_replaces=user.history_replaces,
         features=features,
     )
     return pb.Query(user=context)
+
+
+def _ids(name: str, values: Iterable[str] | None) -> list[str]:
+    return [_id(name, value) for value in _several(name, values)]
+
+
+def _id(name: str, value: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: ids are texts, {str(value)!r} and not {value!r}")
+    return value
 
 
 def _several(name: str, values: Iterable[T] | None) -> list[T]:

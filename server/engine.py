@@ -172,7 +172,7 @@ class Engine:
         """Return why a search was made by a plan."""
         if plan.method is SearchMethod.POPULARITY:
             return "nothing is known of the user, so there is no vector to search by"
-        if not plan.backend:
+        if self._directions.common_norm is None and self._embedder.by_cosine(request.query):
             return (
                 "it is by direction alone, which no index here can search by, since candidates' "
                 "embeddings differ in length"

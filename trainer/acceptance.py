@@ -35,7 +35,12 @@ def quality_by_user(dataset: Dataset, rankings: Rankings) -> pa.Table:
 
 
 def compare_with_current(
-    root: Path, evaluation: Evaluation | None, quality: pa.Table | None, *, force: bool = False
+    root: Path,
+    evaluation: Evaluation | None,
+    quality: pa.Table | None,
+    *,
+    began_anew: bool = False,
+    force: bool = False,
 ) -> str | None:
     """Compare new towers with the current bundle.
 
@@ -43,6 +48,7 @@ def compare_with_current(
         root: the folder that holds the versions.
         evaluation: how good the new towers are; None if that was not measured.
         quality: the same by user.
+        began_anew: whether what was measured began anew, and what is to be published does not.
         force: whether worse towers are welcome.
 
     Returns:
@@ -54,6 +60,11 @@ def compare_with_current(
     """
     if not (root / CURRENT).exists():
         return None
+    if began_anew:
+        return (
+            "Not compared with the current bundle: the towers that were measured began anew, those "
+            "to be published do not"
+        )
     try:
         current = TowerBundle.open(root / CURRENT, verify=False)
         ours, theirs = _paired(evaluation, quality, current)

@@ -68,6 +68,15 @@ def test_an_index_in_milvus(own_files: dict[str, Path], tmp_path: Path, milvus_u
     assert "files intact" in run("verify", tmp_path / "out" / "current").stdout
 
 
+def test_an_index_may_be_published_beside_the_current_one(
+    own_build: list[object], tmp_path: Path
+) -> None:
+    first = json.loads(run(*own_build, "--keep-current", "--json").stdout)["directory"]
+    second = json.loads(run(*own_build, "--k", 2, "--keep-current", "--json").stdout)["directory"]
+    assert first != second
+    assert IndexBundle.open(tmp_path / "out" / "current").directory == Path(first)
+
+
 def test_few_queries_are_told_of(own_build: list[object], tmp_path: Path) -> None:
     np.save(tmp_path / "q.npy", np.ones((3, 2), np.float32))
     done = run(*own_build, "--queries", tmp_path / "q.npy")

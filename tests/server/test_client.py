@@ -294,6 +294,17 @@ def test_a_text_is_no_list_of_its_letters() -> None:
         Field("year").one_of("1990")
 
 
+@pytest.mark.parametrize("query", [User(42), User(history=[50]), Like(50), Examples([50])])  # type: ignore[arg-type, list-item]
+def test_ids_are_texts(query: Query) -> None:
+    with pytest.raises(TypeError, match=r": ids are texts, '(42|50)' and not (42|50)"):
+        search_request(query)
+
+
+def test_a_comparison_by_python_is_no_condition() -> None:
+    with pytest.raises(TypeError, match=r"where takes a condition, such as Field.*, not False"):
+        search_request(User("1"), where=Field("year") == 1990)  # type: ignore[arg-type]
+
+
 def test_numpy_values_and_nothing_are_taken() -> None:
     numpy = search_request(
         User(history=np.array(["1", "2"]), features={"age": np.float32(3), "job": None}),

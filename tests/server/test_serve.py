@@ -92,8 +92,7 @@ def test_a_server_waits_for_nobody_who_only_watches(vector_index: Path, workers:
         assert process.wait(30) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, "1"), (signal.SIGINT, "2")])
 def test_a_server_that_still_starts_ends_without_a_word(
     vector_index: Path, tmp_path: Path, number: signal.Signals, workers: str
 ) -> None:

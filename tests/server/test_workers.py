@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -20,10 +20,23 @@ from server.settings import Settings
 from server.signals import Signals
 from server.supervisor import Lifeline
 from server.workers import Workers, _Process
-from tests.server.processes import parent_of_workers, serving, wait_for, workers
+from tests.server.processes import n_descriptors, parent_of_workers, serving, wait_for, workers
 from tests.server.published import current
 
 QUERIES = (Embedding([1.0] * 8), Like("c5"), Examples(["c1", "c2"], ["c3"]))
+
+
+def test_the_clients_of_one_process_reach_all_workers(vector_index: Path) -> None:
+    with serving(vector_index, "--workers", "2") as (process, address), ExitStack() as stack:
+        clients = [stack.enter_context(SearchClient(address)) for _ in range(16)]
+        for client in clients:
+            client.search(QUERIES[0])
+        n_descriptors_of = [n_descriptors(worker) for worker in workers(process.pid)]
+        idle = min(n_descriptors_of)
+        for client in clients:
+            client.close()
+        # Each worker has connections of some: all on one are as likely as 16 coins that fall alike.
+        wait_for(lambda: all(n_descriptors(one) < idle for one in workers(process.pid)))
 
 
 def test_workers_answer_what_one_answers(vector_index: Path, vector_client: SearchClient) -> None:

@@ -119,6 +119,14 @@ def test_what_cannot_be_compared_is_said(
     assert str(said).endswith(reason)
 
 
+def test_towers_that_began_anew_say_nothing_of_those_that_did_not(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(monkeypatch, quality(BEFORE))
+    said = compare_with_current(root, EVALUATION, quality(BEFORE - 0.1), began_anew=True)
+    assert str(said).startswith("Not compared with the current bundle: the towers that were meas")
+
+
 def test_a_current_bundle_that_cannot_be_read_stops_nothing(root: Path) -> None:
     said = compare_with_current(root, EVALUATION, quality(BEFORE))
     assert str(said).startswith("Not compared with the current bundle: ")

@@ -31,7 +31,6 @@ from trainer.splits import split as split_dataset
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from trainer.datasets import Dataset
     from trainer.evaluation import Evaluation
     from trainer.splits import Split
     from trainer.trained_towers import Towers
@@ -131,7 +130,7 @@ def fit(
             strategy=strategy,
         )
         towers, seen, measured = trainings.fit_all(
-            parts, lambda towers: _measure(data, parts, towers, output, force=force)
+            parts, lambda towers: _measure(trainings, parts, towers, output, force=force)
         )
         if measured is None:
             say("Trained; the chief, the first of the workers, publishes")
@@ -158,19 +157,20 @@ class _Measured(NamedTuple):
 
 
 def _measure(
-    data: Dataset, parts: Split, towers: Towers | None, output: Path, *, force: bool
+    trainings: Trainings, parts: Split, towers: Towers | None, output: Path, *, force: bool
 ) -> _Measured:
     """Measure the towers, if there are any, and refuse those worse than the current bundle's."""
     from trainer.acceptance import compare_with_current, quality_by_user
     from trainer.evaluation import rank, summarise
     from trainer.trainings import scorer
 
-    measured = _Measured()
+    data, measured = trainings.dataset, _Measured()
     if towers is not None:
         with stderr.status("Measuring the towers"):
             rankings = rank(data, parts, scorer(towers))
             measured = _Measured(summarise(data, parts, rankings), quality_by_user(data, rankings))
-    if sentence := compare_with_current(output, *measured, force=force):
+    began_anew = trainings.start_from is not None and trainings.started_from is None
+    if sentence := compare_with_current(output, *measured, began_anew=began_anew, force=force):
         say(sentence)
     return measured
 
