@@ -15,6 +15,7 @@ import sys
 import threading
 from functools import cache
 from pathlib import Path
+from time import process_time
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -130,6 +131,19 @@ LONG_SEARCHES = Gauge(
     registry=REGISTRY,
     multiprocess_mode="livesum",
 )
+CPU_SECONDS = Counter(
+    "cpu_seconds",
+    "Time that the workers have had on processors.",
+    namespace=_PREFIX,
+    registry=REGISTRY,
+)
+WORKERS = Gauge(
+    "workers",
+    "Processes that answer searches.",
+    namespace=_PREFIX,
+    registry=REGISTRY,
+    multiprocess_mode="livesum",
+)
 PEAK_MEMORY_BYTES = Gauge(
     "peak_memory_bytes",
     "The most memory that the largest process has had resident.",
@@ -139,6 +153,7 @@ PEAK_MEMORY_BYTES = Gauge(
 )
 
 
+_cpu_seconds = 0.0  # that Prometheus has been told of
 _counted: dict[Counter, int] = {}
 _observed: list[tuple[Histogram, float]] = []
 
@@ -238,7 +253,11 @@ def _stage(name: str) -> Histogram:
 
 
 def observe_process(n_in_flight: int, n_long: int) -> None:
-    """Note what a worker is doing now, and how much memory it has had."""
+    """Note what a worker is doing now, and how much time and memory it has had."""
+    global _cpu_seconds  # noqa: PLW0603 - of this process, as the clock is
+    WORKERS.set(1)
+    told, _cpu_seconds = _cpu_seconds, process_time()
+    CPU_SECONDS.inc(_cpu_seconds - told)
     IN_FLIGHT.set(n_in_flight)
     LONG_SEARCHES.set(n_long)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -60,6 +60,8 @@ def test_every_call_is_counted_whoever_answered_it(link: Path, workers: str) -> 
         assert 8 == samples[searches % version]
         assert samples['candidate_search_stage_seconds_count{stage="search"}'] >= 1
         assert samples["candidate_search_peak_memory_bytes"] > 1e6
+        assert samples["candidate_search_workers"] == int(workers)
+        assert 0.01 < samples["candidate_search_cpu_seconds_total"] < 60
         recall = f'{{backend="annoy",index_version="{version}"}}'
         wait_for(lambda: f"candidate_search_live_expected_recall_count{recall}" in scrape(port))
         samples = scrape(port)
