@@ -254,7 +254,7 @@ def _stage(name: str) -> Histogram:
 
 def observe_process(n_in_flight: int, n_long: int) -> None:
     """Note what a worker is doing now, and how much time and memory it has had."""
-    global _cpu_seconds  # noqa: PLW0603 - of this process, as the clock is
+    global _cpu_seconds
     WORKERS.set(1)
     told, _cpu_seconds = _cpu_seconds, process_time()
     CPU_SECONDS.inc(_cpu_seconds - told)

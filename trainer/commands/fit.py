@@ -21,6 +21,7 @@ from trainer.commands.options import (
     Patience,
     Seed,
     TensorBoardFolder,
+    TrainFraction,
     UsersFile,
     WithRanker,
 )
@@ -49,6 +50,7 @@ def fit(
     users: UsersFile = None,
     min_rating: MinRating = None,
     split: HeldOut = None,
+    train_fraction: TrainFraction = None,
     refit: Annotated[
         bool | None,
         typer.Option(
@@ -108,6 +110,7 @@ def fit(
             {
                 "seed": seed,
                 "split": split,
+                "train_fraction": train_fraction,
                 "patience": patience,
                 "refit": refit,
                 "with_histories": with_histories,

@@ -1,8 +1,8 @@
 """The user's own interactions, candidates and users, in CSV or Parquet.
 
 Interactions have the columns ``user_id`` and ``candidate_id``, optionally ``rating`` and
-``timestamp`` (seconds since 1970); further columns are not read. Candidates have ``candidate_id``,
-optionally ``title``, and any columns of metadata; users have ``user_id`` and any columns. CSV says
+``timestamp`` (seconds since 1970, or ISO 8601); further columns are not read. Candidates have
+``candidate_id``, optionally ``title``, and any columns of metadata; users have ``user_id`` and any columns. CSV says
 nothing of types, so such a column is a list where any of its values has a ``|``, else whole
 numbers, numbers or true/false where all its values are, else text; an empty value is missing. A
 title is always text.
@@ -23,6 +23,7 @@ from trainer.datasets.tables import FileTable
 
 # Beyond the year 5000, and what milliseconds are taken for seconds.
 _MAX_TIMESTAMP_SECONDS = 1e11
+_SECONDS = "seconds since 1970 (no milliseconds), or times such as 2026-11-30T12:00:00Z"
 _PLURALS = {"candidate_id": "candidates", "user_id": "users"}
 
 
@@ -85,7 +86,7 @@ def load(
 
 def _timestamps(table: FileTable) -> npt.NDArray[np.int64]:
     seconds = table.numbers(
-        "timestamp", expected="seconds since 1970", largest=_MAX_TIMESTAMP_SECONDS
+        "timestamp", expected=_SECONDS, largest=_MAX_TIMESTAMP_SECONDS, may_be_times=True
     )
     return np.floor(seconds).astype(np.int64)
 

@@ -20,6 +20,9 @@ from trainer.datasets.dataset import DatasetError
 
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # a column that nobody made
 # A number as people write it; no "nan", no "inf".
+_TIME = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?\d\d)?)?$"
+_ZONE = r"(Z|:\d\d(\.\d+)?[+-]\d\d:?\d\d)$"
+_DAY_LENGTH = len("2026-11-30")
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
@@ -72,14 +75,20 @@ class FileTable:
         return ids
 
     def numbers(
-        self, column: str, *, expected: str = "a number", largest: float = np.inf
+        self,
+        column: str,
+        *,
+        expected: str = "a number",
+        largest: float = np.inf,
+        may_be_times: bool = False,
     ) -> npt.NDArray[np.float64]:
-        """Return a column as finite numbers (n_rows,); times of Parquet are seconds since 1970.
+        """Return a column as finite numbers (n_rows,); times are seconds since 1970.
 
         Args:
             column: its name.
             expected: what its values are, for the refusal of one that is none.
             largest: what a number, of either sign, must not exceed.
+            may_be_times: whether texts may be times by ISO 8601, of UTC where they name no zone.
 
         Raises:
             DatasetError: if a value is missing, no number, or too large.
@@ -87,6 +96,8 @@ class FileTable:
         values = self.table[column]
         if is_text(values.type):
             text = pc.utf8_trim_whitespace(values.cast(pa.string()))
+            if may_be_times:
+                text = self._with_times_as_seconds(column, text)
             is_number = pc.match_substring_regex(text, _NUMBER)
             values = pc.if_else(is_number, text, None)
         elif pa.types.is_timestamp(values.type):
@@ -99,6 +110,23 @@ class FileTable:
         fits = pc.and_(pc.is_finite(numbers), pc.less_equal(pc.abs(numbers), largest))
         self._refuse(pc.invert(fits), column, f"expected {expected}, found {{value!r}}")
         return np.asarray(numbers, dtype=np.float64)
+
+    def _with_times_as_seconds(self, column: str, text: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Return a column's texts, of which those that are times are seconds since 1970 now."""
+        is_time = pc.match_substring_regex(text, _TIME)
+        if not pc.any(is_time).as_py():
+            return text
+        times = pc.if_else(is_time, text, None)
+        is_day = pc.equal(pc.utf8_length(times), _DAY_LENGTH)
+        times = pc.if_else(is_day, pc.binary_join_element_wise(times, "T00:00", ""), times)
+        has_zone = pc.match_substring_regex(times, _ZONE)
+        times = pc.if_else(has_zone, times, pc.binary_join_element_wise(times, "Z", ""))
+        try:
+            micros = times.cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+        except pa.ArrowInvalid as error:  # of a thirteenth month, say
+            raise self.error(None, column, f"expected times that there are: {error}") from error
+        seconds = pc.floor(pc.divide(micros.cast(pa.float64()), 1e6)).cast(pa.int64())
+        return pc.coalesce(seconds.cast(pa.string()), text)
 
     def error(self, row: int | None, column: str, problem: str) -> DatasetError:
         """Return the refusal of a row, or with None of the whole column."""

@@ -67,6 +67,24 @@ def test_metadata_of_csv_is_typed_by_its_values(write):
     }
 
 
+def test_times_may_be_written_by_iso_8601(write):
+    times = {
+        "1970-01-02": 86_400,
+        "1970-01-01 00:01": 60,
+        "1970-01-01T00:00:01.9Z": 1,
+        "1970-01-01T02:00:00+02:00": 0,
+        "1969-12-31T23:59:59.5": -1,
+        "1970-01-01T00:00:00-0030": 1800,
+        "77": 77,
+    }
+    lines = "".join(f"a,x,{time}\n" for time in times)
+    file = write("interactions.csv", f"user_id,candidate_id,timestamp\n{lines}")
+    assert list(times.values()) == load_files(file).timestamps.tolist()
+    file = write("interactions.csv", "user_id,candidate_id,timestamp\na,x,1970-13-01\n")
+    with pytest.raises(DatasetError, match=r"timestamp: expected times that there are: .*1970-13"):
+        load_files(file)
+
+
 def test_rating_and_timestamp_may_be_missing(write):
     dataset = load_files(write("shop.csv", "user_id,candidate_id\na,x\n"))
 
@@ -157,11 +175,11 @@ GOOD = "candidate_id,title\nx,One\ny,Two\n"
         ("user_id,candidate_id,rating\na,x,\n", "line 2, column rating: .* found ''"),
         (
             'user_id,candidate_id,timestamp,note\na,x,1,"of two\nlines"\na,x,noon,\n',
-            "line 4, column timestamp: expected seconds since 1970, found 'noon'",
+            "line 4, column timestamp: expected seconds since 1970 .* found 'noon'",
         ),
         (
             "user_id,candidate_id,timestamp\na,x,1600000000000\n",
-            "line 2, column timestamp: expected seconds since 1970, found '1600000000000'",
+            "line 2, column timestamp: expected seconds since 1970 .* found '1600000000000'",
         ),
         ("user_id,candidate_id\na,x\na\n", "line 3: expected 2 values, .* found 1"),
         ("user_id,candidate_id\na,x\na,x,1\n", "line 3: expected 2 values, .* found 3"),
