@@ -2,10 +2,10 @@
 
 Interactions have the columns ``user_id`` and ``candidate_id``, optionally ``rating`` and
 ``timestamp`` (seconds since 1970, or ISO 8601); further columns are not read. Candidates have
-``candidate_id``, optionally ``title``, and any columns of metadata; users have ``user_id`` and any columns. CSV says
-nothing of types, so such a column is a list where any of its values has a ``|``, else whole
-numbers, numbers or true/false where all its values are, else text; an empty value is missing. A
-title is always text.
+``candidate_id``, optionally ``title``, and any columns of metadata; users have ``user_id`` and any
+columns. CSV says nothing of types, so such a column is a list where any of its values has a ``|``,
+else whole numbers, numbers or true/false where all its values are, else text; an empty value is
+missing. A title is always text.
 """
 
 from __future__ import annotations
