@@ -152,7 +152,12 @@ def test_the_exported_function_agrees_with_predict(tiny: Dataset, ranker: Ranker
 
 def test_it_learns_who_likes_what(tiny: Dataset) -> None:
     config = SMALL.model_copy(
-        update={"epochs": 200, "id_regularization": 0.001, "bias_regularization": 0.001}
+        update={
+            "epochs": 70,
+            "batch_size": 1,
+            "id_regularization": 0.001,
+            "bias_regularization": 0.001,
+        }
     )
     ranker = fit(tiny, np.arange(5), config, seed=1)
     likes = ranker.predict(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
