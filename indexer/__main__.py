@@ -42,8 +42,8 @@ IndexPath = Annotated[
 QueriesFile = Annotated[
     Path | None, typer.Option(help="Embeddings of real queries to tune on (.npy or .parquet).")
 ]
-RECALL_HELP = "The recall@k that the default backend delivers."
-K_HELP = "Results per query it is meant for."
+_RECALL_HELP = "The recall@k that the default backend delivers."
+_K_HELP = "Results per query it is meant for."
 Seed = Annotated[int, typer.Option(min=0, help="Seed of samples; fixes what is measured.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
 
@@ -84,8 +84,8 @@ def build(
         Path, typer.Option(help="Folder of the embeddings that --engine ray publishes.")
     ] = Path("artifacts/embeddings"),
     queries: QueriesFile = None,
-    recall: Annotated[float, typer.Option(help=RECALL_HELP)] = 0.95,
-    k: Annotated[int, typer.Option("--k", min=1, help=K_HELP)] = 100,
+    recall: Annotated[float, typer.Option(help=_RECALL_HELP)] = 0.95,
+    k: Annotated[int, typer.Option("--k", min=1, help=_K_HELP)] = 100,
     backend: Annotated[
         list[str] | None,
         typer.Option(help="Build this backend only; may be repeated.", metavar="NAME"),
@@ -148,11 +148,12 @@ def tune(
     *,
     queries: QueriesFile = None,
     recall: Annotated[
-        float | None, typer.Option(help=f"{RECALL_HELP} By default, as it was.", show_default=False)
+        float | None,
+        typer.Option(help=f"{_RECALL_HELP} By default, as it was.", show_default=False),
     ] = None,
     k: Annotated[
         int | None,
-        typer.Option("--k", min=1, help=f"{K_HELP} By default, as it was.", show_default=False),
+        typer.Option("--k", min=1, help=f"{_K_HELP} By default, as it was.", show_default=False),
     ] = None,
     seed: Seed = 42,
     as_json: AsJson = False,

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -105,7 +106,7 @@ def serve(
     _configure_logging(settings)
     for name in unknown_variables(os.environ):
         structlog.get_logger(__name__).warning("no setting has this name", variable=name)
-    with ending_when_asked(_forget_counts):
+    with ending_when_asked(_count_together(settings)):
         _serve(settings)
 
 
@@ -116,8 +117,6 @@ def _serve(settings: Settings) -> None:
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     # Arrow's own allocator keeps 30 MB that reading a bundle's tables took for a moment.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    if settings.workers > 1 and settings.metrics_port is not None:
-        _count_together()
     from indexer.backends import BackendUnavailableError
     from server.loading import load_and_settle, with_page_token_key
     from server.ports import PortTakenError
@@ -154,18 +153,20 @@ def _leave() -> NoReturn:
     os._exit(0)
 
 
-def _count_together() -> None:
-    """Have all processes count into one directory, which goes with this process."""
+def _count_together(settings: Settings) -> Callable[[], None]:
+    """Have all processes count into one directory, where there are several.
+
+    Returns:
+        What removes the directory; it goes with this process anyhow, if that ends by itself.
+    """
+    if settings.workers == 1 or settings.metrics_port is None:
+        return lambda: None
     # The client library of Prometheus reads this when it is imported.
     directory = tempfile.mkdtemp(prefix="candidate-search-metrics-")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
-    atexit.register(_forget_counts)
-
-
-def _forget_counts() -> None:
-    """Remove the directory into which processes count, if there is one."""
-    if directory := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        shutil.rmtree(directory, ignore_errors=True)
+    remove = partial(shutil.rmtree, directory, ignore_errors=True)
+    atexit.register(remove)
+    return remove
 
 
 def _announce(where: str) -> None:

@@ -62,7 +62,7 @@ _OK, _CANCELLED = grpc.StatusCode.OK.name, grpc.StatusCode.CANCELLED.name  # slo
 _DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.name
 _SLOW_SECONDS = 1.0  # calls that take longer are logged...
 _SECONDS_A_LINE = 1.0  # ... of a method at most one in so long: in overload all are slow
-_ROUNDED_UP, _ROUNDED_UP_SECONDS = 0.99, 0.01  # to two or three digits
+_ROUNDED_UP, _ROUNDED_UP_SECONDS = 0.99, 0.01  # gRPC rounds a timeout up by no more
 _USABLE_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)  # as all text in metadata
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -128,9 +128,10 @@ class Versions:
         # From the start, so that Prometheus sees the first change as one.
         self._n_taken_over = metrics.VERSION_CHANGES.labels("took over")
         self._n_refused = metrics.VERSION_CHANGES.labels("refused")
+        linked = self.linked()
         # The link may lead elsewhere by now than to what was loaded.
-        is_there = self.linked() == active.engine.bundle.directory.name
-        self._followed = self.linked() if is_there or not self.linked() else active.name
+        has_moved = linked not in (None, active.engine.bundle.directory.name)
+        self._followed = active.name if has_moved else linked
         self._retry_at = _NEVER
         self._backoff = Backoff(_FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS)
 

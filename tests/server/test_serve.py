@@ -100,10 +100,16 @@ def test_a_server_that_still_starts_ends_without_a_word(
     tokens = tmp_path / "tokens"
     os.mkfifo(tokens)  # reading it takes for ever
     command = [sys.executable, "-m", "server", "serve", "--index", str(vector_index)]
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"  # where counts are kept
+    ours.mkdir()
+    theirs.mkdir()
+    environment = {"TMPDIR": str(ours), "PROMETHEUS_MULTIPROC_DIR": str(theirs)}
+    flags = ["--workers", workers, "--token-file", str(tokens), "--metrics-port", "0"]
     process = subprocess.Popen(
-        [*command, "--port", "0", "--workers", workers, "--token-file", str(tokens)],
+        [*command, "--port", "0", *flags],
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, **environment},
     )
     writers: list[int] = []  # as long as there is one, more may come
 
@@ -117,6 +123,7 @@ def test_a_server_that_still_starts_ends_without_a_word(
     _, stderr = process.communicate(timeout=60)
     os.close(writers[0])
     assert (0, "") == (process.returncode, stderr)
+    assert (True, []) == (theirs.is_dir(), list(ours.iterdir()))
 
 
 def test_log_lines_can_be_json(vector_index: Path) -> None:

@@ -19,10 +19,11 @@ import pyarrow.parquet
 from trainer.datasets.dataset import DatasetError
 
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # a column that nobody made
-# A number as people write it; no "nan", no "inf".
+# ISO 8601, with a zone or without; a zone stands after a time of day only, not after a date.
 _TIME = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?\d\d)?)?$"
 _ZONE = r"(Z|:\d\d(\.\d+)?[+-]\d\d:?\d\d)$"
 _DAY_LENGTH = len("2026-11-30")
+# A number as people write it; no "nan", no "inf".
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
