@@ -180,9 +180,8 @@ def _read_metadata(path: Path, ids: Vocabulary) -> pa.Table:
     """Read metadata and put its lines into the order of ``ids``."""
     table = _read_table(path, CANDIDATE_ID)
     if EMBEDDING in table.column_names and _holds_vectors(table.schema.field(EMBEDDING).type):
-        table = table.drop_columns(
-            [EMBEDDING]
-        )  # one file for all is fine, vectors as texts are not
+        # One file for all is fine, and every vector as texts is not.
+        table = table.drop_columns([EMBEDDING])
     try:
         table = pa.table(typed_columns(table))
         described = Vocabulary(table.column(CANDIDATE_ID))

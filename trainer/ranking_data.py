@@ -211,7 +211,7 @@ def _described(table: pa.Table) -> Columns:
 def _padded(histories: Sequence[np.ndarray]) -> Callable[[Any], Any]:
     """Return what gathers the histories of some users (n,) as tokens (n, length of the longest).
 
-    As a ragged tensor they would be gathered in half the speed.
+    With a ragged tensor an epoch on MovieLens 100K was measured to take a quarter longer.
     """
     lengths = np.array([len(history) for history in histories])
     starts = tf.constant(np.cumsum(lengths) - lengths)

@@ -109,6 +109,18 @@ def test_a_refresh_wants_to_be_told_whose_histories(train_part: tuple[Result, Pa
     assert "give --interactions FILE, or --dataset NAME" in " ".join(refused.stderr.split())
 
 
+def test_what_is_published_as_it_was_measured_is_compared_though_a_warm_start_was_asked_for(
+    train_part: tuple[Result, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(train_part[1], tmp_path / "towers", symlinks=True)
+    current = tmp_path / "towers" / "current"
+    options = ("--no-refit", "--warm-start", current, "--output", tmp_path / "towers", "--force")
+    again = trainer("fit", *QUICK, *options)
+    assert again.exit_code == 0, again.stderr
+    # By what both were measured on, which in this case are two splits.
+    assert "it was measured on another split" in " ".join(again.stderr.split())
+
+
 def test_a_bundle_gives_its_weights_to_the_next_and_can_be_refreshed(
     train_part: tuple[Result, Path], tmp_path: Path
 ) -> None:
@@ -118,6 +130,7 @@ def test_a_bundle_gives_its_weights_to_the_next_and_can_be_refreshed(
     warm = trainer("fit", *QUICK, "--warm-start", tmp_path / "towers" / "current", *output)
     assert warm.exit_code == 0, warm.stderr
     assert "may have seen what is held out: those that are measured begin anew" in warm.stderr
+    assert "began anew, those to be published do not" in " ".join(warm.stderr.split())
     second = TowerBundle.open(tmp_path / "towers" / "current")
     assert second.manifest.started_from == first.version
     card = (second.directory / "model_card.md").read_text()

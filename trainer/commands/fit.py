@@ -172,7 +172,8 @@ def _measure(
         with stderr.status("Measuring the towers"):
             rankings = rank(data, parts, scorer(towers))
             measured = _Measured(summarise(data, parts, rankings), quality_by_user(data, rankings))
-    began_anew = trainings.start_from is not None and trainings.started_from is None
+    is_warm = trainings.start_from is not None and trainings.config.refit
+    began_anew = towers is not None and is_warm and trainings.started_from is None
     if sentence := compare_with_current(output, *measured, began_anew=began_anew, force=force):
         say(sentence)
     return measured
