@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.load import Load, put_load
 from benchmarks.progress import OnStep
+from benchmarks.search import BATCH_SIZE
 from benchmarks.server_process import ServerProcess, server_process
 from benchmarks.timing import hash_files
 from indexer.backends import LocalIndex, SearchParams
@@ -40,12 +41,12 @@ from server.client import (
 
 COUNT = 100
 IN_FLIGHT = 32
-BATCH_SIZE = 64
 HISTORY_LENGTH = 50
 N_EXCLUDED = 100
 _SELECTIVITY = 0.1
 RECALL_TARGET = 0.95
 KNOWN, BARE = "known user", "known user, bare server"
+TWO_WORKERS, TWO_SERVERS = "known user, 2 workers", "known user, beside another server"
 STEADY, BESIDE_EXACT = "known user, 100/s", "known user, 100/s, beside exact searches"
 
 _STEADY_RATE = 100.0
@@ -169,6 +170,8 @@ class _Turn(NamedTuple):
     searches: int = 1
     """A batch has several."""
     connections: int = 1
+    beside: ServerProcess | None = None
+    """Another server, loaded alike at the same time."""
 
 
 class _Scenarios:
@@ -183,16 +186,18 @@ class _Scenarios:
     def measure(self, turn: _Turn, rate: float | None = None) -> Load:
         """Load a server with one request, over and over: closed loop, or at a rate."""
         self._on_step(turn.name)
-        load = put_load(
-            turn.server.target,
-            SEARCH_METHOD if turn.searches == 1 else _BATCH_METHOD,
-            turn.request,
-            turn.server.pid,
-            seconds=self._seconds,
-            in_flight=turn.in_flight,
-            rate=rate,
-            connections=turn.connections,
-        )
+        alike = turn._replace(server=turn.beside) if turn.beside else None
+        with self.beside(alike) if alike else nullcontext():
+            load = put_load(
+                turn.server.target,
+                SEARCH_METHOD if turn.searches == 1 else _BATCH_METHOD,
+                turn.request,
+                turn.server.pid,
+                seconds=self._seconds,
+                in_flight=turn.in_flight,
+                rate=rate,
+                connections=turn.connections,
+            )
         scenario = Scenario(name=turn.name, searches_per_request=turn.searches, load=load)
         self.measured.append(scenario)
         return load
@@ -214,13 +219,17 @@ class _Scenarios:
         return rounds
 
     @contextmanager
-    def beside(self, server: ServerProcess, request: bytes) -> Iterator[None]:
-        """Keep a server busy with another request for a scenario of the block, and some longer."""
-        seconds = self._seconds + 1
+    def beside(self, turn: _Turn) -> Iterator[None]:
+        """Keep a server busy with a search for a scenario of the block, and some longer."""
+        load = partial(
+            put_load,
+            seconds=self._seconds + 1,
+            in_flight=turn.in_flight,
+            connections=turn.connections,
+        )
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(
-                partial(put_load, seconds=seconds, in_flight=_EXACT_IN_FLIGHT),
-                *(server.target, SEARCH_METHOD, request, server.pid),
+                load, turn.server.target, SEARCH_METHOD, turn.request, turn.server.pid
             )
             yield
             other.result()
@@ -262,6 +271,7 @@ def benchmark_serve(
             _null_server(bundle) as null,
             server_process(("benchmarks.bare_server", str(bundle.directory))) as bare,
             server_process((*arguments, "--workers", "2")) as two,
+            server_process(arguments) as other,
             SearchClient(bare.target) as caller,
         ):
             caller.search(_known_user(bundle), count=COUNT)
@@ -272,7 +282,9 @@ def benchmark_serve(
                 _Turn("history", server, history.SerializeToString()),
                 _Turn("filter and exclusions", server, selective.SerializeToString()),
                 _Turn("batch", server, batch, in_flight=4, searches=BATCH_SIZE),
-                _Turn("known user, 2 workers", two, body, connections=16),
+                _Turn(TWO_WORKERS, two, body, connections=16),
+                # What each of two workers is loaded with, without being one.
+                _Turn(TWO_SERVERS, server, body, IN_FLIGHT // 2, connections=8, beside=other),
                 _Turn("null, alone", null, body, in_flight=1),
                 _Turn("known user, alone", server, body, in_flight=1),
             ]
@@ -281,7 +293,7 @@ def benchmark_serve(
         scenarios.measure(_Turn("known user, open loop", server, body), half)
         steady = _Turn(STEADY, server, body)
         scenarios.measure(steady, _STEADY_RATE)
-        with scenarios.beside(server, exact.SerializeToString()):
+        with scenarios.beside(_Turn("exact", server, exact.SerializeToString(), _EXACT_IN_FLIGHT)):
             scenarios.measure(steady._replace(name=BESIDE_EXACT), _STEADY_RATE)
         private_bytes = _private_bytes(server.pid)
     return ServeReport(
