@@ -34,6 +34,9 @@ from server.similarity import Directions
 _MAX_IDS = 100  # listed in a notice
 _WIDENING = 4  # how many times more is searched when variety leaves too few
 _NO_ROWS = np.empty(0, dtype=np.int64)
+# Of what a scan of all candidates reads: most filters let few candidates through, or so many that
+# an index finds them. Chosen: the few that come close to a whole scan are not known beforehand.
+_FILTERED_PART = 2
 _ID_FLOATS = 2_700  # that a scan reads while an id is looked up; measured
 
 
@@ -76,7 +79,7 @@ class Engine:
         *,
         max_page_depth: int = 1000,
         filter_cache_bytes: int = 64 << 20,
-        long_search_floats: int = 8_000_000,
+        long_search_floats: int = 4_000_000,
     ) -> None:
         corpus = bundle.corpus
         directions = Directions(corpus.embeddings, has_bias_dimension=corpus.has_bias_dimension)
@@ -149,8 +152,8 @@ class Engine:
         """
         if self.is_remote:
             return True
-        limit, (n_candidates, dim) = self._long_search_floats, self._corpus_shape
-        if n_candidates * dim > limit and self._may_scan(request):
+        limit = self._long_search_floats
+        if self._floats_scanned(request) > limit:
             return True
         if self._diversifier.cost(request.diversity, request.count, self._corpus_shape) > limit:
             return True
@@ -159,20 +162,25 @@ class Engine:
         condition = request.filter
         return condition is not None and self._masks.takes_longer_than(limit, condition)
 
-    def _may_scan(self, request: SearchRequest) -> bool:
-        """Whether a search may score all candidates."""
+    def _floats_scanned(self, request: SearchRequest) -> int:
+        """Return about how many numbers a search reads to score candidates one by one."""
+        n_candidates, dim = self._corpus_shape
         if request.filter is not None:
-            return True
+            return n_candidates * dim // _FILTERED_PART
         depth = self._diversifier.depth(request.diversity, request.count, request.count)
-        if self.planner.choose(request, depth).exact:
-            return True
+        if self.planner.choose(request, depth).exact or self._compares_directions(request):
+            return n_candidates * dim
+        return 0
+
+    def _compares_directions(self, request: SearchRequest) -> bool:
+        """Whether a search is by direction alone, and embeddings differ in length."""
         return self._directions.common_norm is None and self._embedder.by_cosine(request.query)
 
     def reason(self, request: SearchRequest, plan: SearchPlan) -> str:
         """Return why a search was made by a plan."""
         if plan.method is SearchMethod.POPULARITY:
             return "nothing is known of the user, so there is no vector to search by"
-        if self._directions.common_norm is None and self._embedder.by_cosine(request.query):
+        if self._compares_directions(request):
             return (
                 "it is by direction alone, which no index here can search by, since candidates' "
                 "embeddings differ in length"

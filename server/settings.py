@@ -251,7 +251,7 @@ class Settings(BaseSettings):
         default=64 << 20, ge=0, description="How much memory the masks of filters may take."
     )
     long_search_floats: int = Field(
-        default=8_000_000,
+        default=4_000_000,
         ge=1,
         description="How long a search may take to be made at once, in numbers that an exact scan "
         "reads meanwhile; longer ones are made beside the event loop.",

@@ -218,11 +218,19 @@ def test_what_takes_long_is_made_beside(
     assert (is_long and request.filter is None) == engine.is_long(request)  # its mask is kept
 
 
-def test_a_scan_of_many_is_made_beside(vector_index: Path) -> None:
-    query = EmbeddingQuery(np.ones(8, np.float32))
-    for limit in (2_399, 2_400):  # of 300 candidates of 8 dimensions
+@pytest.mark.parametrize(
+    ("options", "n_floats"),  # of 300 candidates of 8 dimensions
+    [({"exact": True}, 2_400), ({"filter": OneOf("year", (1990,))}, 1_200)],
+)
+def test_a_scan_of_many_is_made_beside(
+    vector_index: Path, options: dict[str, Any], n_floats: int
+) -> None:
+    request = SearchRequest(EmbeddingQuery(np.ones(8, np.float32)), **options)
+    for limit in (n_floats - 1, n_floats):
         engine = Engine(IndexBundle.open(vector_index), long_search_floats=limit)
-        assert (limit < 2_400) == engine.is_long(SearchRequest(query, exact=True))
+        if request.filter is not None:
+            engine.search(request)  # or to make its mask may take longer
+        assert engine.is_long(request) == (limit < n_floats)
 
 
 def test_a_search_that_would_come_too_late_is_degraded(
