@@ -96,6 +96,7 @@ class Engine:
         self._ranker = _ranker(bundle)
         self._max_page_depth = max_page_depth
         self._corpus_shape = corpus.embeddings.shape
+        self._n_floats = int(corpus.embeddings.size)
         self._long_search_floats = long_search_floats
 
     def search(self, request: SearchRequest) -> SearchResult:
@@ -164,13 +165,16 @@ class Engine:
 
     def _floats_scanned(self, request: SearchRequest) -> int:
         """Return about how many numbers a search reads to score candidates one by one."""
-        n_candidates, dim = self._corpus_shape
         if request.filter is not None:
-            return n_candidates * dim // _FILTERED_PART
-        depth = self._diversifier.depth(request.diversity, request.count, request.count)
-        if self.planner.choose(request, depth).exact or self._compares_directions(request):
-            return n_candidates * dim
+            return self._n_floats // _FILTERED_PART
+        if self._choose(request).exact or self._compares_directions(request):
+            return self._n_floats
         return 0
+
+    def _choose(self, request: SearchRequest) -> IndexChoice:
+        """Choose the index for a search's first page."""
+        depth = self._diversifier.depth(request.diversity, request.count, request.count)
+        return self.planner.choose(request, depth)
 
     def _compares_directions(self, request: SearchRequest) -> bool:
         """Whether a search is by direction alone, and embeddings differ in length."""
@@ -185,8 +189,7 @@ class Engine:
                 "it is by direction alone, which no index here can search by, since candidates' "
                 "embeddings differ in length"
             )
-        depth = self._diversifier.depth(request.diversity, request.count, request.count)
-        return self.planner.choose(request, depth).reason
+        return self._choose(request).reason
 
     def n_eligible(self, request: SearchRequest) -> int:
         """Return how many candidates a search may find.
@@ -211,8 +214,7 @@ class Engine:
         excluded, unknown_ids = self._excluded(request, embedded)
         mask = None if request.filter is None else self._masks.mask(request.filter)
         wanted = Wanted(embedded.vector, embedded.by_cosine, excluded, mask, request.filter)
-        depth = self._diversifier.depth(request.diversity, request.count, request.count)
-        choice = self.planner.choose(request, depth)
+        choice = self._choose(request)
         nanos = {"embed": embedded_at - start, "plan": perf_counter_ns() - embedded_at}
         return _Prepared(request, embedded.history, wanted, choice, unknown_ids, nanos)
 

@@ -38,12 +38,12 @@ class Certificates:
         self._key = key
         self._client_authority = client_authority
         self._watched = WatchedFiles(*filter(None, (certificate, key, client_authority)))
-        self._initial = self._read()
+        self._in_force = self._read()
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Return what gRPC listens with."""
+        """Return what gRPC listens with, now and whenever it has to listen anew."""
         return grpc.dynamic_ssl_server_credentials(
-            self._initial,
+            self._in_force,
             self._replaced,  # type: ignore[arg-type] # None leaves the one in force
             require_client_authentication=self._client_authority is not None,
         )
@@ -56,12 +56,12 @@ class Certificates:
         if not self._watched.were_replaced():
             return None
         try:
-            replacement = self._read()
+            self._in_force = self._read()
         except CertificateError as error:
             _log.error("certificate refused, the old one stays in force", reason=str(error))
             return None
         _log.info("certificate replaced")
-        return replacement
+        return self._in_force
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         try:

@@ -172,3 +172,21 @@ def test_a_key_without_its_certificate_is_not_taken_halfway(
     shutil.copyfile(fresh[0], good[0])
     assert loaded._replaced() is not None
     assert loaded._replaced() is None
+
+
+def test_what_listens_anew_shows_the_certificate_in_force(
+    good: tuple[Path, Path], tmp_path: Path
+) -> None:
+    loaded = certificates(Settings(tls_certificate=good[0], tls_key=good[1]))
+    assert loaded is not None
+    fresh = Authority(tmp_path, "next").issue("next")
+    with ThreadPoolExecutor(1) as threads:
+        for step in range(3):
+            if step == 1:
+                for new, old in zip(fresh, good, strict=True):
+                    shutil.copyfile(new, old)
+            server = grpc.server(threads)
+            port = server.add_secure_port("localhost:0", loaded.credentials())
+            server.start()
+            assert serial(good[0]) == served_serial(f"localhost:{port}")
+            server.stop(None).wait()
