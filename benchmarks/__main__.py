@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from trainer.console import sentences_for_errors, stderr
 
 app = typer.Typer(
     help="Measure recall, latency and throughput; run the demo.",
@@ -26,7 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-stderr = Console(stderr=True)
 
 DEFAULT_CORPUS, DEFAULT_OUTPUT = "artifacts/indexes/current", Path("artifacts/benchmarks")
 _BACKENDS = ("brute_force", "scann")  # of a synthetic corpus where others would only take time
@@ -390,23 +390,18 @@ def _tell(
         console.print(f"Wrote {', '.join(map(str, (file, *drawings)))}", soft_wrap=True)
 
 
-@contextmanager
-def _sentences_for_errors() -> Iterator[None]:
+def _sentences_for_errors() -> AbstractContextManager[None]:
     """Turn what the user can mend into one sentence on stderr and exit code 1."""
-    from benchmarks.load import LoadError
-    from benchmarks.peers import PeersMissingError
-    from indexer.backends import BackendUnavailableError
+    # Not before it is said how many threads NumPy takes.
+    from benchmarks.errors import BenchmarkError
+    from indexer.backends import BackendUnavailableError, IndexUnreachableError
+    from indexer.corpus import CorpusError
     from server.client import SearchFailedError
-    from trainer.publish import BundleError
 
-    try:
-        yield
-    except (
-        *(BackendUnavailableError, BundleError, LoadError, PeersMissingError, SearchFailedError),
-        *(MemoryError, OSError, RuntimeError, ValueError),
-    ) as error:
-        stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
+    return sentences_for_errors(
+        *(BenchmarkError, BackendUnavailableError, CorpusError, IndexUnreachableError),
+        *(SearchFailedError, MemoryError, OSError),
+    )
 
 
 def _use_one_thread() -> None:

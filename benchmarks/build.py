@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from rich import box
 from rich.table import Table
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.processes import peak_bytes
 from benchmarks.progress import OnStep
 from benchmarks.timing import hash_files
@@ -95,10 +96,10 @@ def benchmark_build(bundle: IndexBundle, *, on_step: OnStep = lambda _: None) ->
         on_step: called with a line of progress.
 
     Raises:
-        ValueError: if it holds no index that a library built.
+        BenchmarkError: if it holds no index that a library built.
     """
     if not _LIBRARIES.keys() & bundle.manifest.backends.keys():
-        raise ValueError(
+        raise BenchmarkError(
             f"{bundle.directory} holds neither Annoy nor ScaNN, whose builds are measured; build "
             "an index with one of them, or give --corpus synthetic:1000000x64"
         )

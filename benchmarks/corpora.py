@@ -34,7 +34,7 @@ def open_corpus(
         on_step: called with a line of progress.
 
     Raises:
-        ValueError: if what follows the colon is no size.
+        BenchmarkError: if what follows the colon is no size.
         DatasetError: if MovieLens cannot be had here.
         BundleError: if the folder holds no index bundle.
     """

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.rule import Rule
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.server_process import server_process
 
 ARTIFACTS = Path("artifacts")
@@ -24,7 +25,7 @@ _KNOWN_USER = "42"
 console = Console(highlight=False)
 
 
-class _DemoError(Exception):
+class _DemoError(BenchmarkError):
     """A step of the demo failed; it has printed why itself."""
 
 
@@ -46,7 +47,7 @@ def run() -> int:
             _query(target)
         _heading("Compare the backends")
         _command("benchmarks", "search", "--corpus", str(INDEXES / "current"))
-    except (_DemoError, RuntimeError) as error:
+    except BenchmarkError as error:
         console.print(f"[bold red]The demo stopped:[/] {error}")
         return 1
     console.print(f"\nDone in {time.monotonic() - started:.0f} seconds. The server is stopped.")

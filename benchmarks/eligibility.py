@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.progress import OnStep
 from indexer.backends import LocalIndex, SearchParams
 from indexer.bundle import IndexBundle
@@ -79,10 +80,13 @@ def benchmark_eligibility(
         on_step: called with a line of progress.
 
     Raises:
-        ValueError: if the bundle has no such backend.
+        BenchmarkError: if the bundle has no such backend.
     """
     k = min(_K, bundle.manifest.n_candidates)
     name = backend or bundle.manifest.default_backend
+    if name not in bundle.backend_names:
+        known = ", ".join(bundle.backend_names)
+        raise BenchmarkError(f"{bundle.directory} has no backend {name!r}; it has {known}")
     choice = bundle.choose(k, recall_target=_RECALL_TARGET, backend=name)
     index = bundle.index(name)
     scorer = ExactScorer(bundle.corpus.embeddings)

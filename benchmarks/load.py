@@ -18,12 +18,13 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.processes import cpu_seconds
 
 _CLIENT = "benchmarks.load_client"
 
 
-class LoadError(Exception):
+class LoadError(BenchmarkError):
     """The load could not be made; the message is meant for the user."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contenders import Contender, Setting
+from benchmarks.errors import BenchmarkError
 from benchmarks.progress import OnStep
 
 _EFFORTS = (10, 20, 40, 80, 160, 320, 640, 1280)
@@ -25,7 +26,7 @@ _GRAPH_LINKS = 16
 _BUILD_EFFORT = 200
 
 
-class PeersMissingError(Exception):
+class PeersMissingError(BenchmarkError):
     """The other libraries are not installed; the message says how to install them."""
 
 
@@ -217,12 +218,14 @@ def peers_named(names: Sequence[str]) -> tuple[type[_Peer], ...]:
     """Return the peers of these names, in any letter case; all if there are no names.
 
     Raises:
-        ValueError: if there is no peer of a name.
+        BenchmarkError: if there is no peer of a name.
     """
     known = {peer.name.casefold(): peer for peer in PEERS}
     for name in names:
         if name.casefold() not in known:
-            raise ValueError(f"unknown peer {name!r}; there are {', '.join(p.name for p in PEERS)}")
+            raise BenchmarkError(
+                f"unknown peer {name!r}; there are {', '.join(p.name for p in PEERS)}"
+            )
     return tuple(known[name.casefold()] for name in names) or PEERS
 
 

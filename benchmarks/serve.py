@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.load import Load, put_load
 from benchmarks.progress import OnStep
 from benchmarks.search import BATCH_SIZE
@@ -249,7 +250,7 @@ def benchmark_serve(
 
     Raises:
         LoadError: if the load generator fails.
-        RuntimeError: if a server does not start.
+        BenchmarkError: if a server does not start, or the bundle cannot be measured.
         SearchFailedError: if the server refuses what it is to be loaded with.
     """
     known, history, selective, exact = _requests(bundle)
@@ -313,7 +314,7 @@ def benchmark_serve(
 
 def _known_user(bundle: IndexBundle) -> User:
     if bundle.query is None or bundle.query.user_ids is None:
-        raise RuntimeError(f"{bundle.directory} has no known users to search for")
+        raise BenchmarkError(f"{bundle.directory} has no known users to search for")
     return User(bundle.query.user_ids.token(0))
 
 
@@ -343,7 +344,7 @@ def _tenth(candidates: pa.Table) -> Condition:
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
             bounds = pc.quantile(column, [0, _SELECTIVITY], interpolation="lower").to_pylist()
             return Field(name).between(*bounds)
-    raise RuntimeError("the candidates have no number in their metadata to filter by")
+    raise BenchmarkError("the candidates have no number in their metadata to filter by")
 
 
 class _RawSearches:

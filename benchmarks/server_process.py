@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from benchmarks.errors import BenchmarkError
+
 _LISTENING = re.compile(r"serving on (\S+:\d+)")
 _STOP_SECONDS = 30
 
@@ -31,7 +33,7 @@ def server_process(
         on_line: told what the server prints until it listens.
 
     Raises:
-        RuntimeError: if it ends before it listens.
+        BenchmarkError: if it ends before it listens.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True
@@ -53,4 +55,4 @@ def _target(process: subprocess.Popen[str], on_line: Callable[[str], None]) -> s
         on_line(line.rstrip())
         if match := _LISTENING.search(line):
             return match[1]
-    raise RuntimeError(f"the server ended with exit code {process.wait()} before it listened")
+    raise BenchmarkError(f"the server ended with exit code {process.wait()} before it listened")

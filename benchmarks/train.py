@@ -8,7 +8,7 @@ the towers read it.
 from __future__ import annotations
 
 import multiprocessing
-import resource
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from benchmarks.processes import peak_bytes
 from benchmarks.progress import OnStep
 from benchmarks.workloads import generate_dataset
 from trainer.batches import training_batches
@@ -127,7 +128,8 @@ def _measure(n_candidates: int, n_interactions: int, dim: int, seconds: float) -
         n_candidates=n_candidates,
         n_interactions=len(dataset),
         speeds=speeds,
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        # Not getrusage's peak, which includes that of the process before it.
+        peak_bytes=peak_bytes(os.getpid()),
     )
 
 

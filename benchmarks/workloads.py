@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.progress import OnStep
 from indexer.build import BuildOptions, build_bundle
 from indexer.bundle import IndexBundle
@@ -129,11 +130,11 @@ def parse_size(text: str) -> tuple[int, int]:
     """Read ``ROWSxDIM``, as in ``1000000x64``.
 
     Raises:
-        ValueError: if it is something else.
+        BenchmarkError: if it is something else.
     """
     rows, _, dim = text.partition("x")
     if not (rows.isdecimal() and dim.isdecimal() and int(rows) and int(dim)):
-        raise ValueError(f"a size is ROWSxDIM, as in 1000000x64, not {text!r}")
+        raise BenchmarkError(f"a size is ROWSxDIM, as in 1000000x64, not {text!r}")
     return int(rows), int(dim)
 
 

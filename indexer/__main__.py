@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
@@ -16,7 +15,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -27,12 +25,15 @@ from indexer.corpus import Corpus, CorpusError, read_corpus, read_vectors
 from indexer.pruning import prune as prune_bundles
 from indexer.report import print_index
 from trainer.bundle import TowerBundle
-from trainer.publish import CURRENT, BundleError, check_root, follow, read_manifest, resolve
+from trainer.console import print_json, sentences_for_errors, stderr, tell
+from trainer.publish import CURRENT, check_root, follow, read_manifest, resolve
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
-stderr = Console(stderr=True)
+
+# What the user can mend, beside bundles.
+_ERRORS = (BackendUnavailableError, CorpusError, IndexUnreachableError)
 
 _FEW_QUERIES = 100
 
@@ -112,7 +113,7 @@ def build(
 
     Example: python -m indexer build --towers artifacts/towers/current --recall 0.95 --k 100
     """
-    with _sentences_for_errors():
+    with sentences_for_errors(*_ERRORS):
         options = _options(recall, k, seed, _backends(backend, milvus_uri), milvus_uri)
         _check_engine(engine, towers, ray_address)
         # What can be refused is refused before candidates are embedded.
@@ -164,7 +165,7 @@ def tune(
 
     Example: python -m indexer tune artifacts/indexes/current --recall 0.99 --k 50
     """
-    with _sentences_for_errors():
+    with sentences_for_errors(*_ERRORS):
         if recall is not None:
             _check_recall(recall)
         vectors = _read_queries(queries)
@@ -187,16 +188,16 @@ def verify(index: IndexPath, *, as_json: AsJson = False) -> None:
 
     Example: python -m indexer verify artifacts/indexes/current
     """
-    with _sentences_for_errors():
+    with sentences_for_errors(*_ERRORS):
         start = time.perf_counter()
         bundle = IndexBundle.open(index)
         bundle.check()
         seconds = time.perf_counter() - start
         n_files = len(bundle.manifest.files)
         if as_json:
-            _print_json({"directory": str(bundle.directory), "n_files": n_files, "intact": True})
+            print_json({"directory": str(bundle.directory), "n_files": n_files, "intact": True})
         else:
-            _tell(f"{bundle.directory}: {n_files} files intact ({seconds:.1f} s)")
+            tell(f"{bundle.directory}: {n_files} files intact ({seconds:.1f} s)")
 
 
 @app.command()
@@ -205,7 +206,7 @@ def inspect(index: IndexPath, *, as_json: AsJson = False) -> None:
 
     Example: python -m indexer inspect artifacts/indexes/current
     """
-    with _sentences_for_errors():
+    with sentences_for_errors(*_ERRORS):
         _print_index(resolve(index), as_json=as_json)
 
 
@@ -223,15 +224,15 @@ def prune(
 
     Example: python -m indexer prune artifacts/indexes --keep 3
     """
-    with _sentences_for_errors():
+    with sentences_for_errors(*_ERRORS):
         pruned, dropped = prune_bundles(root, keep)
         removed, in_use = [*map(str, pruned.removed), *dropped], [*map(str, pruned.in_use)]
         if as_json:
-            _print_json({"removed": removed, "in_use": in_use})
+            print_json({"removed": removed, "in_use": in_use})
             return
         lines = ["Removed:", *removed] if removed else ["Nothing to remove."]
         lines += ["Kept, as they are in use:", *in_use] if in_use else []
-        _tell("\n".join(lines))
+        tell("\n".join(lines))
 
 
 @app.command("export-servable")
@@ -258,7 +259,7 @@ def export_servable(
     Example: python -m indexer export-servable artifacts/indexes/current --layer brute_force
     """
     _check_recall(recall)
-    with _sentences_for_errors():
+    with sentences_for_errors(*_ERRORS):
         with _progress() as announce:
             announce("loading TensorFlow")
             servable = _servable_module()
@@ -270,9 +271,9 @@ def export_servable(
             announce(f"writing the servable over {bundle.manifest.n_candidates:,} candidates")
             directory = servable.export_servable(bundle, output, options)
         if as_json:
-            _print_json({"directory": str(directory)})
+            print_json({"directory": str(directory)})
         else:
-            _tell(f"Servable: {directory}")
+            tell(f"Servable: {directory}")
 
 
 def _servable_module() -> ModuleType:
@@ -382,7 +383,7 @@ def _print_index(directory: Path, *, as_json: bool) -> None:
     manifest = read_manifest(directory, IndexManifest)
     if as_json:
         report = manifest.model_dump(mode="json", exclude={"files"})
-        _print_json({"directory": str(directory), **report})
+        print_json({"directory": str(directory), **report})
     else:
         print_index(directory, manifest)
 
@@ -400,25 +401,6 @@ def _progress() -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=stderr, transient=True) as progress:
         task = progress.add_task("starting", total=None)
         yield lambda what: progress.update(task, description=what)
-
-
-def _tell(result: str) -> None:
-    """Print a result for people, as it is: a path may hold what would be markup."""
-    Console(markup=False).print(result, soft_wrap=True)
-
-
-def _print_json(content: object) -> None:
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
-
-
-@contextmanager
-def _sentences_for_errors() -> Iterator[None]:
-    """Turn what the user can mend into one sentence on stderr and exit code 1."""
-    try:
-        yield
-    except (BackendUnavailableError, BundleError, CorpusError, IndexUnreachableError) as error:
-        stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ from server.settings import (
     ENVIRONMENT_PREFIX,
     Settings,
     SettingsError,
-    as_toml,
     load_settings,
     unknown_variables,
 )
 from server.signals import ending_when_asked
+from trainer.toml import as_toml
 
 app = typer.Typer(
     help="Serve an index over gRPC, and search a server from the command line.",

@@ -6,7 +6,6 @@ Each field is a flag (``--max-batch-size``), an environment variable
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -354,17 +353,6 @@ def unknown_variables(names: Iterable[str]) -> list[str]:
         and not name.startswith(_OTHERS_PREFIXES)
         and name not in _OTHERS_VARIABLES
     ]
-
-
-def as_toml(settings: Settings) -> str:
-    """Return settings as a TOML file, each with its description; secrets are not shown."""
-    lines = []
-    for name, field in Settings.model_fields.items():
-        value = getattr(settings, name)
-        shown = json.dumps(value if isinstance(value, int | float) else str(value))
-        unset = value is None or isinstance(value, SecretStr)
-        lines += [f"# {field.description}", f"# {name} =" if unset else f"{name} = {shown}", ""]
-    return "\n".join(lines)
 
 
 def _sentence(error: Any) -> str:

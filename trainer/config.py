@@ -14,8 +14,6 @@ beside the models.
 
 from __future__ import annotations
 
-import json
-import textwrap
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,9 +26,9 @@ from trainer.errors import TrainerError
 from trainer.files import whole_file
 from trainer.model_config import RankerConfig, TowersConfig
 from trainer.splits import SplitKind
+from trainer.toml import as_toml
 
 _SOURCES = ("dataset", "interactions", "candidates", "users")
-_COMMENT_WIDTH = 98
 
 
 class ConfigError(TrainerError):
@@ -152,30 +150,6 @@ def write_config(config: BaseModel, path: Path) -> None:
     """
     with whole_file(path) as partial:
         partial.write_text(as_toml(config), encoding="utf-8")
-
-
-def as_toml(config: BaseModel) -> str:
-    """Return a configuration as a TOML file, each option under what it does."""
-    return "\n".join(_lines(config, ""))
-
-
-def _lines(config: BaseModel, path: str) -> list[str]:
-    lines, sections = [], []
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        description = " ".join((field.description or "").replace("``", "`").split())
-        comment = [f"# {line}" for line in textwrap.wrap(description, _COMMENT_WIDTH)]
-        if isinstance(value, BaseModel):
-            sections += [*comment, f"[{path}{name}]", *_lines(value, f"{path}{name}.")]
-        else:
-            option = f"# {name} =" if value is None else f"{name} = {_literal(value)}"
-            lines += [*comment, option, ""]
-    return lines + sections
-
-
-def _literal(value: Any) -> str:
-    """Return a value as TOML; JSON's numbers, strings and arrays of them are TOML's too."""
-    return json.dumps(value, default=str)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -55,10 +55,14 @@ def epoch_progress(what: str, n_epochs: int) -> Iterator[Callable[[int, dict[str
 
 
 @contextmanager
-def sentences_for_errors() -> Iterator[None]:
-    """Turn what the user can mend into one sentence on stderr and exit code 1."""
+def sentences_for_errors(*errors: type[Exception]) -> Iterator[None]:
+    """Turn what the user can mend into one sentence on stderr and exit code 1.
+
+    Args:
+        errors: what can be mended beside the trainer's own errors.
+    """
     try:
         yield
-    except TrainerError as error:
+    except (TrainerError, *errors) as error:  # type: ignore[misc] # mypy 1.x sees no tuple
         stderr.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error

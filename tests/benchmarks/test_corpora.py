@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.corpora import open_corpus
+from benchmarks.errors import BenchmarkError
 from trainer.datasets import load_dataset
 from trainer.model_config import TowersConfig
 from trainer.publish import BundleError
@@ -42,5 +43,5 @@ def test_others_have_users(
 
 @pytest.mark.parametrize("name", ["synthetic", "synthetic:60", "generated:0x8"])
 def test_a_size_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="as in 1000000x64"):
+    with pytest.raises(BenchmarkError, match="as in 1000000x64"):
         open_corpus(name, tmp_path)

@@ -25,4 +25,4 @@ def test_a_backend_that_is_not_there_is_a_sentence(tower_index: Path, tmp_path: 
     folders = ["--corpus", str(tower_index), "--output", str(tmp_path)]
     done = CliRunner().invoke(app, ["eligibility", *folders, "--backend", "faiss"])
     assert (done.exit_code, done.stdout) == (1, "")
-    assert "unknown backend 'faiss'; this index has" in done.stderr
+    assert "no backend 'faiss'; it has" in done.stderr

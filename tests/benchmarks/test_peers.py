@@ -3,6 +3,7 @@ import importlib.util
 import numpy as np
 import pytest
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.peers import PEERS, PeersMissingError, build_peers, peers_named
 from benchmarks.workloads import generate_corpus, parse_size
 from indexer.exact import ExactScorer
@@ -39,7 +40,9 @@ def test_every_peer_finds_most_of_the_exact_answer() -> None:
 def test_peers_are_chosen_by_name() -> None:
     assert PEERS == peers_named([])
     assert ["hnswlib", "FAISS IVF-PQ"] == [p.name for p in peers_named(["hnswlib", "faiss ivf-pq"])]
-    with pytest.raises(ValueError, match="unknown peer 'nmslib'; there are FAISS IVF-Flat, FAISS"):
+    with pytest.raises(
+        BenchmarkError, match="unknown peer 'nmslib'; there are FAISS IVF-Flat, FAISS"
+    ):
         peers_named(["hnswlib", "nmslib"])
 
 
@@ -51,7 +54,7 @@ def test_a_missing_library_is_a_sentence() -> None:
 
 @pytest.mark.parametrize("text", ["", "10", "x64", "1e6x64", "0x4", "10x-4"])
 def test_a_size_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="as in 1000000x64"):
+    with pytest.raises(BenchmarkError, match="as in 1000000x64"):
         parse_size(text)
 
 

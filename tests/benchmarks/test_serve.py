@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from benchmarks import load
 from benchmarks.__main__ import app
+from benchmarks.errors import BenchmarkError
 from benchmarks.load import LoadError, put_load
 from benchmarks.serve import ServeReport, _null_server, benchmark_serve
 from indexer.bundle import IndexBundle
@@ -65,5 +66,5 @@ def test_the_server_is_measured_beside_its_floor(tower_index: Path, tmp_path: Pa
 
 
 def test_a_bundle_without_users_is_refused(vector_bundle: IndexBundle) -> None:
-    with pytest.raises(RuntimeError, match="no known users"):
+    with pytest.raises(BenchmarkError, match="no known users"):
         benchmark_serve(vector_bundle)

@@ -7,10 +7,10 @@ import pytest
 from server.settings import (
     Settings,
     SettingsError,
-    as_toml,
     load_settings,
     unknown_variables,
 )
+from trainer.toml import as_toml
 
 
 def test_flags_beat_the_environment_which_beats_the_file(

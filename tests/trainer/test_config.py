@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from trainer.config import Config, ConfigError, as_toml, load_config
+from trainer.config import Config, ConfigError, load_config
+from trainer.toml import as_toml
 
 
 @pytest.fixture
@@ -35,9 +36,10 @@ def test_a_source_of_data_on_the_command_line_replaces_the_files(file: Path) -> 
 
 
 def test_what_is_printed_is_read_back_as_it_was(file: Path, tmp_path: Path) -> None:
-    config = load_config(file, {"data": {"min_rating": 3.5}})
+    beyond_json = Path('🎬 "quoted" \\ \x7f.csv')
+    config = load_config(file, {"data": {"min_rating": 3.5, "interactions": beyond_json}})
     printed = tmp_path / "printed.toml"
-    printed.write_text(as_toml(config))
+    printed.write_text(as_toml(config), encoding="utf-8")
     assert config == load_config(printed, {})
 
 

@@ -14,6 +14,7 @@ def show_config(*, config: ConfigFile = None) -> None:
     Example: python -m trainer config > trainer.toml
     """
     with sentences_for_errors():
-        from trainer.config import as_toml, load_config
+        from trainer.config import load_config
+        from trainer.toml import as_toml
 
         sys.stdout.write(as_toml(load_config(config, {})))

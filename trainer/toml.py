@@ -1,0 +1,42 @@
+"""Configurations as TOML files that explain themselves."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import Any
+
+from pydantic import BaseModel, SecretStr
+
+_COMMENT_WIDTH = 98
+
+
+def as_toml(config: BaseModel) -> str:
+    """Return a configuration as a TOML file, each option under what it does.
+
+    What is not set, and secrets, are named without a value.
+    """
+    return "\n".join(_lines(config, ""))
+
+
+def _lines(config: BaseModel, path: str) -> list[str]:
+    lines, sections = [], []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        description = " ".join((field.description or "").replace("``", "`").split())
+        comment = [f"# {line}" for line in textwrap.wrap(description, _COMMENT_WIDTH)]
+        if isinstance(value, BaseModel):
+            sections += [*comment, f"[{path}{name}]", *_lines(value, f"{path}{name}.")]
+        else:
+            is_shown = value is not None and not isinstance(value, SecretStr)
+            option = f"{name} = {_literal(value)}" if is_shown else f"# {name} ="
+            lines += [*comment, option, ""]
+    return lines + sections
+
+
+def _literal(value: Any) -> str:
+    """Return a value as TOML: JSON's numbers, strings and arrays, but for two escapes.
+
+    TOML knows no surrogate pairs, and wants DEL escaped, which JSON leaves as it is.
+    """
+    return json.dumps(value, default=str, ensure_ascii=False).replace("\x7f", "\\u007f")
