@@ -19,7 +19,7 @@ from server.decoding import RequestDecoder
 from server.domain import Notice, SearchMethod, SearchRequest, SearchResult
 from server.encoding import batch_response, batch_status, explanation_message, other_fields
 from server.engine import Engine
-from server.errors import LimitExceededError, NotServingError, SearchError
+from server.errors import LimitExceededError, NotServingError, OverloadedError, SearchError
 from server.explaining import explain
 from server.gathering import TURNS, Gathering
 from server.interceptors import Method, code_of, new_request_id, service_handler, status_of
@@ -46,7 +46,6 @@ class _Call:
 
     version: IndexVersion
     """What answers it, whatever takes over meanwhile."""
-    request: pb.SearchCandidatesRequest
     all_but_token: bytes
     """The request without its page token: the same for all pages."""
     search: SearchRequest
@@ -217,9 +216,7 @@ class CandidateSearchServicer:
             n_ahead = self.beside(engine).n_ahead if is_long else 0.0
             search, degraded = fitted(search, engine.planner, seconds_left, n_ahead)
             is_long = is_long and (degraded is None or engine.is_long(search))
-        return _Call(
-            version, request, all_but_token, search, is_long, degraded, begun_nanos, deadline
-        )
+        return _Call(version, all_but_token, search, is_long, degraded, begun_nanos, deadline)
 
     def _end(self, call: _Call, result: SearchResult) -> bytes:
         """Translate a result."""
@@ -306,15 +303,20 @@ class CandidateSearchServicer:
         for call in calls:
             if isinstance(call, _Call) and call.is_made_with_others:
                 searches[call.version].append(call.search)
-        answers: dict[IndexVersion, Iterator[SearchResult | SearchError]] = {}
-        for version, some in searches.items():
-            engine = version.engine
-            search = partial(engine.search_together, some)
-            is_remote = engine.is_remote
-            answers[version] = iter(
-                await self.beside(engine).run(search, deadline) if is_remote else search()
-            )
-        return answers
+        return {
+            version: iter(await self._found_by(version.engine, some, deadline))
+            for version, some in searches.items()
+        }
+
+    async def _found_by(
+        self, engine: Engine, searches: Sequence[SearchRequest], deadline: float | None
+    ) -> Sequence[SearchResult | SearchError]:
+        if not engine.is_remote:
+            return engine.search_together(searches)
+        try:
+            return await self._remote.run(partial(engine.search_together, searches), deadline)
+        except OverloadedError as error:  # which others of the batch may not meet
+            return [error] * len(searches)
 
     async def _response(self, call: _Call | SearchError, answers: _Answers) -> bytes:
         """Return the response to one call of a batch; those made together are answered already."""

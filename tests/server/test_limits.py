@@ -131,6 +131,31 @@ def test_searches_that_wait_for_others_have_threads_of_their_own(
         assert [10, 10, 10] == [len(call.result()) for call in calls]
 
 
+def test_a_batch_for_which_there_is_no_thread_is_refused_search_by_search(
+    start: Callable[..., Any], vector_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(vector_index, remote_search_threads=1, long_search_queue=0)
+    proceed, search = threading.Event(), server.engine.search
+
+    def search_later(request: SearchRequest) -> Any:
+        assert proceed.wait(20)
+        return search(request)
+
+    monkeypatch.setattr(server.engine, "is_remote", True)
+    monkeypatch.setattr(server.engine, "search", search_later)
+    batch = [search_request(QUERY) for _ in range(3)]
+    batch[2].candidate_count = -1
+    with SearchClient(server.address) as client, ThreadPoolExecutor() as threads:
+        first = threads.submit(client.search, QUERY)
+        wait_for(lambda: server.worker.servicer.beside(server.engine).count == 1)
+        refused = client.search_batch(batch)
+        proceed.set()
+        assert len(first.result()) == 10
+    assert ["OVERLOADED", "OVERLOADED", "COUNT_OUT_OF_RANGE"] == [
+        one.reason for one in refused if isinstance(one, SearchFailedError)
+    ]
+
+
 def n_refused() -> float:
     """Return how many searches Prometheus would see refused."""
     labels = {"method": "SearchCandidates", "code": "RESOURCE_EXHAUSTED"}
