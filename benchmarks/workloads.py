@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from trainer.bundle import CANDIDATES, POPULARITY, TowerBundle
 from trainer.datasets import Dataset
 from trainer.features import CANDIDATE_ID
 from trainer.model_config import TowersConfig
-from trainer.publish import CURRENT, MANIFEST, MANIFEST_HASH, commit, staging
+from trainer.publish import CURRENT, commit, copy_content, staging
 from trainer.vocabulary import Vocabulary
 
 _N_CLUSTERS = 200
@@ -232,10 +231,8 @@ def enlarged_towers(
 def _enlarge(towers: TowerBundle, root: Path, n_candidates: int) -> None:
     """Publish towers anew with another catalogue, of which a part is in memory at a time."""
     rng, schema = np.random.default_rng(42), towers.candidates.schema
-    replaced = (CANDIDATES, POPULARITY, MANIFEST, MANIFEST_HASH)
     with staging(root) as staged:
-        ignore = shutil.ignore_patterns(*replaced)
-        shutil.copytree(towers.directory, staged, ignore=ignore, dirs_exist_ok=True)
+        copy_content(towers.directory, staged, (CANDIDATES, POPULARITY))
         with pq.ParquetWriter(staged / CANDIDATES, schema) as writer:
             for first_row in range(0, n_candidates, _PART):
                 n_rows = min(_PART, n_candidates - first_row)

@@ -30,7 +30,8 @@ from indexer.backends import BACKENDS, LocalIndex, Measured, SearchParams, Serie
 from indexer.corpus import Corpus, CorpusError
 from trainer.bundle import QUERY_ASSET_FILES, QueryAssets, TowerBundle, load_array, read_table
 from trainer.features import CANDIDATE_ID
-from trainer.publish import BundleError, Manifest, hold, read_manifest, resolve, verify_files
+from trainer.pruning import hold
+from trainer.publish import BundleError, Manifest, read_manifest, resolve, verify_files
 from trainer.vocabulary import Vocabulary
 
 CANDIDATES = "candidates.parquet"
@@ -115,7 +116,7 @@ class SearchChoice:
 
     @property
     def is_makeshift(self) -> bool:
-        """Whether an index that is made not to score every candidate has to."""
+        """Whether an approximate index must search exhaustively, as no other point will do."""
         return self.point.name == EXHAUSTIVE and not BACKENDS[self.backend].is_exact
 
 

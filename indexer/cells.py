@@ -138,7 +138,9 @@ class Cells:
         return (self.centers, self.members, self.starts, self.coarse, self.scales)
 
     def n_holding(self, queries: np.ndarray, rows: np.ndarray, share: float) -> int:
-        """Return how many cells hold a share of each query's rows, by a standard error at least.
+        """Return how many cells must be searched to find a share of the queries' rows.
+
+        The mean share of the rows that lie in so many cells is above ``share`` by a standard error.
 
         Args:
             queries: (n_queries, dim) float32.

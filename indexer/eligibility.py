@@ -3,8 +3,8 @@
 An index knows nothing of the mask, so it has to look deeper than for the best k (``indexer.ways``).
 How deep depends on what the mask has to do with the query.
 
-- Nothing: then one in ``n_candidates / n_eligible`` is wanted, and as many of what is looked at are
-  eligible as of all candidates.
+- The mask is independent of the query: what is looked at is eligible as often as all candidates
+  are, so to find k one looks at ``k * n_candidates / n_eligible``.
 - It hides the query's best candidates (a user's own history, say): then fewer are eligible, and
   those come from the end of what the index looked at, where it misses most. How many fewer tells
   how many are hidden, so one looks again for as many more, if it can be afforded; at worst all

@@ -9,8 +9,9 @@ from typing import NamedTuple
 from indexer.backends import BackendUnavailableError, IndexUnreachableError
 from indexer.backends.milvus import CollectionEntry, MilvusIndex
 from indexer.engines.milvus import MilvusSettings
-from trainer.publish import BundleError, Pruned, versions
-from trainer.publish import prune as prune_versions
+from trainer.pruning import Pruned
+from trainer.pruning import prune as prune_versions
+from trainer.publish import BundleError, versions
 
 
 class _Place(NamedTuple):

@@ -30,7 +30,7 @@ _MOST_SCANS, _ALWAYS_AFFORDABLE = 4, 250_000  # cost of params worth trying: sca
 _TIMED_SECONDS = 0.1
 _MIN_TIMED, _MAX_TIMED = 3, 500
 _WORTH_TRYING = 1.5  # times the least cost known to suffice; the cost model is a rough one
-# Recall by which cells are prepared for less: masks may cost 0.01, and cells were measured to find
+# Cells are prepared for this much less recall: masks may cost 0.01, and cells were measured to find
 # 0.007 more than they are prepared for.
 _WORSE_UNDER_MASKS = 0.0175
 _BEYOND_TARGET = 0.4  # of what is missing from 1; about what points deliver beyond their target

@@ -56,7 +56,7 @@ class Diversifier:
                 return _POOL_PER_RESULT * n
 
     def reach(self, diversity: Diversity | None, count: int, depth: int) -> int:
-        """Return how many candidates pages of ``count`` hold in all, where ``depth`` may be."""
+        """Return how many candidates all pages of ``count`` can hold, ``depth`` at most."""
         if isinstance(diversity, Mmr):
             return min(depth, self.depth(diversity, count, depth))
         return depth
@@ -95,7 +95,7 @@ class Diversifier:
         return Found(found.rows[chosen], found.scores[chosen], found.method)
 
     def kept(self, diversity: Diversity | None, joined: Found) -> Found:
-        """Return of several choices, one behind the other, what may be together."""
+        """Return pages that were chosen apart, joined, without what is too many of a group."""
         if isinstance(diversity, PerGroup):
             return self.choose(diversity, joined, len(joined.rows))
         return joined

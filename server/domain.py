@@ -1,7 +1,7 @@
 """What a search is asked and what it answers, free of any transport.
 
-The engine and its stages speak in these; ``server.servicer`` translates them from and to the wire,
-whose comments say what each field means.
+The engine and its stages speak in these; ``server.decoding`` and ``server.encoding`` translate them
+from and to the wire, whose comments say what each field means.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class Slots:
     def mine(self) -> int:
         """Return the slot of this process: the first that was free when it was first asked for."""
         if self._lock is None:
-            # By another number than the process has that this was forked from, though that may have
-            # ended, the library sees that this is another one.
+            # Never the number of the process that this was forked from, even if that has ended:
+            # the library tells by a changed number that it is in another process.
             self._mine, self._lock = next(self._free(n for n in count() if n != self._mine))
             self._forget(self._mine)
         return self._mine

@@ -58,6 +58,9 @@ USER_QUALITY = "user_quality.parquet"
 LEARNING_CURVE = "learning_curve.png"
 MODEL_CARD = "model_card.md"
 
+SERVING_SIGNATURE = "serving_default"
+"""Of the models as SavedModels, which are called by it in TensorFlow Serving."""
+
 QUERY_ASSET_FILES = (
     *(QUERY_TOWER, FEATURES, VOCABULARIES, DESCRIPTION_TOWER),
     *(HISTORIES, QUERY_EMBEDDINGS),
@@ -74,6 +77,11 @@ _NPY_MAGIC = np.lib.format.MAGIC_PREFIX
 _HISTORY_COLUMNS = ["user_id", HISTORY_ROWS]
 
 S = TypeVar("S", bound=BaseModel)
+
+
+def saved_model_of(name: str) -> Path:
+    """Return within a bundle the SavedModel of what has this name in LiteRT form."""
+    return Path(name).with_suffix("") / "1"
 
 
 class RankerDescription(BaseModel):

@@ -1,4 +1,4 @@
-"""What content tells of ids: moved to the content, which speaks for candidates that nobody knows.
+"""Move into the content's weights what content predicts of the ids, for candidates without one.
 
 In training an id learns faster than content, which others share: much of what candidates of one
 label have in common ends up in their ids, where it is of no use to a candidate that has none. So a

@@ -31,11 +31,13 @@ from trainer.bundle import (
     QUERY_TOWER,
     RANKER,
     RANKER_DESCRIPTION,
+    SERVING_SIGNATURE,
     TUNING_QUERIES,
     USER_QUALITY,
     VOCABULARIES,
     TowerManifest,
     TrainedOn,
+    saved_model_of,
 )
 from trainer.checkpoints import Curve
 from trainer.datasets import Dataset
@@ -52,7 +54,6 @@ from trainer.vocabulary import Vocabulary
 
 MAX_TUNING_QUERIES = 10_000
 
-_SIGNATURE = "serving_default"
 _PARITY = 1e-5
 _N_EXAMPLES = 64
 _PRODUCERS = ("tensorflow", "tensorflow-recommenders", "ai-edge-litert", "numpy")
@@ -197,10 +198,10 @@ def _write_model(
         against: (n, dim) float32, embeddings that the function's are scored against before they
             are compared; None compares what it returns.
     """
-    saved_model = staged / Path(name).stem / "1"
-    tf.saved_model.save(module, str(saved_model), signatures={_SIGNATURE: function})
+    saved_model = staged / saved_model_of(name)
+    tf.saved_model.save(module, str(saved_model), signatures={SERVING_SIGNATURE: function})
     converter = tf.lite.TFLiteConverter.from_saved_model(
-        str(saved_model), signature_keys=[_SIGNATURE]
+        str(saved_model), signature_keys=[SERVING_SIGNATURE]
     )
     (staged / name).write_bytes(converter.convert())
     (returned,) = function(*map(tf.constant, example.values())).values()

@@ -10,7 +10,6 @@ package that owns the bundle.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -18,13 +17,12 @@ import re
 import secrets
 import shutil
 import socket
-import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -94,7 +92,7 @@ def staging(root: Path, schema: type[Manifest] | None = None) -> Iterator[Path]:
             it, or not as much as the block writes.
     """
     check_root(root, schema)
-    staged = root / _staging_name(secrets.token_hex(4))
+    staged = root / staging_name(secrets.token_hex(4))
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(root)
@@ -114,6 +112,28 @@ def staging(root: Path, schema: type[Manifest] | None = None) -> Iterator[Path]:
     finally:
         # After a commit the directory has been renamed and there is nothing to remove.
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def staging_name(suffix: str) -> str:
+    """Return the name of a folder or link that this process makes and soon removes or renames.
+
+    It tells whose it is: process ids mean nothing where several machines share a folder.
+    """
+    name = f"{_our_prefix()}{os.getpid()}-{suffix}"
+    _ours.add(name)
+    return name
+
+
+def copy_content(directory: Path, staged: Path, replaced: Sequence[str]) -> None:
+    """Copy the files of a bundle into a staged directory, to be published with some others.
+
+    Args:
+        directory: the bundle.
+        staged: a directory from ``staging``.
+        replaced: the files that are not copied, beside what ``commit`` writes and the signature.
+    """
+    ignored = shutil.ignore_patterns(*replaced, MANIFEST, MANIFEST_HASH, SIGNATURE)
+    shutil.copytree(directory, staged, ignore=ignored, dirs_exist_ok=True)
 
 
 def commit(staged: Path, root: Path, manifest: M, *, make_current: bool = True) -> Path:
@@ -155,7 +175,7 @@ def commit(staged: Path, root: Path, manifest: M, *, make_current: bool = True) 
 
 def activate(directory: Path) -> None:
     """Point ``current``, beside ``directory``, at it in one step."""
-    link = directory.parent / _staging_name(secrets.token_hex(4))
+    link = directory.parent / staging_name(secrets.token_hex(4))
     link.symlink_to(directory.name)
     link.replace(directory.parent / CURRENT)
     _flush(directory.parent)
@@ -273,62 +293,6 @@ def versions(root: Path) -> list[Path]:
     return sorted(p for p in found if not p.is_symlink() and (p / MANIFEST).is_file())
 
 
-class Pruned(NamedTuple):
-    """What became of the versions that were not to be kept."""
-
-    removed: list[Path]
-    in_use: list[Path]
-    """Those that stay, as somebody on this machine holds them."""
-
-
-def hold(directory: Path, holder: object) -> None:
-    """Keep a version from being pruned on this machine for as long as an object lives.
-
-    The forks of this process hold it as well, until they end. Where a file system knows no locks,
-    nothing is held.
-
-    Args:
-        directory: the version.
-        holder: the object.
-    """
-    descriptor = os.open(directory / MANIFEST, os.O_RDONLY)
-    with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-    weakref.finalize(holder, os.close, descriptor)
-
-
-def prune(root: Path, keep: int) -> Pruned:
-    """Remove all but the newest ``keep`` versions, and never the current one or one that is held.
-
-    Raises:
-        BundleError: if there is no such folder, ``current`` cannot be followed, or a version cannot
-            be removed.
-        ValueError: if ``keep`` is negative.
-    """
-    if keep < 0:
-        raise ValueError(f"keep must be at least 0, not {keep}")
-    if not root.is_dir():
-        raise BundleError(f"{root} is no folder of bundles")
-    try:
-        current = follow(root / CURRENT).name  # perhaps by other links
-    except OSError as error:
-        raise BundleError(f"{root / CURRENT} cannot be followed: {error.strerror}") from error
-    older = versions(root)[:-keep] if keep else versions(root)
-    pruned = Pruned([], [])
-    for directory in older:
-        if directory.name == current:
-            continue
-        try:
-            is_removed = _remove_unless_held(directory)
-        except OSError as error:
-            raise BundleError(
-                f"{directory} cannot be removed: {error.strerror}; prune as a user, and on a "
-                "machine, that may write to it"
-            ) from error
-        (pruned.removed if is_removed else pruned.in_use).append(directory)
-    return pruned
-
-
 def check_root(root: Path, schema: type[Manifest] | None = None) -> None:
     """Refuse a folder that is none for versions, or one for versions of another kind.
 
@@ -378,22 +342,6 @@ def _kind(directory: Path) -> object:
     return content.get("kind") if isinstance(content, dict) else None
 
 
-def _remove_unless_held(directory: Path) -> bool:
-    """Remove a version unless it is held; return whether it was removed."""
-    with (directory / MANIFEST).open("r+b") as manifest:  # NFS locks only what can be written
-        try:
-            fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # the file system knows no locks
-            pass
-        # Renamed first: a half-removed directory must not look like a bundle.
-        doomed = directory.parent / _staging_name(directory.name)
-        directory.rename(doomed)
-    shutil.rmtree(doomed)
-    return True
-
-
 def _list_files(directory: Path) -> list[str]:
     """Return the relative POSIX paths of all files below ``directory``, sorted."""
     names = []
@@ -436,16 +384,6 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _staging_name(suffix: str) -> str:
-    """Return the name of a folder or link that this process makes and soon removes or renames.
-
-    It tells whose it is: process ids mean nothing where several machines share a folder.
-    """
-    name = f"{_our_prefix()}{os.getpid()}-{suffix}"
-    _ours.add(name)
-    return name
 
 
 def _our_prefix() -> str:

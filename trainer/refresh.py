@@ -7,7 +7,6 @@ tower, and a user who is new is known from then on.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,11 @@ from trainer.bundle import (
     MODEL_CARD,
     QUERY_EMBEDDINGS,
     QUERY_TOWER,
+    SERVING_SIGNATURE,
     TowerBundle,
     TowerManifest,
     read_table,
+    saved_model_of,
 )
 from trainer.datasets import Dataset
 from trainer.errors import TrainerError
@@ -33,7 +34,7 @@ from trainer.features import TIME, USER_ID, encode_queries
 from trainer.inputs import collect_histories, last_times
 from trainer.keras import tf
 from trainer.model_card import write_model_card
-from trainer.publish import MANIFEST, MANIFEST_HASH, SIGNATURE, commit, staging
+from trainer.publish import commit, copy_content, staging
 from trainer.trained_towers import in_batches
 
 
@@ -93,14 +94,8 @@ def refresh(bundle: TowerBundle, dataset: Dataset, root: Path) -> Refreshed:
     manifest = bundle.manifest.model_copy(
         update={"n_users": len(users), "refreshed_from": bundle.manifest.version}
     )
-    replaced = (HISTORIES, QUERY_EMBEDDINGS, MODEL_CARD, MANIFEST, MANIFEST_HASH, SIGNATURE)
     with staging(root, TowerManifest) as staged:
-        shutil.copytree(
-            bundle.directory,
-            staged,
-            ignore=shutil.ignore_patterns(*replaced),
-            dirs_exist_ok=True,
-        )
+        copy_content(bundle.directory, staged, (HISTORIES, QUERY_EMBEDDINGS, MODEL_CARD))
         pq.write_table(history_table(users, histories), staged / HISTORIES)
         np.save(staged / QUERY_EMBEDDINGS, _embed(bundle, users, histories))
         write_model_card(staged, manifest)
@@ -155,8 +150,8 @@ def _described_now(bundle: TowerBundle, old: pa.Table, new: pa.Table, rows: np.n
 
 def _embed(bundle: TowerBundle, users: pa.Table, histories: list[np.ndarray]) -> np.ndarray:
     """Embed users (n, dim) float32 with a bundle's query tower."""
-    saved = tf.saved_model.load(str(bundle.directory / Path(QUERY_TOWER).stem / "1"))
-    signature = saved.signatures["serving_default"]
+    saved = tf.saved_model.load(str(bundle.directory / saved_model_of(QUERY_TOWER)))
+    signature = saved.signatures[SERVING_SIGNATURE]
     features = bundle.query.features
     names = [feature.name for feature in features.query]
 

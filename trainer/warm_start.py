@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
-from trainer.bundle import CANDIDATE_TOWER, QUERY_TOWER, TowerBundle
+from trainer.bundle import CANDIDATE_TOWER, QUERY_TOWER, TowerBundle, saved_model_of
 from trainer.datasets import Dataset
 from trainer.encoder import FeatureEncoder
 from trainer.features import Feature, Features, Vocabularies
@@ -95,7 +94,7 @@ def _saved(bundle: TowerBundle) -> tuple[QueryTower, CandidateTower]:
         query = QueryTower(features, bundle.manifest.n_candidates, config, seed=0)
         candidate = CandidateTower(features, config, seed=0)
         for tower, name in ((query, QUERY_TOWER), (candidate, CANDIDATE_TOWER)):
-            variables = bundle.directory / Path(name).stem / "1" / "variables" / "variables"
+            variables = bundle.directory / saved_model_of(name) / "variables" / "variables"
             restored = tf.train.Checkpoint(tower=tower).read(str(variables))
             restored.assert_existing_objects_matched()
     except (AssertionError, ValidationError, ValueError, tf.errors.OpError) as error:

@@ -8,12 +8,12 @@ from typing import Generic, NamedTuple, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-# Deeper results are harder to find, and interpolation no longer knows how much: of effort for each,
-# by the power of the depth beyond the deepest that was measured.
+# Beyond the deepest k that was measured there is nothing to interpolate. Deeper results are harder
+# to find, so the effort for each result grows by (n / k) to this power.
 _GROWTH_BEYOND = 0.3
 
-# Of recall, by which more results may be found worse than few: half of what a search among eligible
-# candidates may, since interpolation errs as well.
+# The recall that may be lost when n results are found in place of k: half of what a search among
+# eligible candidates may lose, since interpolation errs as well.
 _AS_GOOD = 0.005
 _LEAST_MISSING = 0.001  # of recall: one of 1 was measured on so many answers at least
 

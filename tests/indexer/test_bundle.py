@@ -13,7 +13,8 @@ from indexer.backends import BACKENDS
 from indexer.bundle import IndexBundle
 from indexer.corpus import Corpus
 from indexer.recall import recall_at_k
-from trainer.publish import BundleError, prune
+from trainer.pruning import prune
+from trainer.publish import BundleError
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 from server.client import Embedding, SearchClient
 from tests.server.processes import serving
 from tests.server.published import publish
-from trainer.publish import prune
+from trainer.pruning import prune
 
 
 def test_versions_that_workers_serve_are_not_pruned(tmp_path: Path) -> None:

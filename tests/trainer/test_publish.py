@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from trainer.pruning import prune
 from trainer.publish import (
     CURRENT,
     MANIFEST,
     BundleError,
     Manifest,
     commit,
-    prune,
     read_manifest,
     resolve,
     staging,
