@@ -184,7 +184,7 @@ class _Bench:
         exact = Neighbors(self._exact.rows[:n_queries], self._exact.scores[:n_queries])
         found = self._scorer.rescore(queries, setting.search(queries), self._k)
         small = min(_SMALL_K, self._k)
-        few = recall_at_k(_top(found, small), _top(exact, small))
+        few = recall_at_k(found.best(small), exact.best(small))
         return float(few.mean()), float(recall_at_k(found, exact).mean())
 
     def _time(self, search: Callable[[np.ndarray], object]) -> Latency:
@@ -197,10 +197,6 @@ class _Bench:
         full = [batch for batch in batches if len(batch) == BATCH_SIZE] or batches[:1]
         latency = time_calls(setting.search, full, seconds=self._seconds)
         return len(full[0]) / latency.mean_us * 1e6
-
-
-def _top(neighbors: Neighbors, k: int) -> Neighbors:
-    return Neighbors(neighbors.rows[:, :k], neighbors.scores[:, :k])
 
 
 def _brief(params: dict[str, Any]) -> str:

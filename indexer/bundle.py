@@ -16,7 +16,7 @@ import itertools
 import mmap
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -245,16 +245,23 @@ class IndexBundle:
             self.query.check(self.manifest.dim, self.manifest.n_candidates)
 
     def choose(
-        self, k: int, *, recall_target: float | None = None, backend: str | None = None
+        self,
+        k: int,
+        *,
+        recall_target: float | None = None,
+        backend: str | None = None,
+        among: Collection[str] | None = None,
     ) -> SearchChoice:
         """Choose the cheapest way to deliver a recall, by the measured operating points.
 
         Args:
             k: candidates wanted.
             recall_target: the recall to deliver; by default, what the index was built for.
-            backend: the only backend to consider; by default, the index's own choice, or all of
-                them if a recall target is given, or if nothing but an exhaustive search of that one
-                delivers it for so many.
+            backend: the only backend to consider; by default, the index's own choice, or those of
+                ``among`` if a recall target is given, or if nothing but an exhaustive search of
+                that one delivers it for so many.
+            among: the backends that can be used, the index's own choice among them; by default,
+                all.
 
         Returns:
             The choice. Where nothing was measured for so many candidates or so high a recall, it
@@ -266,13 +273,13 @@ class IndexBundle:
         target = self.manifest.default_recall_target if recall_target is None else recall_target
         if not 0 < target <= 1:
             raise ValueError(f"recall_target must be above 0 and at most 1, not {target}")
+        usable = self.backend_names if among is None else among
         if backend is not None or recall_target is not None:
-            names = self.backend_names if backend is None else (backend,)
-            return self._cheapest(names, k, target)
+            return self._cheapest(usable if backend is None else (backend,), k, target)
         choice = self._cheapest((self.manifest.default_backend,), k, target)
-        return self._cheapest(self.backend_names, k, target) if choice.is_makeshift else choice
+        return self._cheapest(usable, k, target) if choice.is_makeshift else choice
 
-    def _cheapest(self, names: Sequence[str], k: int, target: float) -> SearchChoice:
+    def _cheapest(self, names: Iterable[str], k: int, target: float) -> SearchChoice:
         """Return the fastest of the backends' points that promise enough."""
         points = ((name, point) for name in names for point in self._enough(name, k, target))
         name, point = min(points, key=lambda one: one[1].p50_microseconds)

@@ -76,6 +76,14 @@ class Neighbors:
         scores.fill(-np.inf)
         return cls(rows, scores, method)
 
+    def best(self, k: int) -> Neighbors:
+        """Return the first k of each query."""
+        return Neighbors(self.rows[:, :k], self.scores[:, :k], self.method)
+
+    def __getitem__(self, queries: slice) -> Neighbors:
+        """Return the same for some of the queries."""
+        return Neighbors(self.rows[queries], self.scores[queries], self.method)
+
     def by(self, method: SearchMethod) -> Neighbors:
         """Return the same, found in another way."""
         return Neighbors(self.rows, self.scores, method)

@@ -136,7 +136,7 @@ class _Trials:
         self._queries = queries
         n_choosing = max(_MIN_CHOOSING, _MAX_ANSWERS // k)
         self._choosing = queries.choosing[:n_choosing]
-        self._exact = _top(queries.exact_choosing, k, n_choosing)
+        self._exact = queries.exact_choosing.best(k)[:n_choosing]
         self._k = k
         self._fewest = fewest
         self._ladders = index.effort_ladders(k)
@@ -157,7 +157,7 @@ class _Trials:
         timed = zip(finalists, timings, strict=True)
         params, latencies = min(timed, key=lambda one: float(np.median(one[1])))
         found = self._index.search(self._queries.unseen, self._k, params)
-        recalls = recall_at_k(found, _top(self._queries.exact_unseen, self._k))
+        recalls = recall_at_k(found, self._queries.exact_unseen.best(self._k))
         under_masks = _under_masks(target, max([float(recalls.mean()), *delivered]))
         params = self._index.prepared_for_masks(params, self._choosing, self._exact, under_masks)
         return _point(target, self._k, params, recalls, latencies)
@@ -210,7 +210,7 @@ class _Trials:
         if found.method is not SearchMethod.INDEX:
             return 0.0
         depths = (self._fewest, self._k)
-        recalls = [recall_at_k(_top(found, n), _top(self._exact, n)) for n in depths]
+        recalls = [recall_at_k(found.best(n), self._exact.best(n)) for n in depths]
         return min(float(one.mean()) - standard_error(one) for one in recalls)
 
 
@@ -224,7 +224,7 @@ def _exhaustive_point(index: AnyIndex, queries: TuningQueries, k: int) -> Operat
     affordable = max(1, int(_EXHAUSTIVE_ROWS / index.cost(k, params)))
     n_queries = min(_EXHAUSTIVE_QUERIES, affordable)
     found = index.search(queries.unseen[:n_queries], k, params)
-    recalls = recall_at_k(found, _top(queries.exact_unseen, k, n_queries))
+    recalls = recall_at_k(found, queries.exact_unseen.best(k)[:n_queries])
     (latencies,) = _latencies(index, queries.unseen, k, [params])
     return _point(1.0, k, params, recalls, latencies)
 
@@ -270,7 +270,3 @@ def _nanoseconds(index: AnyIndex, query: np.ndarray, k: int, params: SearchParam
     start = time.perf_counter_ns()
     index.search(query, k, params)
     return time.perf_counter_ns() - start
-
-
-def _top(neighbors: Neighbors, k: int, n_queries: int | None = None) -> Neighbors:
-    return Neighbors(neighbors.rows[:n_queries, :k], neighbors.scores[:n_queries, :k])

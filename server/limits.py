@@ -12,7 +12,6 @@ from server.planning import Planner
 # its default deadline of seconds. Chosen, not measured: what is best depends on the load.
 RETRY_AFTER_SECONDS = 0.1
 
-_RECALL_TARGETS = (0.99, 0.95, 0.90)  # what every index is tuned for
 # Of a caller's time; the rest is for the way here and back, and for searches that take longer than
 # the median that was measured. Chosen, not measured: networks and machines differ.
 _SHARE_FOR_SEARCHING = 0.5
@@ -88,7 +87,7 @@ def fitted(
     if (1 + n_ahead) * asked.expected_micros <= available_micros or search.filter is not None:
         return search, None
     cheapest = asked
-    for target in _RECALL_TARGETS:
+    for target in planner.recall_targets:
         cheaper = replace(search, exact=False, backend=None, recall_target=target)
         choice = planner.choose(cheaper, search.count)
         if choice.expected_micros < cheapest.expected_micros:

@@ -14,8 +14,8 @@ from prometheus_client import Counter
 from pydantic import SecretStr
 
 from indexer.backends import IndexUnreachableError
-from indexer.bundle import IndexBundle, OperatingPoint
-from indexer.exact import ExactScorer, Neighbors
+from indexer.bundle import IndexBundle, SearchChoice
+from indexer.exact import ExactScorer
 from indexer.recall import mean_interval, recall_at_k
 from server import metrics
 from server.domain import (
@@ -186,7 +186,7 @@ def _self_test(version: IndexVersion) -> None:
     """
     bundle = version.engine.bundle
     indexes = version.engine.planner.indexes
-    promises = {name: _promise(bundle, name) for name, one in indexes.items() if not one.is_exact}
+    promises = [_promise(bundle, name) for name, one in indexes.items() if not one.is_exact]
     if not promises:
         return
     n_queries = int(
@@ -198,12 +198,12 @@ def _self_test(version: IndexVersion) -> None:
     )
     queries = np.ascontiguousarray(bundle.tuning_queries[:n_queries])
     exact = ExactScorer(bundle.corpus.embeddings).search(
-        queries, max(point.k for point in promises.values())
+        queries, max(choice.point.k for choice in promises)
     )
-    for name, point in promises.items():
-        params = bundle.choose(point.k, backend=name).params
-        expected = Neighbors(exact.rows[:, : point.k], exact.scores[:, : point.k])
-        recalls = recall_at_k(indexes[name].search(queries, point.k, params), expected)
+    for choice in promises:
+        name, point = choice.backend, choice.point
+        found = indexes[name].search(queries, point.k, choice.params)
+        recalls = recall_at_k(found, exact.best(point.k))
         mean, _, high = mean_interval(recalls)
         _log.debug("self-test", index_version=version.name, backend=name, recall=mean)
         # Both are estimates: only where the intervals lie apart is the promise surely broken.
@@ -214,10 +214,10 @@ def _self_test(version: IndexVersion) -> None:
             )
 
 
-def _promise(bundle: IndexBundle, backend: str) -> OperatingPoint:
-    """Return the operating point that answers a backend's ordinary requests."""
+def _promise(bundle: IndexBundle, backend: str) -> SearchChoice:
+    """Return how a backend's ordinary requests are answered."""
     depths = (point.k for point in bundle.manifest.backends[backend].operating_points)
-    return bundle.choose(min(depths), backend=backend).point
+    return bundle.choose(min(depths), backend=backend)
 
 
 def _trial_description(assets: QueryAssets) -> str:

@@ -6,9 +6,10 @@ backends whose libraries are installed, and remembered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any
 
 from indexer.backends import BackendUnavailableError, LocalIndex, SearchParams
@@ -58,6 +59,9 @@ class Planner:
     Args:
         bundle: the index bundle; all its backends are opened.
 
+    Attributes:
+        recall_targets: what the backends were tuned for, the highest first.
+
     Raises:
         BackendUnavailableError: if the default backend's library is not installed.
         BundleError: if an index does not fit the corpus.
@@ -73,6 +77,7 @@ class Planner:
                 self.indexes[name] = bundle.index(name)
             except BackendUnavailableError as error:
                 self.unavailable[name] = str(error)
+        self.recall_targets = _recall_targets(bundle, self.indexes)
         # Not of a method: such a cycle would keep a replaced index in memory.
         self._choose = lru_cache(maxsize=4096)(partial(_look_up, bundle, self.indexes))
 
@@ -118,23 +123,22 @@ def _look_up(
         choice = bundle.choose(k, backend=_BRUTE_FORCE)
         reason = "the request asks for an exact search"
     elif exact:
-        choice = _cheapest(bundle, indexes, k, 1.0)
+        choice = bundle.choose(k, recall_target=1.0, among=indexes)
         reason = "the request asks for an exact search; there is no brute_force index"
     elif backend is not None:
         choice = bundle.choose(k, backend=backend, recall_target=recall_target)
         reason = "the request names the backend"
     elif recall_target is not None:
-        choice = _cheapest(bundle, indexes, k, recall_target)
+        choice = bundle.choose(k, recall_target=recall_target, among=indexes)
         reason = f"the cheapest setting that promises a recall of {recall_target:g}"
     else:
-        choice = bundle.choose(k, backend=manifest.default_backend)
+        choice = bundle.choose(k, among=indexes)
         reason = f"the index's own choice: {manifest.default_reason}"
-        if choice.is_makeshift:
-            target = manifest.default_recall_target
-            choice = _cheapest(bundle, indexes, k, target)
+        if choice.backend != manifest.default_backend or choice.is_makeshift:
+            target, own = manifest.default_recall_target, manifest.default_backend
             reason = (
                 f"the cheapest setting that promises a recall of {target:g} for {k} results; the "
-                f"index's own choice, {manifest.default_backend}, does not"
+                f"index's own choice, {own}, does not"
             )
     index = indexes[choice.backend]
     return IndexChoice(
@@ -152,15 +156,11 @@ def _look_up(
     )
 
 
-def _cheapest(
-    bundle: IndexBundle,
-    indexes: Mapping[str, LocalIndex[Any, Any]],
-    k: int,
-    recall_target: float,
-) -> SearchChoice:
-    """Return the cheapest choice that promises a recall, among the usable backends."""
-    choices = [bundle.choose(k, recall_target=recall_target, backend=name) for name in indexes]
-    return min(choices, key=lambda choice: choice.point.p50_microseconds)
+def _recall_targets(bundle: IndexBundle, backends: Iterable[str]) -> list[float]:
+    points = chain.from_iterable(
+        bundle.manifest.backends[name].operating_points for name in backends
+    )
+    return sorted({p.recall_target for p in points if p.name != EXHAUSTIVE}, reverse=True)
 
 
 def _is_exact(choice: SearchChoice, index: LocalIndex[Any, Any]) -> bool:

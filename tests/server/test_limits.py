@@ -35,6 +35,8 @@ class Choice:
 class FixedPlanner:
     """What a search costs, by its recall target alone."""
 
+    recall_targets = (0.99, 0.95, 0.90)
+
     def choose(self, search: SearchRequest, k: int) -> Choice:
         del k
         return Choice(COSTS[search.recall_target])
