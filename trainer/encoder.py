@@ -77,14 +77,21 @@ class FeatureEncoder(tf.keras.layers.Layer):  # type: ignore[misc]
         Returns:
             (n, width) float32.
         """
-        parts = [
-            self._read(feature, self._tables[feature.name], inputs[feature.name])
-            for feature in self._features
-        ]
-        return tf.add_n(parts)
+        return tf.add_n([self.read(name, table, inputs) for name, table in self._tables.items()])
 
-    @staticmethod
-    def _read(feature: Feature, table: Any, values: Any) -> Any:
+    def read(self, name: str, table: Any, inputs: dict[str, Any]) -> Any:
+        """Return what candidates read of a table with as many lines as that of one feature.
+
+        Args:
+            name: of the feature.
+            table: (n_lines, width) float32.
+            inputs: as ``call`` takes them.
+
+        Returns:
+            (n, width) float32.
+        """
+        feature = next(one for one in self._features if one.name == name)
+        values = inputs[name]
         if isinstance(values, tf.SparseTensor):
             return tf.sparse.sparse_dense_matmul(values, table)
         if feature.kind == "number" and values.shape[1] == 1:

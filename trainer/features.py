@@ -85,6 +85,11 @@ class Features(BaseModel):
         return self.max_history_length > 0
 
     @property
+    def reads_candidate_ids(self) -> bool:
+        """Whether the candidate tower reads which candidate it is."""
+        return any(feature.name == CANDIDATE_ID for feature in self.candidate)
+
+    @property
     def reads_users(self) -> bool:
         """Whether the query tower reads who a user is."""
         return any(feature.name == USER_ID for feature in self.query)

@@ -190,6 +190,11 @@ class CandidateTower(tf.keras.layers.Layer):  # type: ignore[misc]
         self.encoder = FeatureEncoder(features.candidate, wide, config.width**-0.5, seed)
         self.center = self.add_weight("center", (wide,), trainable=False)
         self.projection = self.add_weight("projection", (wide, config.dim - 1), trainable=False)
+        # Apart from the ids' own biases: a training that begins with those begins without it.
+        self.trend = None
+        if config.settled_trend_half_life_days and features.reads_candidate_ids:
+            n_lines = self.encoder.table(CANDIDATE_ID).shape[0]
+            self.trend = self.add_weight("trend", (n_lines, 1), "float32", "zeros", trainable=False)
 
     def heads(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Embed candidates with each head: (n, width + 1) float32, whose last is the bias."""
@@ -200,20 +205,23 @@ class CandidateTower(tf.keras.layers.Layer):  # type: ignore[misc]
         return answers
 
     def shift_biases(self, tokens: np.ndarray, shifts: np.ndarray) -> None:
-        """Add to the biases of candidates that have a part of their own.
+        """Add to the biases of candidates that have a part of their own; to those of others, none.
 
         Args:
             tokens: (n,) int32, the candidates' ids as the tower reads them.
             shifts: (n,) float32, to be added to their scores.
         """
-        table = self.encoder.table(CANDIDATE_ID)
-        bias = HEADS.index("taste") * (table.shape[1] // len(HEADS)) + self._config.width
-        places = np.stack([tokens, np.full_like(tokens, bias)], axis=1)
-        table.assign(tf.tensor_scatter_nd_add(table, places, shifts))
+        if self.trend is not None:
+            lines, added = tokens[:, None], shifts[:, None]
+            self.trend.assign(tf.tensor_scatter_nd_add(self.trend, lines, added))
 
     def wide(self, inputs: dict[str, Any]) -> Any:
         """Embed candidates before compression: (n, wide) float32."""
-        return tf.concat(list(self.heads(inputs).values()), axis=1)
+        answers = self.heads(inputs)
+        if self.trend is not None:
+            shifts = self.encoder.read(CANDIDATE_ID, self.trend, inputs)
+            answers["taste"] += tf.pad(shifts, [[0, 0], [self._config.width, 0]])
+        return tf.concat(list(answers.values()), axis=1)
 
     def call(self, inputs: dict[str, Any]) -> Any:
         """Embed candidates: (n, dim) float32, whose last dimension is the bias.

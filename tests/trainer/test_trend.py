@@ -1,13 +1,16 @@
 """What is popular now."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from trainer.bundle import TowerBundle
 from trainer.config import Config
 from trainer.datasets import Dataset
+from trainer.export import export
 from trainer.model_config import TowersConfig
 from trainer.splits import split
 from trainer.training import fit
@@ -68,6 +71,23 @@ def test_the_scores_of_all_queries_are_shifted(fashions: Dataset) -> None:
     scores = [towers.embed_users(users) @ towers.embed_candidates().T for towers in (plain, now)]
     shifts = bias_shifts(fashions, rows, 7)
     np.testing.assert_allclose(scores[1] - scores[0], np.tile(shifts, (150, 1)), atol=2e-3)
+
+
+def test_what_begins_with_followed_towers_does_not_follow_twice(
+    fashions: Dataset, tmp_path: Path
+) -> None:
+    rows = split(fashions, "temporal").train
+    ids = []
+    for half_life in (0.0, 7.0):
+        config = SMALL.model_copy(update={"epochs": 2, "trend_half_life_days": half_life})
+        bundle = None
+        for _ in range(2):
+            towers = fit(fashions, rows, config, seed=1, start_from=bundle)
+            bundle = TowerBundle.open(export(towers, fashions, rows, tmp_path, seed=1))
+        ids.append(towers.model.candidate_tower.encoder.table("candidate_id").numpy())
+    np.testing.assert_array_equal(*ids)
+    trend = towers.model.candidate_tower.trend.numpy()[1:, 0]
+    np.testing.assert_allclose(trend, bias_shifts(fashions, rows, 7), rtol=1e-6)
 
 
 def test_where_popularity_changes_and_what_came_later_is_asked_it_is_followed(
