@@ -30,6 +30,9 @@ Curve = list[dict[str, float]]
 _MAX_SHARE = 0.02
 """Of the time of a training that its checkpoints may take."""
 
+_DIVERGED = "diverged"
+"""A file beside the checkpoints of a training whose loss stopped being a number."""
+
 
 class CheckpointError(TrainerError):
     """Why a checkpoint cannot be saved, or gone on from."""
@@ -84,9 +87,10 @@ class Checkpoints:
         Raises:
             CheckpointError: if it does not fit the model.
         """
+        last = latest(self.directory)
         try:
-            restored = self._manager.checkpoint.restore(self._manager.latest_checkpoint)
-            if self._manager.latest_checkpoint:
+            restored = self._manager.checkpoint.restore(last)
+            if last is not None:
                 restored.assert_existing_objects_matched()
         except (AssertionError, ValueError, tf.errors.OpError) as error:
             raise CheckpointError(
@@ -120,7 +124,7 @@ def directory_of(
 ) -> Path:
     """Return the folder for the checkpoints of a training, named by all that its result depends on.
 
-    But for the learning rate: a training that diverged may go on with a lower one.
+    The learning rate ends the name: from a training that diverged, one with a lower rate goes on.
 
     Args:
         root: holds the folders of all trainings.
@@ -136,7 +140,7 @@ def directory_of(
     digest.update(_serialised(dataset.users))
     for values in (dataset.user_rows, dataset.candidate_rows, dataset.timestamps, rows):
         digest.update(b"" if values is None else np.ascontiguousarray(values).tobytes())
-    return root / digest.hexdigest()[:16]
+    return root / f"{digest.hexdigest()[:16]}-{config.learning_rate!r}"
 
 
 def _serialised(table: pa.Table) -> pa.Buffer:
@@ -146,14 +150,37 @@ def _serialised(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
-def is_there(directory: Path) -> bool:
-    """Whether there is a checkpoint to go on from."""
-    return tf.train.latest_checkpoint(str(directory)) is not None
+def latest(directory: Path) -> str | None:
+    """Return the checkpoint that a training goes on from; None if there is none.
+
+    Its own last one, or else that of the same training with a higher learning rate, if it diverged.
+    """
+    checkpoints = (
+        tf.train.latest_checkpoint(str(one)) for one in (directory, *_diverged(directory))
+    )
+    return next(filter(None, checkpoints), None)
+
+
+def mark_diverged(directory: Path) -> None:
+    """Let trainings with a lower learning rate go on from these checkpoints."""
+    (directory / _DIVERGED).touch()
+
+
+def _diverged(directory: Path) -> list[Path]:
+    """Return the folders of the same training with higher learning rates, if those diverged."""
+    training, _, rate = directory.name.partition("-")
+    marks = directory.parent.glob(f"{training}-*/{_DIVERGED}") if rate else ()
+    higher = {
+        other: one.parent
+        for one in marks
+        if (other := float(one.parent.name.partition("-")[2])) > float(rate)
+    }
+    return [higher[other] for other in sorted(higher)]
 
 
 def remove(directories: list[Path]) -> None:
     """Remove the checkpoints of trainings that have done their part, and a root without others."""
-    for directory in directories:
+    for directory in (one for each in directories for one in (each, *_diverged(each))):
         shutil.rmtree(directory, ignore_errors=True)
         with contextlib.suppress(OSError):
             directory.parent.rmdir()

@@ -12,7 +12,7 @@ import numpy as np
 
 from trainer.batches import ages, ragged, training_batches
 from trainer.bundle import TowerBundle
-from trainer.checkpoints import Checkpoints, is_there
+from trainer.checkpoints import Checkpoints, latest, mark_diverged
 from trainer.datasets import Dataset
 from trainer.distribution import Share, require_agreement, shared
 from trainer.errors import TrainingError
@@ -151,7 +151,8 @@ def _advice_on_divergence(config: TowersConfig, checkpoints: Path | None) -> Ite
         yield
     except FloatingPointError as error:
         advice = f"lower the learning rate (now {config.learning_rate:g}) or raise the temperature"
-        if checkpoints is not None and is_there(checkpoints):
+        if checkpoints is not None and latest(checkpoints):
+            mark_diverged(checkpoints)
             advice += (
                 f"; the last good checkpoint is kept in {checkpoints}, from where the same "
                 "training goes on with a lower learning rate"

@@ -292,8 +292,8 @@ class Trainings:
             *(self.checkpoints, self.dataset, parts.train),
             *(config, self.config.seed, what),
         )
-        if checkpoints.is_there(directory):
-            say(f"Going on from the checkpoint in {directory}")
+        if last := checkpoints.latest(directory):
+            say(f"Going on from the checkpoint in {Path(last).parent}")
         self._saved_in.append(directory)
         return directory
 

@@ -10,7 +10,13 @@ import pytest
 
 from tests.trainer.small import small_dataset
 from trainer import validation as validation_module
-from trainer.checkpoints import CheckpointError, directory_of
+from trainer.checkpoints import (
+    CheckpointError,
+    directory_of,
+    latest,
+    mark_diverged,
+    remove,
+)
 from trainer.datasets import Dataset
 from trainer.errors import TrainingError
 from trainer.evaluation import evaluate
@@ -210,15 +216,33 @@ def test_trainings_share_checkpoints_only_if_they_have_the_same_result() -> None
     directory = directory_of(*args)
     assert directory == directory_of(*args)
     faster = SMALL.model_copy(update={"learning_rate": 0.5})
-    assert directory == directory_of(Path("root"), data, rows, faster, 0, "all")
     others = [
+        directory_of(Path("root"), data, rows, faster, 0, "all"),
         directory_of(Path("root"), data, rows[1:], SMALL, 0, "all"),
         directory_of(Path("root"), data, rows, SMALL, 1, "all"),
         directory_of(Path("root"), data, rows, SMALL, 0, "validation"),
         directory_of(Path("root"), data, rows, SMALL.model_copy(update={"dim": 9}), 0, "all"),
         directory_of(Path("root"), with_columns(year=[1] * 4), rows, SMALL, 0, "all"),
     ]
-    assert len({directory, *others}) == 6
+    assert len({directory, *others}) == 7
+
+
+def test_only_what_diverged_is_gone_on_from_with_a_lower_learning_rate(tmp_path: Path) -> None:
+    data, rows = two_tastes(), np.arange(120)
+
+    def directory(learning_rate: float) -> Path:
+        config = SMALL.model_copy(update={"learning_rate": learning_rate, "epochs": 1})
+        return directory_of(tmp_path, data, rows, config, 0, "all")
+
+    config = SMALL.model_copy(update={"learning_rate": 0.01, "epochs": 1})
+    fit(data, rows, config, 0, checkpoints=directory(0.01))
+    assert latest(directory(0.01)).startswith(str(directory(0.01)))
+    assert latest(directory(0.001)) is None
+    mark_diverged(directory(0.01))
+    assert latest(directory(0.001)).startswith(str(directory(0.01)))
+    assert latest(directory(0.1)) is None
+    remove([directory(0.001)])
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_not_a_number_leaves_the_last_good_checkpoint(
