@@ -28,6 +28,7 @@ from trainer.model_config import RankerConfig, TowersConfig
 from trainer.splits import SplitKind
 from trainer.toml import as_toml
 
+_USUAL_DATASET = "movielens/100k"
 _SOURCES = ("dataset", "interactions", "candidates", "users")
 
 
@@ -42,9 +43,9 @@ class DataConfig(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
-    dataset: str = "movielens/100k"
+    dataset: str | None = None
     """A dataset by its name: movielens/100k, 1m, 20m, 25m or latest-small, or sample. Where none is
-    named, and movielens/100k cannot be had, the sample stands in, and it is said so."""
+    named it is movielens/100k, or the sample if that cannot be had, and it is said so."""
     interactions: Path | None = None
     """Your own interactions, CSV or Parquet, instead of a dataset: user_id, candidate_id, and
     optionally rating and timestamp."""
@@ -71,15 +72,16 @@ class DataConfig(BaseModel):
             if file is not None:
                 raise ConfigError(f"{file}: --{flag} needs --interactions as well")
         # What somebody names is what is meant: a training on something else could be published.
-        is_named = "dataset" in self.model_fields_set
         return load_dataset(
-            self.dataset, min_rating=self.min_rating, fallback_to_sample=not is_named
+            self.dataset or _USUAL_DATASET,
+            min_rating=self.min_rating,
+            fallback_to_sample=self.dataset is None,
         )
 
     @property
     def is_given(self) -> bool:
         """Whether anything says where the data come from."""
-        return not self.model_fields_set.isdisjoint(_SOURCES)
+        return any(getattr(self, name) is not None for name in _SOURCES)
 
 
 class Config(BaseModel):

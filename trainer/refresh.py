@@ -37,6 +37,9 @@ from trainer.model_card import write_model_card
 from trainer.publish import commit, copy_content, staging
 from trainer.trained_towers import in_batches
 
+_FEWEST_KNOWN = 0.5
+"""Of the interactions, with candidates that the towers know: fewer look like another catalogue."""
+
 
 class RefreshError(TrainerError):
     """Why a bundle's histories cannot be made newer, for the user."""
@@ -57,7 +60,7 @@ class Refreshed:
     n_left_out: int
 
 
-def refresh(bundle: TowerBundle, dataset: Dataset, root: Path) -> Refreshed:
+def refresh(bundle: TowerBundle, dataset: Dataset, root: Path, *, force: bool = False) -> Refreshed:
     """Publish a bundle's models anew, with the histories that users have now.
 
     Users keep their lines, by which a ranking model and towers that read ids know them; one without
@@ -67,9 +70,11 @@ def refresh(bundle: TowerBundle, dataset: Dataset, root: Path) -> Refreshed:
         bundle: whose models stay.
         dataset: all interactions there are now.
         root: the folder that holds the versions.
+        force: whether to publish even if most interactions are with candidates that the bundle
+            does not know.
 
     Raises:
-        RefreshError: if the bundle holds no histories, or knows none of the candidates, or was
+        RefreshError: if the bundle holds no histories, or knows too few of the candidates, or was
             trained on interactions with another minimal rating.
         BundleError: if ``root`` cannot be written to.
     """
@@ -78,7 +83,7 @@ def refresh(bundle: TowerBundle, dataset: Dataset, root: Path) -> Refreshed:
             f"{bundle.directory} holds no histories to refresh: its users come with their requests"
         )
     least = bundle.manifest.trained_on.min_rating
-    if dataset.ratings is not None and dataset.min_rating != least:
+    if dataset.min_rating != least:
         chosen = "are of all ratings" if least is None else f"are of those rated {least:g} or more"
         advice = "leave --min-rating out" if least is None else f"give --min-rating {least:g}"
         raise RefreshError(f"the histories of {bundle.directory} {chosen}: {advice}")
@@ -88,6 +93,12 @@ def refresh(bundle: TowerBundle, dataset: Dataset, root: Path) -> Refreshed:
         raise RefreshError(
             f"the towers of {bundle.directory} know none of the candidates in {dataset.name}: "
             "train on it instead"
+        )
+    if not force and len(known) < _FEWEST_KNOWN * len(dataset):
+        raise RefreshError(
+            f"the towers of {bundle.directory} know the candidates of {len(known):,} of the "
+            f"{len(dataset):,} interactions in {dataset.name} only, so they may be another "
+            "catalogue's: train on it instead, or take those few with --force"
         )
     histories = collect_histories(known, np.arange(len(known)), len(known))
     users, histories = _users_now(bundle, known, histories)
@@ -127,7 +138,7 @@ def _users_now(
 
 
 def _described_now(bundle: TowerBundle, old: pa.Table, new: pa.Table, rows: np.ndarray) -> pa.Table:
-    """Return what is known of users: what is new, or where that lacks a column, what was known.
+    """Return what is known of users: what is new, and in columns that lack there, what was known.
 
     Args:
         bundle: where ``old`` is from.
@@ -143,9 +154,14 @@ def _described_now(bundle: TowerBundle, old: pa.Table, new: pa.Table, rows: np.n
             f"({error}): mend them, or train again"
         ) from error
     lines = np.arange(len(rows))
-    lacks_a_column = not set(old.column_names) <= {*new.column_names, TIME}
-    is_as_before = (lines < len(old)) & ((rows < 0) | lacks_a_column)
-    return both.take(np.where(is_as_before, lines, len(old) + rows))
+    is_old = lines < len(old)
+    before = np.where(is_old, lines, len(old) + rows)
+    now = np.where(is_old & (rows < 0), lines, len(old) + rows)
+    columns = {
+        name: both[name].take(now if name in new.column_names else before)
+        for name in old.column_names
+    }
+    return pa.table(columns)
 
 
 def _embed(bundle: TowerBundle, users: pa.Table, histories: list[np.ndarray]) -> np.ndarray:

@@ -102,6 +102,16 @@ def test_new_users_are_known_and_new_candidates_are_left_out(
     assert expected == histories_of(TowerBundle.open(done.directory))
 
 
+def test_what_is_mostly_of_another_catalogue_is_taken_by_force_only(
+    bundle: TowerBundle, root: Path
+) -> None:
+    (first,) = bundle.candidate_ids.tokens([3])
+    data = small(["amy", "zoe", "zoe"], [first, "never seen", "nor this"])
+    with pytest.raises(RefreshError, match=r"of 1 of the 3 interactions in small only.*--force"):
+        refresh(bundle, data, root)
+    assert 2 == refresh(bundle, data, root, force=True).n_left_out
+
+
 def test_users_left_without_an_interaction_that_the_towers_know_are_left_out(
     bundle: TowerBundle, root: Path
 ) -> None:
@@ -137,6 +147,24 @@ def test_a_ranking_model_knows_its_users_by_the_lines_they_had(
     assert [6, 0] == np.concatenate(tokens).ravel().tolist()
 
 
+def test_what_is_known_of_users_stays_column_by_column(
+    dataset: Dataset, train_rows: np.ndarray, towers: Towers, tmp_path: Path
+) -> None:
+    described = dataset.users.append_column("age", pa.array([20] * dataset.n_users))
+    described = described.append_column("city", pa.array(["Ulm"] * dataset.n_users))
+    rated = dataclasses.replace(dataset, users=described)
+    ranker = fit_ranker(rated, train_rows, RankerConfig(epochs=1, dim=2, members=1), seed=0)
+    bundle = TowerBundle.open(export(towers, rated, train_rows, tmp_path, seed=0, ranker=ranker))
+    known, candidate = rated.user_ids.token(5), bundle.candidate_ids.token(0)
+    data = small([known, "new"], [candidate, candidate])
+    data = dataclasses.replace(data, users=data.users.append_column("age", pa.array([90, 91])))
+    query = TowerBundle.open(refresh(bundle, data, tmp_path).directory).query
+    values = [query.user_values(row) for row in (4, 5, 500)]
+    known_age = 90 if data.users["user_id"][0].as_py() == known else 91
+    assert [20, known_age, 181 - known_age] == [one["age"] for one in values]
+    assert ["Ulm", "Ulm", None] == [one["city"] for one in values]
+
+
 def test_towers_that_know_none_of_the_candidates_are_not_refreshed(
     bundle: TowerBundle, tmp_path: Path
 ) -> None:
@@ -163,4 +191,6 @@ def test_histories_stay_of_the_same_ratings(
     of_four = TowerBundle(bundle.directory, bundle.manifest.model_copy(update={"trained_on": seen}))
     with pytest.raises(RefreshError, match=r"rated 4 or more: give --min-rating 4"):
         refresh(of_four, dataset, tmp_path)
+    with pytest.raises(RefreshError, match=r"rated 4 or more: give --min-rating 4"):
+        refresh(of_four, dataclasses.replace(dataset, ratings=None), tmp_path)
     assert not list(tmp_path.iterdir())

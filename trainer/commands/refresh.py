@@ -32,6 +32,12 @@ def refresh(
     interactions: InteractionsFile = None,
     users: UsersFile = None,
     min_rating: MinRating = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Publish even if the towers know few of the candidates in the data."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Publish towers with the histories that users have now, without training.
@@ -53,7 +59,7 @@ def refresh(
         data = load(source_of_data)
         bundle = TowerBundle.open(towers)
         with stderr.status("Embedding the users anew"):
-            done = refresh_bundle(bundle, data, output or bundle.directory.parent)
+            done = refresh_bundle(bundle, data, output or bundle.directory.parent, force=force)
         if done.n_left_out:
             say(
                 f"{done.n_left_out:,} of {len(data):,} interactions are with candidates that the "
