@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from trainer.bundle import TowerBundle
 from trainer.datasets import Dataset
@@ -22,6 +23,10 @@ _SAME = ("dataset", "min_rating", "split", "train_fraction")
 """What must have been the same, for two measurements to be compared."""
 _FEWEST_USERS = 30
 """Of fewer, resampling says little of what others would be served."""
+_HELD_OUT = "held_out"
+_MOST_CHANGE = 0.1
+"""Of what is asked: how much is held out of a user, and among how many candidates it is looked for.
+Chosen: NDCG changes with both, whatever the towers do."""
 
 
 class WorseError(TrainerError):
@@ -29,9 +34,18 @@ class WorseError(TrainerError):
 
 
 def quality_by_user(dataset: Dataset, rankings: Rankings) -> pa.Table:
-    """Tabulate what decides over a bundle: ``user_id`` and the metric of each scored user."""
-    users = dataset.users["user_id"].take(rankings.user_rows)
-    return pa.table({"user_id": users, METRIC: user_metrics(rankings)[METRIC]})
+    """Tabulate what decides over a bundle.
+
+    Returns:
+        ``user_id`` of each scored user, the metric, and how many interactions were held out.
+    """
+    return pa.table(
+        {
+            "user_id": dataset.users["user_id"].take(rankings.user_rows),
+            METRIC: user_metrics(rankings)[METRIC],
+            _HELD_OUT: rankings.heldout_counts,
+        }
+    )
 
 
 def compare_with_current(
@@ -107,5 +121,17 @@ def _paired(
     both = quality.join(current.user_quality, "user_id", join_type="inner", right_suffix=" before")
     if not len(both):
         raise _IncomparableError("no user was measured in both")
+    _check_alike("candidates", before.get("n_candidates"), now["n_candidates"])
+    if _HELD_OUT in current.user_quality.column_names:
+        held_out = (
+            round(pc.mean(both[name]).as_py(), 1) for name in (f"{_HELD_OUT} before", _HELD_OUT)
+        )
+        _check_alike("interactions held out of each user", *held_out)
     both = both.sort_by("user_id")
     return both[METRIC].to_numpy(), both[f"{METRIC} before"].to_numpy()
+
+
+def _check_alike(what: str, before: float | None, now: float | None) -> None:
+    """Refuse to compare where more was asked than before, or less; older bundles do not tell."""
+    if before and now and not 1 - _MOST_CHANGE <= now / before <= 1 + _MOST_CHANGE:
+        raise _IncomparableError(f"it was measured on {before:,} {what}, now there are {now:,}")

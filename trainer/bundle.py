@@ -17,7 +17,8 @@
     tuning_queries.npy              (n_queries, dim) float32, embeddings of held-out users
     popularity.npy                  (n_candidates,) float32, interactions the weights have seen
     evaluation.json model_card.md   how good the towers are, and how that was measured
-    user_quality.parquet            user_id, ndcg@10: the same by user, to compare the next bundle
+    user_quality.parquet            user_id, ndcg@10, held_out: how good they are by user, against
+                                    which the next bundle is compared
     learning_curve.png              loss, and validation if there was any, by epoch
 
 ``trainer.export`` is the only writer. The indexer copies ``QUERY_ASSET_FILES`` into the index

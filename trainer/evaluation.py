@@ -74,6 +74,7 @@ class Evaluation(BaseModel):
             open.
         min_rating: What the interactions were rated at least, if they were chosen so.
         n_users: How many users were scored.
+        n_candidates: Among how many candidates.
         metrics: By name, such as ``heldout_recall@10``; see ``trainer.metrics``.
         rmse: Of the ranking model's ratings; None without one.
         ranked: What the ranking model's order does, by rising depth; empty without one.
@@ -87,6 +88,7 @@ class Evaluation(BaseModel):
     train_fraction: float | None = None
     min_rating: float | None = None
     n_users: int
+    n_candidates: int | None = None
     metrics: dict[str, float]
     rmse: float | None = None
     ranked: list[RankedOrder] = []
@@ -150,6 +152,7 @@ def summarise(
         train_fraction=split.train_fraction,
         min_rating=dataset.min_rating,
         n_users=len(rankings.user_rows),
+        n_candidates=dataset.n_candidates,
         metrics=measure(dataset, split, rankings),
     )
     if predict_ratings is None:

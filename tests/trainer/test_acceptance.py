@@ -13,13 +13,19 @@ from trainer.datasets import load_dataset
 from trainer.evaluation import Evaluation, Rankings
 
 EVALUATION = Evaluation(
-    dataset="d", split="random", ordered_by="row", train_fraction=0.8, n_users=40, metrics={}
+    dataset="d",
+    split="random",
+    ordered_by="row",
+    train_fraction=0.8,
+    n_users=40,
+    n_candidates=1_000,
+    metrics={},
 )
 
 
-def quality(values: np.ndarray, first_user: int = 0) -> pa.Table:
+def quality(values: np.ndarray, first_user: int = 0, held_out: int = 10) -> pa.Table:
     users = [f"u{first_user + n}" for n in range(len(values))]
-    return pa.table({"user_id": users, METRIC: values})
+    return pa.table({"user_id": users, METRIC: values, "held_out": [held_out] * len(values)})
 
 
 @dataclasses.dataclass
@@ -103,6 +109,13 @@ def test_users_are_paired_by_id_and_others_do_not_count(
         (quality(BEFORE), {"min_rating": 4.0}, EVALUATION, "min rating, 4.0 instead of None"),
         (quality(BEFORE), {"train_fraction": 0.5}, EVALUATION, "fraction, 0.5 instead of 0.8"),
         (quality(BEFORE, first_user=50), {}, EVALUATION, "no user was measured in both"),
+        (quality(BEFORE), {"n_candidates": 800}, EVALUATION, "800 candidates, now there are 1,000"),
+        (
+            quality(BEFORE, held_out=12),
+            {},
+            EVALUATION,
+            "12.0 interactions held out of each user, now there are 10.0",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_said(
@@ -127,6 +140,14 @@ def test_towers_that_began_anew_say_nothing_of_those_that_did_not(
     assert str(said).startswith("Not compared with the current bundle: the towers that were meas")
 
 
+def test_bundles_that_do_not_tell_what_was_asked_are_compared(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(monkeypatch, quality(BEFORE).drop_columns(["held_out"]), n_candidates=None)
+    said = compare_with_current(root, EVALUATION, quality(BEFORE + 0.1))
+    assert "ndcg@10 +0.1000" in str(said)
+
+
 def test_a_current_bundle_that_cannot_be_read_stops_nothing(root: Path) -> None:
     said = compare_with_current(root, EVALUATION, quality(BEFORE))
     assert str(said).startswith("Not compared with the current bundle: ")
@@ -141,5 +162,6 @@ def test_quality_is_by_user() -> None:
     hits = np.zeros((2, 10), dtype=bool)
     hits[1, 0] = True
     rankings = Rankings(np.array([3, 7]), np.zeros((2, 10), np.int64), hits, np.array([1, 1]))
-    expected = {"user_id": data.user_ids.tokens([3, 7]), METRIC: [0.0, 1.0]}
+    users = data.user_ids.tokens([3, 7])
+    expected = {"user_id": users, METRIC: [0.0, 1.0], "held_out": [1, 1]}
     assert expected == quality_by_user(data, rankings).to_pydict()
