@@ -20,11 +20,12 @@ from pydantic import BaseModel, ConfigDict
 
 from trainer.datasets import Dataset
 from trainer.datasets.dataset import sorted_unique
+from trainer.datasets.grouping import Grouped
 from trainer.evaluation import (
     EvaluationError,
     ScoreUsers,
-    contents,
     label_column,
+    labels_by_candidate,
     rank,
     top_rows,
     user_metrics,
@@ -210,8 +211,8 @@ def measure_descriptions(dataset: Dataset, towers: Towers) -> Descriptions | Non
         dataset: that the towers were trained on.
         towers: that embed words.
     """
-    labels, has_label = label_column(dataset.candidates), contents(dataset.candidates)
-    if towers.description_module is None or labels is None or has_label is None:
+    column, labels = label_column(dataset.candidates), labels_by_candidate(dataset.candidates)
+    if towers.description_module is None or column is None or labels is None:
         return None
     reader = DescriptionReader(towers.features.content, towers.vocabularies)
     candidates = towers.embed_candidates().T
@@ -219,17 +220,20 @@ def measure_descriptions(dataset: Dataset, towers: Towers) -> Descriptions | Non
     def first(content: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
         return top_rows(towers.embed_descriptions(content) @ candidates, K)
 
-    names = sorted_unique(pa.chunked_array([labels.flatten()])).to_pylist()
+    names = sorted_unique(pa.chunked_array([column.flatten()])).to_pylist()
     read = {i: content for i, name in enumerate(names) if (content := reader.read(name))}
     if not read:
         return None
-    shares = [has_label[first(content), i].mean() for i, content in read.items()]
+    all_rows = np.arange(dataset.n_candidates)
+    rows, numbers = labels.pairs(all_rows)
+    having = Grouped.by(numbers, rows, len(names))
+    shares = [np.isin(first(content), having.of(i)).mean() for i, content in read.items()]
     own = first({one.name: towers.corpus[one.name] for one in towers.features.content})
     return Descriptions(
         n_labels=len(read),
         labelled=float(np.mean(shares)),
-        labelled_by_chance=float(has_label[:, list(read)].mean()),
-        found=float((own == np.arange(dataset.n_candidates)[:, None]).any(axis=1).mean()),
+        labelled_by_chance=float(having.counts[list(read)].mean() / dataset.n_candidates),
+        found=float((own == all_rows[:, None]).any(axis=1).mean()),
         found_by_chance=K / dataset.n_candidates,
     )
 
@@ -263,10 +267,11 @@ def _label_popularity(dataset: Dataset, hidden: npt.NDArray[np.int64]) -> npt.ND
     counts = np.bincount(dataset.candidate_rows, minlength=dataset.n_candidates)
     is_trained = np.ones(dataset.n_candidates)
     is_trained[hidden] = 0
-    labels = contents(dataset.candidates)
+    labels = labels_by_candidate(dataset.candidates)
     if labels is None:
         return np.zeros(len(hidden), dtype=np.float32)
-    of_label = (counts * is_trained) @ labels / np.maximum(is_trained @ labels, 1)
-    of_hidden = labels[hidden]
-    means = of_hidden @ of_label / np.maximum(of_hidden.sum(axis=1), 1)
-    return np.asarray(means, dtype=np.float32)
+    rows, numbers = labels.pairs(np.arange(dataset.n_candidates))
+    n_trained = np.bincount(numbers, weights=is_trained[rows])
+    of_label = np.bincount(numbers, weights=(counts * is_trained)[rows]) / np.maximum(n_trained, 1)
+    summed = np.bincount(rows, weights=of_label[numbers], minlength=dataset.n_candidates)
+    return (summed / np.maximum(labels.counts, 1))[hidden].astype(np.float32)

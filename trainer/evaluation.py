@@ -262,7 +262,7 @@ def measure(dataset: Dataset, split: Split, rankings: Rankings) -> dict[str, flo
     lists, n_candidates = rankings.lists, dataset.n_candidates
     known_by = np.bincount(candidates_by_user(dataset, split.train).values, minlength=n_candidates)
     n_train_users = len(np.unique(dataset.user_rows[split.train]))
-    labels = contents(dataset.candidates)
+    labels = labels_by_candidate(dataset.candidates)
     for k in CUTOFFS:
         figures[f"coverage@{k}"] = metrics.coverage(lists, n_candidates, k)
         figures[f"gini@{k}"] = metrics.gini(lists, n_candidates, k)
@@ -304,15 +304,19 @@ def _pair_keys(dataset: Dataset, rows: Rows) -> npt.NDArray[np.int64]:
     return users * dataset.n_candidates + dataset.candidate_rows[rows]
 
 
-def contents(candidates: pa.Table) -> npt.NDArray[np.bool_] | None:
-    """Return which labels each candidate has, (n_candidates, n_labels); None if there are none."""
+def labels_by_candidate(candidates: pa.Table) -> Grouped | None:
+    """Return the labels of each candidate, each once; None if there are none.
+
+    They are numbered in the order of ``sorted_unique``.
+    """
     column = label_column(candidates)
     if column is None:
         return None
     labels = sorted_unique(pa.chunked_array([column.flatten()]))
-    has = np.zeros((len(candidates), len(labels)), dtype=bool)
-    has[pc.list_parent_indices(column), pc.index_in(column.flatten(), value_set=labels)] = True
-    return has
+    rows = pc.list_parent_indices(column).to_numpy().astype(np.int64)
+    numbers = pc.index_in(column.flatten(), value_set=labels).to_numpy(zero_copy_only=False)
+    pairs = np.unique(rows * max(len(labels), 1) + numbers)
+    return Grouped.by(*np.divmod(pairs, max(len(labels), 1)), n_groups=len(candidates))
 
 
 def label_column(candidates: pa.Table) -> pa.ListArray | None:

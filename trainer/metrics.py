@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from trainer.datasets.grouping import Grouped
+
 Hits = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.integer[Any]]
 Lists = npt.NDArray[np.integer[Any]]
@@ -25,6 +27,7 @@ PerUser = npt.NDArray[np.float64]
 Ratings = npt.NDArray[np.floating[Any]]
 
 _MAX_DRAWS = 1_000_000  # of users at once, for the bootstrap
+_MAX_SUMS = 4_000_000  # of users by labels at once, for the diversity: 32 MB
 
 
 def heldout_recall(hits: Hits, heldout_counts: Counts, k: int) -> PerUser:
@@ -89,7 +92,7 @@ def gini(lists: Lists, n_candidates: int, k: int) -> float:
     return float(((2 * ranks - n_candidates - 1) * counts).sum() / (n_candidates * n_listed))
 
 
-def intra_list_diversity(lists: Lists, contents: npt.NDArray[np.bool_], k: int) -> PerUser:
+def intra_list_diversity(lists: Lists, labels: Grouped, k: int) -> PerUser:
     """Return 1 - the mean cosine similarity over all pairs of candidates in the top k.
 
     Candidates are compared by the sets of labels they have, such as genres; one without labels is
@@ -97,20 +100,30 @@ def intra_list_diversity(lists: Lists, contents: npt.NDArray[np.bool_], k: int) 
 
     Args:
         lists: (n_users, >= k) candidate rows.
-        contents: (n_candidates, n_labels) which labels each candidate has.
+        labels: the numbers of each candidate's labels, each once.
         k: How much of the list counts.
     """
-    sizes = contents.sum(axis=1)
-    unit = contents / np.sqrt(np.maximum(sizes, 1))[:, None]
-    total = np.zeros((len(lists), contents.shape[1]))
-    n_labelled = np.zeros(len(lists))
-    for rows in lists[:, :k].T:
-        is_listed = rows >= 0
-        total += unit[rows] * is_listed[:, None]
-        n_labelled += (sizes[rows] > 0) & is_listed
+    n_labels = int(labels.values.max(initial=0)) + 1
+    batch_size = max(1, _MAX_SUMS // n_labels)
+    batches = [lists[start : start + batch_size, :k] for start in range(0, len(lists), batch_size)]
+    return np.concatenate([_diversities(batch, labels, n_labels) for batch in batches])
+
+
+def _diversities(lists: Lists, labels: Grouped, n_labels: int) -> PerUser:
+    sizes = labels.counts
+    is_listed = lists >= 0
+    users, candidates = np.nonzero(is_listed)[0], lists[is_listed]
+    positions, labels_there = labels.pairs(candidates)
+    # Of each user the sum, over the list, of vectors of length 1 in the space of labels.
+    sums = np.bincount(
+        users[positions] * n_labels + labels_there,
+        weights=sizes[candidates[positions]] ** -0.5,
+        minlength=len(lists) * n_labels,
+    ).reshape(len(lists), n_labels)
+    n_labelled = np.bincount(users, weights=sizes[candidates] > 0, minlength=len(lists))
     # |sum of vectors|^2 is the sum over all ordered pairs, those of a vector with itself included.
-    similarity = (total**2).sum(axis=1) - n_labelled
-    lengths = (lists[:, :k] >= 0).sum(axis=1)
+    similarity = np.vecdot(sums, sums) - n_labelled
+    lengths = is_listed.sum(axis=1)
     n_pairs = lengths * (lengths - 1)
     return np.where(n_pairs > 0, 1 - similarity / np.maximum(n_pairs, 1), 0.0)
 

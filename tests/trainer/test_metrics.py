@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from trainer import metrics
+from trainer.datasets.grouping import Grouped
 
 # Three users: hits at ranks 1 and 3; at rank 4 only; none.
 HITS = np.array([[1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]], dtype=bool)
@@ -87,15 +88,15 @@ def test_gini_of_empty_lists_is_zero():
     assert metrics.gini(np.array([[-1]]), 4, 1) == 0
 
 
-def test_intra_list_diversity():
-    contents = np.array([[1, 0], [1, 1], [0, 1], [0, 0]], dtype=bool)
+def test_intra_list_diversity(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = Grouped.by(np.array([0, 1, 1, 2]), np.array([0, 0, 1, 1]), n_groups=4)
     lists = np.array([[0, 1, 2], [0, 0, -1], [3, 0, -1], [1, -1, -1]])
 
     # Cosines: 0-1 and 1-2 are 1/sqrt(2), 0-2 is 0; a candidate and itself 1; one without labels 0.
     expected = [1 - 2 / math.sqrt(2) / 3, 0, 1, 0]
-    np.testing.assert_allclose(
-        expected, metrics.intra_list_diversity(lists, contents, 3), atol=1e-12
-    )
+    np.testing.assert_allclose(expected, metrics.intra_list_diversity(lists, labels, 3), atol=1e-12)
+    monkeypatch.setattr(metrics, "_MAX_SUMS", 5)  # two users at once
+    np.testing.assert_allclose(expected, metrics.intra_list_diversity(lists, labels, 3), atol=1e-12)
 
 
 def test_novelty():
