@@ -202,6 +202,30 @@ def rank(dataset: Dataset, split: Split, score_users: ScoreUsers) -> Rankings:
     """
     seen = candidates_by_user(dataset, split.train)
     heldout = _heldout(dataset, split)
+    user_rows = _scored_users(dataset, split, seen, heldout)
+    batch_size = max(1, _MAX_SCORES // dataset.n_candidates)
+    batches = [
+        _rank_batch(user_rows[start : start + batch_size], score_users, seen, heldout)
+        for start in range(0, len(user_rows), batch_size)
+    ]
+    lists, hits = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    return Rankings(user_rows, lists, hits, heldout.counts[user_rows])
+
+
+def check_measurable(dataset: Dataset, split: Split) -> None:
+    """Refuse, before anything is trained, a split that leaves nobody to score.
+
+    Raises:
+        EvaluationError: if it does.
+    """
+    seen, heldout = candidates_by_user(dataset, split.train), _heldout(dataset, split)
+    _scored_users(dataset, split, seen, heldout)
+
+
+def _scored_users(
+    dataset: Dataset, split: Split, seen: Grouped, heldout: Grouped
+) -> npt.NDArray[np.int64]:
+    """Return the users (n,) that ``rank`` ranks candidates for."""
     user_rows = np.flatnonzero(heldout.counts)
     if split.kind is SplitKind.TEMPORAL:
         user_rows = user_rows[seen.counts[user_rows] > 0]
@@ -211,13 +235,7 @@ def rank(dataset: Dataset, split: Split, score_users: ScoreUsers) -> Rankings:
             "held-out candidate that is not in their train rows; `fit --split none` trains "
             "without measuring"
         )
-    batch_size = max(1, _MAX_SCORES // dataset.n_candidates)
-    batches = [
-        _rank_batch(user_rows[start : start + batch_size], score_users, seen, heldout)
-        for start in range(0, len(user_rows), batch_size)
-    ]
-    lists, hits = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    return Rankings(user_rows, lists, hits, heldout.counts[user_rows])
+    return user_rows
 
 
 def candidates_by_user(dataset: Dataset, rows: Rows) -> Grouped:

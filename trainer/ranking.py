@@ -29,6 +29,7 @@ from trainer.monitoring import OnEpoch
 from trainer.ranking_data import EncodedData, encode, learnable_ratings, training_batches
 
 _BATCH_SIZE = 4096
+_MAX_PAIRS = 100_000  # that are rated at once, each with two vectors of its own
 _INITIAL_DEVIATION = 0.03
 
 
@@ -224,9 +225,11 @@ class Ranker:
         Returns:
             (n,) float32.
         """
-        ratings: np.ndarray = self.model.rate(
-            self._queries[user_rows], self._candidates[candidate_rows]
-        ).numpy()
+        ratings = np.empty(len(user_rows), dtype=np.float32)
+        for start in range(0, len(ratings), _MAX_PAIRS):
+            some = slice(start, start + _MAX_PAIRS)
+            queries, candidates = self._queries[user_rows[some]], candidate_rows[some]
+            ratings[some] = self.model.rate(queries, self._candidates[candidates])
         return ratings
 
     def without_users(self) -> Ranker:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from trainer import checkpoints
-from trainer.acceptance import WorseError
 from trainer.balance import (
     METRIC,
     Balance,
@@ -27,8 +26,10 @@ from trainer.config import Config
 from trainer.console import epoch_progress, say
 from trainer.datasets import Dataset
 from trainer.distribution import averaged, heard_from_chief, is_chief, together
-from trainer.errors import TrainingError
-from trainer.evaluation import EvaluationError, ScoreUsers
+from trainer.errors import TrainerError, TrainingError
+from trainer.evaluation import EvaluationError, ScoreUsers, check_measurable
+from trainer.inputs import describe as describe_inputs
+from trainer.inputs import describe_users
 from trainer.keras import tf
 from trainer.model_config import USUAL_SEQUENCE_WEIGHT, TowersConfig
 from trainer.ranking import Ranker
@@ -84,10 +85,16 @@ class Trainings:
         With patience that is the number of epochs; without a weight of the sequence head, that.
 
         Raises:
+            EvaluationError: if the split leaves nobody to measure.
             TrainingError: if there is nothing to train or to measure on, or the training fails.
         """
+        # What cannot be measured or read is better refused before anything is trained.
+        if parts.kind is not SplitKind.NONE:
+            check_measurable(self.dataset, parts)
+        users = describe_users(self.dataset, parts.train, self.config.towers)
+        describe_inputs(self.dataset.candidates, users, self.config.towers)
         if self.config.with_ranker and self.dataset.ratings is not None:
-            describe(self.dataset)  # what it cannot read is better refused before the towers' turn
+            describe(self.dataset)
         validation = validation_of(self.dataset, parts)
         towers = self._find_epochs(validation) if self.config.patience else None
         self.find_balance(validation, towers)
@@ -196,7 +203,7 @@ class Trainings:
             chief's ``judge`` returned.
 
         Raises:
-            WorseError: what ``judge`` raised, in all workers.
+            TrainerError: what ``judge`` raised, in all workers.
         """
         self.settle(parts)
         towers = None if parts.kind is SplitKind.NONE else self.fit_towers(parts)
@@ -212,17 +219,17 @@ class Trainings:
         """Let all workers, which must come here at the same time, end if the chief does.
 
         Raises:
-            WorseError: what the chief's block raised.
+            TrainerError: what the chief's block raised.
         """
         refusal = None
         try:
             yield
-        except WorseError as error:
+        except TrainerError as error:
             refusal = error
         with together(self.strategy):
             heard = heard_from_chief(str(refusal or ""))
         if heard:
-            raise refusal or WorseError(heard)
+            raise refusal or TrainerError(heard)
 
     def fit_ranker(self, parts: Split) -> Ranker | None:
         """Train a ranking model; None if none is wanted, or if there are no ratings."""

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -10,6 +11,7 @@ from trainer.acceptance import WorseError
 from trainer.config import Config
 from trainer.datasets import Dataset, load_dataset
 from trainer.errors import TrainingError
+from trainer.evaluation import EvaluationError
 from trainer.model_config import TowersConfig
 from trainer.splits import split
 from trainer.trainings import Trainings
@@ -36,9 +38,9 @@ def test_what_changes_the_result_changes_the_folder_of_checkpoints(
         {"config": Config(patience=3)},
         {"config": Config(seed=1)},
         {"config": Config(towers=TowersConfig(dim=8))},
+        {"config": Config(towers=TowersConfig(learning_rate=0.1))},
         *({"n_epochs": 14}, {"started_from": "a version"}, {"name": "train"}),
     ]
-    assert folder() == folder(config=Config(towers=TowersConfig(learning_rate=0.1)))
     assert len({folder(), *(folder(**one) for one in changes)}) == 1 + len(changes)
 
 
@@ -51,6 +53,25 @@ def test_what_the_ranking_model_cannot_read_is_refused_before_any_training(
     with pytest.raises(TrainingError, match="'wealth', read by the ranking model"):
         trainings.settle(split(rich, "random"))
     assert trainings.curve == []
+
+
+def test_what_leaves_nobody_to_measure_is_refused_before_any_training(dataset: Dataset) -> None:
+    sessions = np.arange(len(dataset), dtype=np.int32)  # a user for each interaction
+    users = pa.table({"user_id": [f"s{n:05}" for n in sessions]})
+    visits = dataclasses.replace(dataset, users=users, user_rows=sessions)
+    trainings = Trainings(visits, Config(patience=1))
+    with pytest.raises(EvaluationError, match="temporal split of .* leaves nobody to score"):
+        trainings.settle(split(visits, "temporal"))
+    assert trainings.curve == []
+
+
+def test_what_the_towers_cannot_read_is_refused_once(
+    dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config(towers=TowersConfig(query=("history", "demographics")))
+    with pytest.raises(TrainingError, match="demographics"):
+        Trainings(dataset, config).settle(split(dataset, "random"))
+    assert capsys.readouterr().err == ""
 
 
 def test_without_a_folder_nothing_is_kept(dataset: Dataset) -> None:
