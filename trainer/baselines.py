@@ -17,7 +17,7 @@ from trainer.datasets.grouping import Grouped
 from trainer.evaluation import EvaluationError, PredictRatings, ScoreUsers, candidates_by_user
 from trainer.splits import Rows
 
-# EASE inverts a square matrix over the candidates in double precision: three of them take 6 GiB here.
+# EASE inverts a square matrix over the candidates in double precision: three such take 6 GiB here.
 _MAX_SQUARE_CANDIDATES = 16_384
 _MAX_DENSE_VALUES = 8_000_000  # of one batch of users
 _MAX_SOLVED_VALUES = 1_000_000  # of one batch of linear systems

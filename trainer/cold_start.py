@@ -31,6 +31,7 @@ from trainer.evaluation import (
     user_metrics,
 )
 from trainer.features import DescriptionReader, encode_candidates
+from trainer.inputs import describe, describe_users
 from trainer.metrics import Interval, chance_recall, paired_bootstrap
 from trainer.model_config import TowersConfig
 from trainer.splits import Rows, Split, SplitKind
@@ -116,7 +117,8 @@ class ColdStart(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     dataset: str
-    candidates: ColdCandidates
+    candidates: ColdCandidates | None
+    """None where the towers read no content."""
     users: ColdUsers
     descriptions: Descriptions | None
     """None where the towers read no content, or know no labels."""
@@ -137,16 +139,20 @@ def measure_cold_start(
         EvaluationError: if there are too few candidates or users to take any out.
         TrainingError: if what is left cannot be trained on.
     """
-    on_training("without some candidates")
-    candidates = _cold_candidates(dataset, config, seed)
-    on_training("with everybody")
     parts = split_dataset(dataset, SplitKind.RANDOM, seed=seed)
+    users = describe_users(dataset, parts.train, config)
+    features, _ = describe(dataset.candidates, users, config)
+    candidates = None
+    if features.content:
+        on_training("without some candidates")
+        candidates = _cold_candidates(dataset, config, seed)
+    on_training("with everybody")
     everybody = fit(dataset, parts.train, config, seed)
-    users = _cold_users(dataset, parts, everybody, seed, on_training)
+    cold_users = _cold_users(dataset, parts, everybody, seed, on_training)
     return ColdStart(
         dataset=dataset.name,
         candidates=candidates,
-        users=users,
+        users=cold_users,
         descriptions=measure_descriptions(dataset, everybody),
     )
 

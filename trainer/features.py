@@ -294,7 +294,7 @@ class _Phrases:
 
 
 def describe_column(
-    name: str, column: pa.ChunkedArray, *, max_length: int = 16, min_count: int = 2
+    name: str, column: pa.ChunkedArray, *, max_length: int = 64, min_count: int = 2
 ) -> tuple[Feature, Vocabulary | None]:
     """Describe a metadata column by its type: a list, a number, a text or a category.
 
@@ -304,7 +304,7 @@ def describe_column(
     Args:
         name: the column's name, which becomes the feature's.
         column: its values.
-        max_length: how many tokens of a list or text are kept at most.
+        max_length: how many tokens of a list or text are read at most, the first.
         min_count: in how many values a word or label must occur to get a token of its own; one
             that occurs once says no more than the id does.
 
@@ -322,10 +322,10 @@ def describe_column(
     if kind == "number":
         mean, deviation = _scale(column)
         return Feature(name=name, kind=kind, mean=mean, deviation=deviation), None
-    tokens = [_tokens(kind, value) for value in column.to_pylist()]
+    tokens = [_tokens(kind, value)[:max_length] for value in column.to_pylist()]
     counts = Counter(token for line in tokens for token in set(line))
     vocabulary = Vocabulary(sorted(t for t, count in counts.items() if count >= min_count))
-    length = min(max(map(len, tokens), default=1) or 1, max_length)
+    length = max(map(len, tokens), default=1) or 1
     return Feature(name=name, kind=kind, length=length, n_tokens=len(vocabulary)), vocabulary
 
 

@@ -145,6 +145,41 @@ def describe(
     return features, {one.name: tokens for one, tokens in described if tokens is not None}
 
 
+def told(candidates: pa.Table, features: Features, config: TowersConfig) -> str:
+    """Say what the towers read of candidates, and what they do not and why.
+
+    Args:
+        candidates: ``candidate_id`` and metadata.
+        features: what the towers read of them.
+        config: what they should read.
+    """
+    read = {feature.name: _in_words(feature) for feature in features.candidate}
+    unread = [
+        f"{name} ({_why_not(kind_of(candidates[name]), config)})"
+        for name in candidates.column_names[1:]
+        if name not in read
+    ]
+    sentence = f"Of candidates the towers read {', '.join(read.values())}"
+    return f"{sentence}; not {', '.join(unread)}" if unread else sentence
+
+
+def _in_words(feature: Feature) -> str:
+    match feature.kind:
+        case "id":
+            return feature.name
+        case "number":
+            return f"{feature.name} (a number)"
+        case "text":
+            return f"{feature.name} ({feature.n_tokens:,} words)"
+    return f"{feature.name} ({feature.n_tokens:,} labels)"
+
+
+def _why_not(kind: Kind | None, config: TowersConfig) -> str:
+    if kind in config.content:
+        return f"no {'word' if kind == 'text' else 'label'} of it stands in two candidates"
+    return f"a {kind}, which towers.content leaves out"
+
+
 def _ids(name: str, table: pa.Table) -> Described:
     return Feature(name=name, kind="id", n_tokens=table.num_rows), Vocabulary(table[name])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from trainer.cold_start import ColdStart, K
@@ -18,7 +19,9 @@ _N_BEST = 5  # trials worth a line
 def print_evaluation(evaluation: Evaluation) -> None:
     """Print the metrics by their cutoffs, and what the ranking model adds."""
     table = Table(
-        title=f"{evaluation.dataset}, {evaluation.split} split, {evaluation.n_users:,} users"
+        title=escape(
+            f"{evaluation.dataset}, {evaluation.split} split, {evaluation.n_users:,} users"
+        )
     )
     names = sorted({name.partition("@")[0] for name in evaluation.metrics})
     cutoffs = sorted({int(name.partition("@")[2]) for name in evaluation.metrics})
@@ -43,7 +46,9 @@ def print_comparison(comparison: Comparison) -> None:
     """Print a line for every model, and the towers' leads with their intervals."""
     shown = [name for name in HEADLINES if name in comparison.models[0].metrics]
     table = Table(
-        title=f"{comparison.dataset}, {comparison.split} split, {comparison.n_users:,} users",
+        title=escape(
+            f"{comparison.dataset}, {comparison.split} split, {comparison.n_users:,} users"
+        ),
         box=SIMPLE,
         padding=0,
     )
@@ -72,7 +77,7 @@ def print_comparison(comparison: Comparison) -> None:
             ratings.add_row(name, f"{rmse:.4f}")
         console.print(ratings)
     for name, why in comparison.left_out.items():
-        console.print(f"{name} was left out: {why}", soft_wrap=True)
+        console.print(f"{name} was left out: {why}", soft_wrap=True, markup=False)
 
 
 def print_tuning(tuning: Tuning) -> None:
@@ -99,24 +104,26 @@ def print_tuning(tuning: Tuning) -> None:
 def print_cold_start(result: ColdStart) -> None:
     """Print what candidates and users get that were never trained on."""
     candidates, users = result.candidates, result.users
-    table = Table(title=f"{result.dataset}, heldout_recall@{K}", box=SIMPLE, padding=0)
+    table = Table(title=escape(f"{result.dataset}, heldout_recall@{K}"), box=SIMPLE, padding=0)
     table.add_column("")
     table.add_column("", justify="right")
-    for what, figure in (
-        (f"{candidates.n_hidden} hidden candidates, found by their content", candidates.by_content),
-        ("  by the popularity of their labels", candidates.by_label_popularity),
-        ("  by chance", candidates.by_chance),
-        (f"{users.n_users} users, trained on", users.known),
-        ("  never trained on, served from their history", users.unknown),
-    ):
-        table.add_row(what, f"{figure:.4f}")
+    if candidates is not None:
+        hidden = f"{candidates.n_hidden} hidden candidates, found by their content"
+        table.add_row(hidden, f"{candidates.by_content:.4f}")
+        table.add_row("  by the popularity of labels", f"{candidates.by_label_popularity:.4f}")
+        table.add_row("  by chance", f"{candidates.by_chance:.4f}")
+    table.add_row(f"{users.n_users} users, trained on", f"{users.known:.4f}")
+    table.add_row("  never trained on, served from their history", f"{users.unknown:.4f}")
     console = Console()
     console.print(table)
-    console.print(
-        f"The content finds {candidates.times_chance:.1f} times what chance does, and "
-        f"{shown_interval(candidates.lead)} against the popularity of the labels",
-        soft_wrap=True,
-    )
+    if candidates is None:
+        console.print("The towers read no content, by which new candidates could be found")
+    else:
+        console.print(
+            f"The content finds {candidates.times_chance:.1f} times what chance does, and "
+            f"{shown_interval(candidates.lead)} against the popularity of the labels",
+            soft_wrap=True,
+        )
     if words := result.descriptions:
         console.print(
             f"Of the first {K} for the name of a label, {words.labelled:.1%} have it, where "

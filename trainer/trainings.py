@@ -29,7 +29,7 @@ from trainer.distribution import averaged, heard_from_chief, is_chief, together
 from trainer.errors import TrainerError, TrainingError
 from trainer.evaluation import EvaluationError, ScoreUsers, check_measurable
 from trainer.inputs import describe as describe_inputs
-from trainer.inputs import describe_users
+from trainer.inputs import describe_users, told
 from trainer.keras import tf
 from trainer.model_config import USUAL_SEQUENCE_WEIGHT, TowersConfig
 from trainer.ranking import Ranker
@@ -88,16 +88,26 @@ class Trainings:
             EvaluationError: if the split leaves nobody to measure.
             TrainingError: if there is nothing to train or to measure on, or the training fails.
         """
-        # What cannot be measured or read is better refused before anything is trained.
-        if parts.kind is not SplitKind.NONE:
-            check_measurable(self.dataset, parts)
-        users = describe_users(self.dataset, parts.train, self.config.towers)
-        describe_inputs(self.dataset.candidates, users, self.config.towers)
-        if self.config.with_ranker and self.dataset.ratings is not None:
-            describe(self.dataset)
+        self.check(parts)
         validation = validation_of(self.dataset, parts)
         towers = self._find_epochs(validation) if self.config.patience else None
         self.find_balance(validation, towers)
+
+    def check(self, parts: Split) -> None:
+        """Refuse before anything is trained what cannot be measured or read; say what is read.
+
+        Raises:
+            EvaluationError: if the split leaves nobody to measure.
+            TrainingError: if a model cannot read what it should.
+        """
+        if parts.kind is not SplitKind.NONE:
+            check_measurable(self.dataset, parts)
+        users = describe_users(self.dataset, parts.train, self.config.towers)
+        features, _ = describe_inputs(self.dataset.candidates, users, self.config.towers)
+        if len(self.dataset.candidates.column_names) > 1:
+            say(told(self.dataset.candidates, features, self.config.towers))
+        if self.config.with_ranker and self.dataset.ratings is not None:
+            describe(self.dataset)
 
     def _find_epochs(self, validation: Split) -> Towers:
         """Train on a part of the train rows, and stop when the rest says that it is enough."""
@@ -156,7 +166,8 @@ class Trainings:
             )
 
     def _rehearse(self, validation: Split) -> Towers:
-        brief = rehearsal(self.config.towers, self.dataset.n_users)
+        n_users = len(np.unique(self.dataset.user_rows[validation.train]))
+        brief = rehearsal(self.config.towers, n_users)
         return self._fit(brief, validation, "Finding the balance of the heads", "balance")
 
     def _balance(self, validation: Split, towers: Towers) -> Balance:

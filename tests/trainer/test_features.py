@@ -42,6 +42,14 @@ def test_a_column_is_described_by_its_type(
     assert vocabulary.array.to_pylist() == tokens
 
 
+def test_of_long_values_the_first_tokens_are_read_and_counted() -> None:
+    long = [str(n) for n in range(70)]
+    feature, vocabulary = describe_column("tags", pa.chunked_array([[long, long, ["69"]]]))
+    assert (feature.length, feature.n_tokens) == (64, 64)
+    assert vocabulary is not None
+    assert "69" not in vocabulary
+
+
 def test_numbers_are_standardised_and_a_missing_one_is_the_mean() -> None:
     column = pa.chunked_array([[1990, 2010, None]])
     feature, vocabulary = describe_column("year", column)

@@ -12,7 +12,7 @@ from tests.trainer.small import small_dataset
 from trainer.datasets import Dataset
 from trainer.errors import TrainingError
 from trainer.features import Features
-from trainer.inputs import collect_histories, describe, describe_users
+from trainer.inputs import collect_histories, describe, describe_users, told
 from trainer.model_config import TowersConfig
 from trainer.vocabulary import Vocabulary
 
@@ -39,6 +39,23 @@ def described(data: Dataset, config: TowersConfig) -> tuple[Features, dict[str, 
 
 def as_lists(arrays: list[np.ndarray]) -> list[list[int]]:
     return [array.tolist() for array in arrays]
+
+
+def test_what_is_read_and_what_is_not_is_told() -> None:
+    data = with_columns(
+        genres=[["a", "b"], ["a"], ["a"], []],
+        year=[1990, 1991, 1992, None],
+        price=["1", "2", "3", "NA"],
+        plot=["one two three", "one two three", "one two three", "four"],
+    )
+    features, _ = described(data, CONFIG)
+    assert told(data.candidates, features, CONFIG) == (
+        "Of candidates the towers read candidate_id, genres (1 labels), year (a number); not price "
+        "(no label of it stands in two candidates), plot (a text, which towers.content leaves out)"
+    )
+    features, _ = described(data, TowersConfig(candidate_ids=False, content=("text",)))
+    sentence = told(data.candidates, features, TowersConfig(content=("text",)))
+    assert sentence.startswith("Of candidates the towers read plot (3 words); not genres (a list, ")
 
 
 def test_histories_are_in_time_order_and_equal_times_in_row_order() -> None:

@@ -60,7 +60,7 @@ def test_what_leaves_nobody_to_measure_is_refused_before_any_training(dataset: D
     users = pa.table({"user_id": [f"s{n:05}" for n in sessions]})
     visits = dataclasses.replace(dataset, users=users, user_rows=sessions)
     trainings = Trainings(visits, Config(patience=1))
-    with pytest.raises(EvaluationError, match="temporal split of .* leaves nobody to score"):
+    with pytest.raises(EvaluationError, match=r"temporal split of .* leaves nobody to score"):
         trainings.settle(split(visits, "temporal"))
     assert trainings.curve == []
 

@@ -19,6 +19,7 @@ from trainer.commands.options import (
     InteractionsFile,
     MinRating,
     Seed,
+    TrainFraction,
     UsersFile,
     require_writable,
 )
@@ -38,6 +39,7 @@ def tune(
     users: UsersFile = None,
     min_rating: MinRating = None,
     split: HeldOut = None,
+    train_fraction: TrainFraction = None,
     seed: Seed = None,
     epochs: Epochs = None,
     dim: Dim = None,
@@ -66,6 +68,7 @@ def tune(
             {
                 "seed": seed,
                 "split": split,
+                "train_fraction": train_fraction,
                 "data": source(dataset, interactions, candidates, users, min_rating),
                 "towers": {"epochs": epochs, "dim": dim},
             },
@@ -76,6 +79,7 @@ def tune(
 
         validation = validation_of(data, parts)
         trainings = Trainings(data, chosen)
+        trainings.check(parts)
         trainings.find_balance(validation)
         settled = trainings.config
 

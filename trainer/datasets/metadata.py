@@ -1,4 +1,7 @@
-"""Types of metadata columns: text, int64, double, boolean and list of text, and no others."""
+"""Types of metadata columns: text, int64, double, boolean and list of text, and no others.
+
+Dates and times become texts such as 2026-11-30, here and where own embeddings are indexed.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +49,14 @@ def normalise(column: pa.Array) -> pa.Array:
         if is_kind(column.type):
             try:
                 return convert(column)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"a value of type {column.type} does not fit: {error}") from error
+            except pa.ArrowNotImplementedError:
                 break
-    raise ValueError(f"expected text, numbers, true/false or lists of text, found {column.type}")
+    raise ValueError(
+        f"expected text, numbers, true/false, times or lists of text, found {column.type}: leave "
+        "the column out of the file"
+    )
 
 
 def as_text(column: pa.Array) -> pa.StringArray:
@@ -87,6 +95,13 @@ def _as_number(column: pa.Array) -> pa.DoubleArray:
     return pc.if_else(pc.is_finite(numbers), numbers, None)
 
 
+def _is_list_of_labels(kind: pa.DataType) -> bool:
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    of = kind.value_type
+    return is_text(of) or pa.types.is_integer(of) or pa.types.is_null(of)
+
+
 _CONVERSIONS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], pa.Array]], ...] = (
     (is_text, lambda column: column.cast(pa.string())),
     (pa.types.is_null, lambda column: column.cast(pa.string())),
@@ -94,6 +109,6 @@ _CONVERSIONS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], pa
     (pa.types.is_integer, lambda column: column.cast(pa.int64())),
     (pa.types.is_floating, _as_number),
     (pa.types.is_decimal, _as_number),
-    (pa.types.is_list, _as_list),
-    (pa.types.is_large_list, _as_list),
+    (pa.types.is_temporal, lambda column: column.cast(pa.string())),
+    (_is_list_of_labels, _as_list),
 )

@@ -6,6 +6,7 @@ import csv
 import re
 from collections import deque
 from collections.abc import Collection, Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +56,8 @@ class FileTable:
             self.table = read(path, [name for name in names if name in wanted])
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from error
+        except UnicodeEncodeError as error:
+            raise DatasetError(f"{path!a}: the name of the file is not UTF-8: rename it") from error
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise _diagnose(path, error) from error
 
@@ -101,7 +104,9 @@ class FileTable:
                 text = self._with_times_as_seconds(column, text)
             is_number = pc.match_substring_regex(text, _NUMBER)
             values = pc.if_else(is_number, text, None)
-        elif pa.types.is_timestamp(values.type):
+        elif pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
+            if pa.types.is_date(values.type):
+                values = values.cast(pa.timestamp("s"))
             values = values.cast(pa.timestamp("s", values.type.tz), safe=False).cast(pa.int64())
         try:
             # Whole numbers beyond 2^53 are rounded: those that matter are refused as too large.
@@ -124,8 +129,10 @@ class FileTable:
         times = pc.if_else(has_zone, times, pc.binary_join_element_wise(times, "Z", ""))
         try:
             micros = times.cast(pa.timestamp("us", "UTC")).cast(pa.int64())
-        except pa.ArrowInvalid as error:  # of a thirteenth month, say
-            raise self.error(None, column, f"expected times that there are: {error}") from error
+        except pa.ArrowInvalid:  # of a thirteenth month, say
+            does_not_exist = pa.array([not _exists(one) for one in times.to_pylist()])
+            self._refuse(does_not_exist, column, "there is no such time as {value!r}")
+            raise
         seconds = pc.floor(pc.divide(micros.cast(pa.float64()), 1e6)).cast(pa.int64())
         return pc.coalesce(seconds.cast(pa.string()), text)
 
@@ -149,6 +156,13 @@ class FileTable:
             raise self.error(row, column, problem.format(value=self.table[column][row].as_py()))
 
 
+def _exists(time: str | None) -> bool:
+    try:
+        return time is None or bool(datetime.fromisoformat(time))
+    except ValueError:
+        return False
+
+
 def is_text(kind: pa.DataType) -> bool:
     """Return whether values of an Arrow type are texts."""
     if pa.types.is_dictionary(kind):
@@ -161,7 +175,8 @@ def _column_names(path: Path) -> list[str]:
     if path.suffix.lower() == ".parquet":
         names = pa.parquet.read_schema(path).names
         return [name for name in names if not _PANDAS_INDEX.fullmatch(name)]
-    return next((fields for _, fields in _records(path) if fields), [])
+    names = next((fields for _, fields in _records(path) if fields), [])
+    return [name for name in names if name]  # pandas writes its index without one
 
 
 def _check_names(path: Path, names: list[str], required: Collection[str]) -> None:
@@ -171,7 +186,7 @@ def _check_names(path: Path, names: list[str], required: Collection[str]) -> Non
             f"{path}, line 1: column {missing[0]} is missing: expected {', '.join(required)}, "
             f"found {', '.join(names) or 'nothing'}"
         )
-    if len(set(names)) < len(names) or "" in names:
+    if len(set(names)) < len(names):
         raise DatasetError(
             f"{path}, line 1: every column needs a name of its own, found {', '.join(names)}"
         )

@@ -1,6 +1,7 @@
 """The user's own files: what is read from them, and how a bad row is refused."""
 
 import datetime as dt
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -80,8 +81,27 @@ def test_times_may_be_written_by_iso_8601(write):
     lines = "".join(f"a,x,{time}\n" for time in times)
     file = write("interactions.csv", f"user_id,candidate_id,timestamp\n{lines}")
     assert list(times.values()) == load_files(file).timestamps.tolist()
-    file = write("interactions.csv", "user_id,candidate_id,timestamp\na,x,1970-13-01\n")
-    with pytest.raises(DatasetError, match=r"timestamp: expected times that there are: .*1970-13"):
+    lines = "a,x,1970-01-01\na,x,1970-02-30\n"
+    file = write("interactions.csv", f"user_id,candidate_id,timestamp\n{lines}")
+    with pytest.raises(DatasetError, match=r"line 3, .* there is no such time as '1970-02-30'$"):
+        load_files(file)
+
+
+def test_days_of_parquet_are_timestamps(write):
+    days = pa.array([dt.date(1970, 1, 2), dt.date(1970, 1, 1)])
+    table = {"user_id": ["a", "b"], "candidate_id": ["x", "y"], "timestamp": days}
+    assert load_files(write("days.parquet", table)).timestamps.tolist() == [86_400, 0]
+
+
+def test_a_column_without_a_name_is_not_read(write):
+    file = write("shop.csv", ",user_id,candidate_id\n0,a,x\n1,b,y\n")
+    assert load_files(file).users["user_id"].to_pylist() == ["a", "b"]
+
+
+def test_a_name_that_is_not_text_is_a_sentence(tmp_path):
+    file = tmp_path / os.fsdecode(b"donn\xe9es.csv")
+    file.write_text("user_id,candidate_id\na,x\n")
+    with pytest.raises(DatasetError, match=r"donn.udce9es\.csv'\): the name of the file is not"):
         load_files(file)
 
 
@@ -260,17 +280,29 @@ def test_bad_parquet_is_refused_by_row(write, column, values, expected):
         load_files(write("bad.parquet", table))
 
 
-def test_metadata_of_a_type_that_no_tower_reads_is_refused(write):
-    candidates = {"candidate_id": ["x"], "size": [{"width": 1}]}
+def test_days_and_times_are_texts(write):
+    released = pa.array([dt.datetime(2026, 11, 30, 12, tzinfo=dt.UTC)])
+    candidates = {"candidate_id": ["x"], "day": [dt.date(2026, 11, 30)], "released": released}
+    file = write("c.parquet", candidates)
+    loaded = load_files(write("i.csv", "user_id,candidate_id\na,x\n"), file).candidates
+    assert loaded["day"].to_pylist() == ["2026-11-30"]
+    assert loaded["released"].to_pylist()[0].startswith("2026-11-30 12:00:00")
 
-    with pytest.raises(DatasetError, match=r"column size: expected text, .* found struct"):
+
+@pytest.mark.parametrize(
+    ("size", "found"), [({"width": 1}, "struct"), ([0.5, 1.0], "list<.*double")]
+)
+def test_metadata_of_a_type_that_no_tower_reads_is_refused(write, size, found):
+    candidates = {"candidate_id": ["x"], "size": [size]}
+
+    with pytest.raises(DatasetError, match=rf"column size: expected text, .* found {found}.*leave"):
         load_files(write("i.csv", "user_id,candidate_id\na,x\n"), write("c.parquet", candidates))
 
 
 def test_numbers_that_do_not_fit_are_refused(write):
     candidates = {"candidate_id": ["x"], "size": pa.array([2**64 - 1], pa.uint64())}
 
-    with pytest.raises(DatasetError, match=r"column size: expected text, .* found uint64"):
+    with pytest.raises(DatasetError, match=r"column size: a value of type uint64 does not fit: "):
         load_files(write("i.csv", "user_id,candidate_id\na,x\n"), write("c.parquet", candidates))
 
 
