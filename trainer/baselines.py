@@ -138,11 +138,11 @@ def rating_biases(
     """Predict the mean, plus what a user and a candidate add to it whoever the other is.
 
     Args:
-        dataset: Whose interactions.
+        dataset: whose interactions.
         train_rows: (n,) the interactions to learn from.
         ratings: (n,) how they were rated.
-        regularization: Ratings of nothing added, that every user and candidate start with.
-        n_iterations: Alternations between users and candidates.
+        regularization: ratings of nothing added, that every user and candidate start with.
+        n_iterations: alternations between users and candidates.
     """
     users, candidates = dataset.user_rows[train_rows], dataset.candidate_rows[train_rows]
     above_mean = ratings - ratings.mean(dtype=np.float64)
@@ -276,9 +276,9 @@ def _solve(
 
     Args:
         factors: (n, dim) of the other side, which the values of ``observed`` are rows of.
-        observed: What each group was observed with.
-        unobserved_weight: Of all other pairs.
-        regularization: Times what a group was observed with, unobserved ones by their weight.
+        observed: what each group was observed with.
+        unobserved_weight: of all other pairs.
+        regularization: times what a group was observed with, unobserved ones by their weight.
     """
     n, dim = factors.shape
     everything = unobserved_weight * factors.T @ factors

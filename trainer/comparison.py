@@ -43,9 +43,9 @@ class ComparedModel(BaseModel):
     """One line of the table.
 
     Attributes:
-        name: Of the model.
-        metrics: By name; see ``trainer.metrics``.
-        towers_lead: By name of the metric, towers minus this model over the same users, with its
+        name: of the model.
+        metrics: by name; see ``trainer.metrics``.
+        towers_lead: by name of the metric, towers minus this model over the same users, with its
             95% interval; empty for the towers themselves.
     """
 
@@ -60,13 +60,13 @@ class Comparison(BaseModel):
     """The towers and the baselines on one split.
 
     Attributes:
-        dataset: Name of the dataset.
-        split: How it was split.
-        ordered_by: What settled which interaction is later, ``timestamp`` or ``row``.
-        n_users: How many users were scored.
-        models: The towers first, then the baselines.
-        left_out: By name, why a baseline could not be compared.
-        rmse: Of ratings, by the name of what predicts them: our models first, then their
+        dataset: name of the dataset.
+        split: how it was split.
+        ordered_by: what settled which interaction is later, ``timestamp`` or ``row``.
+        n_users: how many users were scored.
+        models: the towers first, then the baselines.
+        left_out: by name, why a baseline could not be compared.
+        rmse: of ratings, by the name of what predicts them: our models first, then their
             baselines; empty without ratings.
     """
 
@@ -94,13 +94,13 @@ def compare(
     """Measure the towers and every baseline, each fitted to the same train rows.
 
     Args:
-        dataset: What was split.
-        split: What the models learn from and are tested on.
-        score_users: The towers, trained on ``split.train``.
-        rating_models: What predicts ratings, trained on the same, by name; none without ratings.
-        baselines: What to compare the towers with, by name.
-        rating_baselines: What to compare those with, by name.
-        on_model: Called with the name of each model before its turn, to show progress.
+        dataset: what was split.
+        split: what the models learn from and are tested on.
+        score_users: the towers, trained on ``split.train``.
+        rating_models: what predicts ratings, trained on the same, by name; none without ratings.
+        baselines: what to compare the towers with, by name.
+        rating_baselines: what to compare those with, by name.
+        on_model: called with the name of each model before its turn, to show progress.
 
     Raises:
         EvaluationError: if there is nobody to score, or the towers give no numbers.

@@ -51,9 +51,9 @@ class RankedOrder(BaseModel):
     """What the ranking model's order does to the lists that were retrieved.
 
     Attributes:
-        n_retrieved: How many candidates of each user were put into its order.
+        n_retrieved: how many candidates of each user were put into its order.
         ndcg: NDCG@10 of that order, mean over users.
-        lead: What that is above the order of retrieval, with its 95% interval.
+        lead: what that is above the order of retrieval, with its 95% interval.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,17 +67,17 @@ class Evaluation(BaseModel):
     """The quality of one model on one split.
 
     Attributes:
-        dataset: Name of the dataset.
-        split: How it was split.
-        ordered_by: What settled which interaction is later, ``timestamp`` or ``row``.
-        train_fraction: What share of the interactions was trained on, where the split leaves it
+        dataset: name of the dataset.
+        split: how it was split.
+        ordered_by: what settled which interaction is later, ``timestamp`` or ``row``.
+        train_fraction: what share of the interactions was trained on, where the split leaves it
             open.
-        min_rating: What the interactions were rated at least, if they were chosen so.
-        n_users: How many users were scored.
-        n_candidates: Among how many candidates.
-        metrics: By name, such as ``heldout_recall@10``; see ``trainer.metrics``.
-        rmse: Of the ranking model's ratings; None without one.
-        ranked: What the ranking model's order does, by rising depth; empty without one.
+        min_rating: what the interactions were rated at least, if they were chosen so.
+        n_users: how many users were scored.
+        n_candidates: among how many candidates.
+        metrics: by name, such as ``heldout_recall@10``; see ``trainer.metrics``.
+        rmse: of the ranking model's ratings; None without one.
+        ranked: what the ranking model's order does, by rising depth; empty without one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -120,10 +120,10 @@ def evaluate(
     """Rank the candidates for every test user and measure the lists.
 
     Args:
-        dataset: What was split.
-        split: Its train rows are left out of the rankings, its test rows are looked for.
-        score_users: Scores of all candidates for a batch of user rows.
-        predict_ratings: The ranking model, if there is one.
+        dataset: what was split.
+        split: its train rows are left out of the rankings, its test rows are looked for.
+        score_users: scores of all candidates for a batch of user rows.
+        predict_ratings: the ranking model, if there is one.
 
     Raises:
         EvaluationError: if there is nobody to score, or a score is not a number.
@@ -140,10 +140,10 @@ def summarise(
     """Measure rankings as ``evaluate`` does.
 
     Args:
-        dataset: What was split.
-        split: What the candidates were ranked for.
-        rankings: What ``rank`` made.
-        predict_ratings: The ranking model, if there is one.
+        dataset: what was split.
+        split: what the candidates were ranked for.
+        rankings: what ``rank`` made.
+        predict_ratings: the ranking model, if there is one.
     """
     evaluation = Evaluation(
         dataset=dataset.name,

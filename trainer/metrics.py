@@ -39,7 +39,7 @@ def heldout_recall(hits: Hits, heldout_counts: Counts, k: int) -> PerUser:
     Args:
         hits: (n_users, >= k) whether each listed candidate is held out for the user.
         heldout_counts: (n_users,) how many are held out, at least 1.
-        k: How much of the list counts.
+        k: how much of the list counts.
     """
     found: PerUser = hits[:, :k].sum(axis=1) / np.minimum(heldout_counts, k)
     return found
@@ -101,7 +101,7 @@ def intra_list_diversity(lists: Lists, labels: Grouped, k: int) -> PerUser:
     Args:
         lists: (n_users, >= k) candidate rows.
         labels: the numbers of each candidate's labels, each once.
-        k: How much of the list counts.
+        k: how much of the list counts.
     """
     n_labels = int(labels.values.max(initial=0)) + 1
     batch_size = max(1, _MAX_SUMS // n_labels)
@@ -137,8 +137,8 @@ def novelty(lists: Lists, train_counts: Counts, n_users: int, k: int) -> PerUser
     Args:
         lists: (n_users, >= k) candidate rows.
         train_counts: (n_candidates,) how many users interacted with each in train.
-        n_users: How many users there are in train.
-        k: How much of the list counts.
+        n_users: how many users there are in train.
+        k: how much of the list counts.
     """
     bits = np.log2(n_users / np.maximum(train_counts, 1))
     is_listed = lists[:, :k] >= 0
@@ -179,9 +179,9 @@ def paired_bootstrap(
     Args:
         ours: (n_users,) one model's values.
         theirs: (n_users,) the other's, of the same users.
-        confidence: Share of the bootstrap distribution within the bounds.
-        n_resamples: How many samples of users to draw.
-        seed: Of the random generator.
+        confidence: share of the bootstrap distribution within the bounds.
+        n_resamples: how many samples of users to draw.
+        seed: of the random generator.
     """
     differences = ours - theirs
     rng = np.random.default_rng(seed)

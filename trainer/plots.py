@@ -21,8 +21,8 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
     """Draw the headline metrics of every model as bars, one panel a metric; and the ratings' RMSE.
 
     Args:
-        comparison: What to draw.
-        path: Of the PNG, replaced if it exists.
+        comparison: what to draw.
+        path: of the PNG, replaced if it exists.
     """
     heights = [1.5 + 0.7 * len(comparison.models)]
     if comparison.rmse:
@@ -71,8 +71,8 @@ def draw_learning_curve(curve: Curve, path: Path) -> None:
     """Draw the metrics of a training over its epochs: the loss, and what validation measured.
 
     Args:
-        curve: The metrics of every epoch, by name; the loss among them.
-        path: Of the PNG, replaced if it exists.
+        curve: the metrics of every epoch, by name; the loss among them.
+        path: of the PNG, replaced if it exists.
     """
     epochs = range(1, len(curve) + 1)
     watched = [name for name in curve[0] if name != "loss"]

@@ -35,12 +35,12 @@ class Split:
     """Interactions to train on and to test on.
 
     Attributes:
-        kind: How they were split.
+        kind: how they were split.
         train: (n_train,) rows of interactions.
         test: (n_test,) rows of interactions, none of them in ``train``.
-        ordered_by: What settled which interaction is later: ``timestamp``, or ``row`` where
+        ordered_by: what settled which interaction is later: ``timestamp``, or ``row`` where
             timestamps are missing or all the same, and the source's order stands in for them.
-        train_fraction: What share of the interactions is trained on, where the kind leaves it open.
+        train_fraction: what share of the interactions is trained on, where the kind leaves it open.
     """
 
     kind: SplitKind
@@ -56,10 +56,10 @@ def split(
     """Split the interactions of a dataset.
 
     Args:
-        dataset: Whose interactions.
-        kind: One of ``SplitKind``.
-        train_fraction: Share of the interactions to train on, for random and temporal.
-        seed: Of the random split.
+        dataset: whose interactions.
+        kind: one of ``SplitKind``.
+        train_fraction: share of the interactions to train on, for random and temporal.
+        seed: of the random split.
 
     Raises:
         ValueError: if the kind is unknown or the fraction is not between 0 and 1.

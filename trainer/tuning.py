@@ -43,11 +43,11 @@ class Trial(BaseModel):
     """One choice of options and what it reached.
 
     Attributes:
-        number: From 1; the first is the configuration as it was.
-        options: By name.
+        number: from 1; the first is the configuration as it was.
+        options: by name.
         value: NDCG@10 on validation after the last epoch; of one given up, when it was; None
             if the training broke down.
-        state: Whether it was trained to its end.
+        state: whether it was trained to its end.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,9 +62,9 @@ class Tuning(BaseModel):
     """A search and what it found.
 
     Attributes:
-        metric: What was compared.
-        best: The best of the complete trials.
-        trials: All of them in order.
+        metric: what was compared.
+        best: the best of the complete trials.
+        trials: all of them in order.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -32,9 +32,9 @@ def load_dataset(
     """Load a dataset by its name.
 
     Args:
-        name: One of ``DATASET_NAMES``.
-        min_rating: Keep only interactions rated at least so.
-        fallback_to_sample: Whether the built-in sample may stand in for a dataset that cannot be
+        name: one of ``DATASET_NAMES``.
+        min_rating: keep only interactions rated at least so.
+        fallback_to_sample: whether the built-in sample may stand in for a dataset that cannot be
             had here; it is announced on stderr, and the dataset returned is named ``sample``. Where
             ``TFDS_DATA_DIR`` is set, somebody expects the data to be there, and nothing stands in.
 

@@ -32,14 +32,14 @@ class Dataset:
     keep the order of their source.
 
     Attributes:
-        name: What was asked for, as in ``movielens/100k`` or ``sample``.
+        name: what was asked for, as in ``movielens/100k`` or ``sample``.
         users: ``user_id`` and the users' features, if any.
         candidates: ``candidate_id``, usually ``title``, and further metadata.
         user_rows: (n_interactions,) int32, who interacted.
         candidate_rows: (n_interactions,) int32, with what.
         timestamps: (n_interactions,) int64 seconds since 1970, or None where the source has none.
         ratings: (n_interactions,) float32, or None where the source has none.
-        min_rating: What all of them are at least, if they were chosen so.
+        min_rating: what all of them are at least, if they were chosen so.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Dataset:
         """Return the dataset over other candidates, with the interactions that they have.
 
         Args:
-            candidates: As ``candidates``.
+            candidates: as ``candidates``.
             new_rows: (n_candidates,) the row of each of today's candidates in them; -1: none.
         """
         narrowed = self._with_interactions(np.flatnonzero(new_rows[self.candidate_rows] >= 0))

@@ -37,12 +37,12 @@ def load(
     """Load a dataset from files.
 
     Args:
-        interactions: The file of interactions.
-        candidates: The file of candidates; without one, the candidates are those of the
+        interactions: the file of interactions.
+        candidates: the file of candidates; without one, the candidates are those of the
             interactions, and nothing but their ids is known.
-        users: The file of users; of those that it lacks, and without one of all, nothing but their
+        users: the file of users; of those that it lacks, and without one of all, nothing but their
             interactions is known.
-        min_rating: Keep only interactions rated at least so.
+        min_rating: keep only interactions rated at least so.
 
     Raises:
         DatasetError: if a file cannot be read or has a bad row; it names file, line and column.

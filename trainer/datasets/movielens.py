@@ -49,7 +49,7 @@ def load(version: str) -> Dataset:
     The data lie in the directory ``TFDS_DATA_DIR``, or in TensorFlow Datasets' own.
 
     Args:
-        version: One of ``trainer.datasets.MOVIELENS_VERSIONS``.
+        version: one of ``trainer.datasets.MOVIELENS_VERSIONS``.
 
     Raises:
         DatasetUnavailableError: if it is not prepared and cannot be downloaded.

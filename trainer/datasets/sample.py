@@ -49,7 +49,7 @@ def load(seed: int = 42) -> Dataset:
     """Generate the sample; the same seed gives the same dataset.
 
     Args:
-        seed: Of the random generator.
+        seed: of the random generator.
 
     Returns:
         500 users, 800 candidates with title, genres and year, and about 30,000 interactions with

@@ -32,10 +32,10 @@ class FileTable:
     """A file read whole; its columns can be had as ids or numbers, or refused by line and column.
 
     Args:
-        path: A ``.csv`` or ``.parquet`` file. All values of a CSV file are texts until asked for
+        path: a ``.csv`` or ``.parquet`` file. All values of a CSV file are texts until asked for
             as something else.
-        required: Columns that must be there.
-        optional: Further columns to read; None reads all there are.
+        required: columns that must be there.
+        optional: further columns to read; None reads all there are.
 
     Raises:
         DatasetError: if the file cannot be read or lacks a column.
