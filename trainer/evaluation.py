@@ -77,6 +77,7 @@ class Evaluation(BaseModel):
         n_candidates: among how many candidates.
         metrics: by name, such as ``heldout_recall@10``; see ``trainer.metrics``.
         rmse: of the ranking model's ratings; None without one.
+        biases_rmse: of what users and candidates add to the mean rating, which it should beat.
         ranked: what the ranking model's order does, by rising depth; empty without one.
     """
 
@@ -91,6 +92,7 @@ class Evaluation(BaseModel):
     n_candidates: int | None = None
     metrics: dict[str, float]
     rmse: float | None = None
+    biases_rmse: float | None = None
     ranked: list[RankedOrder] = []
 
 

@@ -32,8 +32,14 @@ def print_evaluation(evaluation: Evaluation) -> None:
         values = (evaluation.metrics.get(f"{name}@{k}") for k in cutoffs)
         table.add_row(name, *("" if value is None else f"{value:.4f}" for value in values))
     Console().print(table)
-    if evaluation.rmse is not None:
-        Console().print(f"The ranking model's ratings have an RMSE of {evaluation.rmse:.4f}")
+    if evaluation.rmse is not None and evaluation.biases_rmse is not None:
+        Console().print(
+            f"The ranking model's ratings have an RMSE of {evaluation.rmse:.4f}, and those of what "
+            f"users and candidates add to the mean rating one of {evaluation.biases_rmse:.4f}",
+            soft_wrap=True,
+        )
+        if evaluation.rmse >= evaluation.biases_rmse:
+            Console().print("So it knows nothing of who likes what: leave it out with --no-ranker")
     for order in evaluation.ranked:
         Console().print(
             f"In its order, the best of {order.n_retrieved} retrieved have an ndcg@10 of "

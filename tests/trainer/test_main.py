@@ -209,6 +209,7 @@ def test_evaluate_prints_a_table_or_json(small_with_ranker: tuple[object, ...]) 
     assert table.exit_code == 0, table.stderr
     assert "heldout_recall" in table.stdout
     assert "ratings have an RMSE of" in table.stdout
+    assert "leave it out with --no-ranker" in table.stdout  # after the one epoch that it had
     assert "the best of 100 retrieved have an ndcg@10 of" in table.stdout
     command = ("evaluate", *QUICK, "--split", "random", "--json")
     as_json = json.loads(trainer(*command).stdout)

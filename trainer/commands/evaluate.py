@@ -112,12 +112,18 @@ def evaluate(
 
 
 def _evaluate(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None) -> Evaluation:
+    from trainer.baselines import rating_biases
     from trainer.evaluation import evaluate as evaluate_scores
+    from trainer.evaluation import rating_error
     from trainer.trainings import scorer
 
     predict = None if ranker is None else ranker.predict
     with stderr.status("Measuring the towers"):
-        return evaluate_scores(data, parts, scorer(towers), predict)
+        evaluation = evaluate_scores(data, parts, scorer(towers), predict)
+        if predict is None or data.ratings is None:
+            return evaluation
+        biases = rating_biases(data, parts.train, data.ratings[parts.train])
+        return evaluation.model_copy(update={"biases_rmse": rating_error(data, parts, biases)})
 
 
 def _compare(data: Dataset, parts: Split, towers: Towers, ranker: Ranker | None) -> Comparison:
