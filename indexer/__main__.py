@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ app = typer.Typer(
 _ERRORS = (BackendUnavailableError, CorpusError, IndexUnreachableError)
 
 _FEW_QUERIES = 100
+_SHARDS = Path("artifacts/embeddings")
 
 IndexPath = Annotated[
     Path, typer.Argument(help="An index bundle, or a `current` link to one.", metavar="INDEX")
@@ -82,8 +83,11 @@ def build(
         typer.Option(help="A Ray cluster; by default --engine ray uses the cores of this machine."),
     ] = None,
     shards: Annotated[
-        Path, typer.Option(help="Folder of the embeddings that --engine ray publishes.")
-    ] = Path("artifacts/embeddings"),
+        Path | None,
+        typer.Option(
+            help=f"Folder of the embeddings that --engine ray publishes; {_SHARDS} if not given."
+        ),
+    ] = None,
     queries: QueriesFile = None,
     recall: Annotated[float, typer.Option(help=_RECALL_HELP)] = 0.95,
     k: Annotated[int, typer.Option("--k", min=1, help=_K_HELP)] = 100,
@@ -115,13 +119,13 @@ def build(
     """
     with sentences_for_errors(*_ERRORS):
         options = _options(recall, k, seed, _backends(backend, milvus_uri), milvus_uri)
-        _check_engine(engine, towers, ray_address)
+        _check_engine(engine, towers, {"--ray-address": ray_address, "--shards": shards})
         # What can be refused is refused before candidates are embedded.
         backend_names(options)
         vectors = _read_queries(queries)
         check_root(output, IndexManifest)
         with _progress() as announce:
-            embed = partial(_embed_on_ray, root=shards, address=ray_address)
+            embed = partial(_embed_on_ray, root=shards or _SHARDS, address=ray_address)
             bundle, corpus = _read_source(
                 towers,
                 embeddings,
@@ -359,11 +363,12 @@ def _announcing(towers: TowerBundle, announce: Callable[[str], None]) -> Callabl
     return lambda n_done: announce(f"embedding candidates: {n_done:,} of {total:,}")
 
 
-def _check_engine(engine: str, towers: Path | None, ray_address: str | None) -> None:
+def _check_engine(engine: str, towers: Path | None, of_ray: Mapping[str, object]) -> None:
     if engine == "ray" and towers is None:
         raise typer.BadParameter("--engine ray embeds the candidates of --towers")
-    if engine == "local" and ray_address is not None:
-        raise typer.BadParameter("--ray-address belongs to --engine ray")
+    for flag, value in of_ray.items():
+        if engine == "local" and value is not None:
+            raise typer.BadParameter(f"{flag} belongs to --engine ray")
 
 
 def _read_queries(path: Path | None) -> np.ndarray | None:

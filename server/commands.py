@@ -35,6 +35,7 @@ from server.client import (
     SearchResults,
     User,
 )
+from server.conditions import EXAMPLES, parse_conditions
 from server.settings import (
     ENVIRONMENT_PREFIX,
     Settings,
@@ -226,6 +227,19 @@ def search(
         ),
     ] = None,
     count: Annotated[int, typer.Option(help="How many candidates are wanted.")] = 10,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"A condition on metadata, such as {EXAMPLES}; all must hold if it is repeated.",
+            metavar="CONDITION",
+        ),
+    ] = None,
+    exclude: Annotated[
+        str | None, typer.Option(help="Ids of candidates to leave out, separated by commas.")
+    ] = None,
+    recall: Annotated[
+        float | None, typer.Option(help="The recall to deliver, such as 0.99.")
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="The backend to search with.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Score every candidate.")] = False,
     rank: Annotated[
@@ -243,16 +257,18 @@ def search(
 ) -> None:
     """Search a running server for a user, or for candidates like others.
 
-    Example: python -m server search --user 42 --count 10
+    Example: python -m server search --user 42 --count 10 --where "year>=1990"
     """
     query = _query(user, describe, like, _split(liked), _split(disliked))
-    options: dict[str, Any] = {"count": count}
-    if backend is not None:
-        options["backend"] = backend
-    if exact:
-        options["exact"] = True
-    if rank:
-        options["rank"] = True
+    options: dict[str, Any] = {
+        "count": count,
+        "exclude": _split(exclude),
+        "backend": backend,
+        "exact": exact,
+        "recall_target": recall,
+        "rank": rank,
+        "returned_fields": _split(fields),
+    }
     try:
         with SearchClient(
             address,
@@ -260,11 +276,11 @@ def search(
             token=token,
             credentials=tls_credentials(authority),
         ) as client:
-            if fields is None:
-                known = [one.name for one in client.index_info().metadata_fields]
-                options["returned_fields"] = [n for n in ("title", "genres") if n in known]
-            else:
-                options["returned_fields"] = _split(fields)
+            if fields is None or where:
+                types = {one.name: one.type for one in client.index_info().metadata_fields}
+                options["where"] = parse_conditions(where or (), types)
+                if fields is None:
+                    options["returned_fields"] = [n for n in ("title", "genres") if n in types]
             results = client.search(query, **options)
     except (SearchFailedError, TypeError, ValueError) as error:
         raise _fail(error) from error

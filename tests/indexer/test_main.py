@@ -128,6 +128,7 @@ def test_verify_finds_damage(own_build: list[object], tmp_path: Path) -> None:
         (["--towers", "t", "--k", "0"], 2, "--k"),
         (["--towers", "t", "--seed", "-1"], 2, "--seed"),
         (["--towers", "t", "--ray-address", "x"], 2, "--ray-address belongs to --engine ray"),
+        (["--towers", "t", "--shards", "x"], 2, "--shards belongs to --engine ray"),
         (["--engine", "ray", "--embeddings", "v"], 2, "embeds the candidates of --towers"),
         (["--towers", "t", "--milvus-uri", "x.db"], 2, "--milvus-uri belongs to --backend milvus"),
         (["--embeddings", "missing.npy", "--candidate-ids", "x"], 1, "not a readable .npy"),

@@ -55,6 +55,21 @@ def test_words_are_a_query_alone_or_beside_a_user(server: Any) -> None:
         printed = run("search", *arguments, "--json", "--address", server.address)
         answer = json.loads(printed.output)
         assert (10, []) == (len(answer["candidates"]), answer["notices"])
+    some = (
+        "--where",
+        "year>=1995",
+        "--where",
+        "genres~Comedy",
+        "--exclude",
+        "1,2",
+        "--recall",
+        "0.9",
+    )
+    asked = ("--fields", "year,genres", "--json", "--address", server.address)
+    found = json.loads(run("search", "--user", "1", *some, *asked).stdout)["candidates"]
+    assert len(found) == 10
+    assert all(one["year"] >= 1995 and "Comedy" in one["genres"] for one in found)
+    assert not {"1", "2"} & {one["id"] for one in found}
     unread = run("search", "--describe", "xyzzy", "--address", server.address)
     assert "COLD_START" in unread.output
 
