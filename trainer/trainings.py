@@ -34,7 +34,7 @@ from trainer.keras import tf
 from trainer.model_config import USUAL_SEQUENCE_WEIGHT, TowersConfig
 from trainer.ranking import Ranker
 from trainer.ranking import fit as fit_ranking_model
-from trainer.ranking_data import NoRatingsError, describe
+from trainer.ranking_data import NoRatingsError, describe, learnable_ratings
 from trainer.splits import Split, SplitKind
 from trainer.splits import split as split_dataset
 from trainer.trained_towers import Towers
@@ -248,13 +248,12 @@ class Trainings:
         if not self.config.with_ranker:
             return None
         try:
-            with epoch_progress("Training the ranking model", config.epochs) as on_epoch:
-                return fit_ranking_model(
-                    self.dataset, parts.train, config, self.config.seed, on_epoch
-                )
+            learnable_ratings(self.dataset, parts.train)
         except NoRatingsError as error:
             say(str(error))
             return None
+        with epoch_progress("Training the ranking model", config.epochs) as on_epoch:
+            return fit_ranking_model(self.dataset, parts.train, config, self.config.seed, on_epoch)
 
     def forget_checkpoints(self) -> None:
         """Remove the checkpoints, when what they led to is in safety."""

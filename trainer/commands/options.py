@@ -58,7 +58,10 @@ TrainFraction = Annotated[
     typer.Option(help="Share of the interactions to train on, for a random or temporal split."),
 ]
 Seed = Annotated[
-    int | None, typer.Option(help="Seed of the training; the same seed gives one result.")
+    int | None,
+    typer.Option(
+        help="Seed of the training; the same seed gives one result. What is held out stays."
+    ),
 ]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the users.")]
 Patience = Annotated[
