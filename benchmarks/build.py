@@ -6,15 +6,12 @@ one by itself, with the same params. Tuning is set against building, opening aga
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -23,9 +20,9 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.processes import peak_bytes
+from benchmarks.processes import peak_bytes, run_alone
 from benchmarks.progress import OnStep
-from benchmarks.timing import hash_files
+from benchmarks.timing import hash_files, timed
 from indexer.backends import BACKENDS
 from indexer.backends.annoy import AnnoyBuildParams
 from indexer.backends.scann import ScannBuildParams
@@ -106,7 +103,7 @@ def benchmark_build(bundle: IndexBundle, *, on_step: OnStep = lambda _: None) ->
     directory, manifest = bundle.directory, bundle.manifest
     depths = measured_depths(manifest.n_candidates, _OPTIONS.k)
     on_step("searching exactly")
-    exact_seconds, queries = _timed(
+    exact_seconds, queries = timed(
         lambda: TuningQueries.prepare(
             bundle.corpus.embeddings, bundle.tuning_queries, depths[-1], _OPTIONS.seed
         )
@@ -115,12 +112,12 @@ def benchmark_build(bundle: IndexBundle, *, on_step: OnStep = lambda _: None) ->
     for name in filter(_LIBRARIES.__contains__, manifest.backends):
         params = manifest.backends[name].build_params
         on_step(f"{name}: the library alone builds")
-        alone = _in_process(_build_alone, directory, name, params)
+        alone = run_alone(_measured, _build_alone, directory, name, params)
         on_step(f"{name}: building")
-        ours = _in_process(_build_ours, directory, name, params)
+        ours = run_alone(_measured, _build_ours, directory, name, params)
         on_step(f"{name}: tuning")
         index = bundle.index(name)
-        seconds, _ = _timed(partial(tune_depths, index, queries, depths, _OPTIONS.targets))
+        seconds, _ = timed(partial(tune_depths, index, queries, depths, _OPTIONS.targets))
         costs = BackendCosts(backend=name, alone=alone, ours=ours, tuning_seconds=seconds)
         measured.append(costs)
     on_step("opening and hashing")
@@ -175,18 +172,10 @@ def build_costs_summary(report: BuildReport) -> str:
     )
 
 
-def _in_process(build: Build, directory: Path, backend: str, params: dict[str, Any]) -> Built:
-    """Run a build in a process of its own."""
-    context = multiprocessing.get_context("spawn")  # a fork would begin with our memory
-    with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(_measured, build, directory, backend, params).result()
-
-
 def _measured(build: Build, directory: Path, backend: str, params: dict[str, Any]) -> Built:
     embeddings = np.load(directory / EMBEDDINGS, mmap_mode="r", allow_pickle=False)
     with TemporaryDirectory() as saved:
-        seconds, _ = _timed(lambda: build(embeddings, backend, params, saved))
-    # Not getrusage's peak, which includes that of the process before it, whose program it was.
+        seconds, _ = timed(lambda: build(embeddings, backend, params, saved))
     return Built(seconds=seconds, peak_bytes=peak_bytes(os.getpid()))
 
 
@@ -248,11 +237,5 @@ def _build_scann(embeddings: np.ndarray, params: dict[str, Any], directory: str)
 _LIBRARIES = {"annoy": _build_annoy, "scann": _build_scann}
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = perf_counter()
-    result = work()
-    return perf_counter() - start, result
-
-
 def _fastest(work: Callable[[], object]) -> float:
-    return min(_timed(work)[0] for _ in range(_ROUNDS))
+    return min(timed(work)[0] for _ in range(_ROUNDS))

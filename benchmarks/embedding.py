@@ -8,20 +8,16 @@ end, as whoever builds an index does.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from rich import box
 from rich.table import Table
 
-from benchmarks.processes import cpu_seconds, descendants, peak_bytes, title
+from benchmarks.processes import cpu_seconds, descendants, peak_bytes, run_alone, title
 from benchmarks.progress import OnStep
 from benchmarks.workloads import enlarged_towers
 from indexer import embed
@@ -30,8 +26,6 @@ from indexer.engines.ray_data import ShardEmbedder
 from trainer.bundle import TowerBundle
 
 _MAX_ALONE = 1_000_000  # candidates of the one process, which holds all of them in memory
-
-T = TypeVar("T")
 
 
 class Embedding(BaseModel):
@@ -100,13 +94,13 @@ def benchmark_ray(
     shards = root / "ray-shards"
     try:
         on_step("embedding in one process")
-        before = _in_a_process(_measure_alone, few.directory)
+        before = run_alone(_measure_alone, few.directory)
         on_step(f"embedding {n_candidates:,} candidates on Ray")
-        on_ray = _in_a_process(_measure_on_ray, all_of_them.directory, shards)
+        on_ray = run_alone(_measure_on_ray, all_of_them.directory, shards)
         on_step("embedding in one process again")
-        after = _in_a_process(_measure_alone, few.directory)
+        after = run_alone(_measure_alone, few.directory)
         on_step("putting the embeddings together")
-        assembling_seconds = _in_a_process(_measure_assembling, all_of_them.directory, shards)
+        assembling_seconds = run_alone(_measure_assembling, all_of_them.directory, shards)
     finally:
         shutil.rmtree(shards, ignore_errors=True)
     return RayReport(
@@ -182,12 +176,6 @@ class _Gauge:
             worker_peak_bytes=max(of_workers, default=main),
             all_peak_bytes=main + sum(self._peaks.values()),
         )
-
-
-def _in_a_process(work: Callable[..., T], *arguments: Path) -> T:
-    """Do something in a process of its own, whose memory is then that of this alone."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(work, *arguments).result()
 
 
 def _measure_alone(directory: Path) -> Embedding:

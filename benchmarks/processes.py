@@ -1,12 +1,30 @@
-"""What processes take: CPU time and resident memory, as Linux counts them."""
+"""What processes take, CPU time and memory as Linux counts them, and work in one of its own."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def run_alone(work: Callable[..., T], *arguments: object) -> T:
+    """Do something in a process of its own, whose memory is then that of this alone.
+
+    Args:
+        work: a function of a module.
+        arguments: what it is called with; they travel, as its result does.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork would begin with our memory
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def descendants(pid: int) -> list[int]:
@@ -26,10 +44,17 @@ def cpu_seconds(pid: int) -> float:
 def peak_bytes(pid: int) -> int:
     """Return the most memory that a process had resident at any time, mapped files included.
 
-    0 if it has ended.
+    0 if it has ended. Not what ``getrusage`` tells, which includes the process whose program this
+    was before.
     """
     lines = _told(_folder(pid) / "status").splitlines()
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def private_bytes(pid: int) -> int:
+    """Return the memory of a process that no file and no other process is behind."""
+    lines = _told(_folder(pid) / "smaps_rollup").splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 
 
 def title(pid: int) -> str:

@@ -25,10 +25,11 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import Load, put_load
+from benchmarks.processes import private_bytes
 from benchmarks.progress import OnStep
 from benchmarks.search import BATCH_SIZE
 from benchmarks.server_process import ServerProcess, server_process
-from benchmarks.timing import hash_files
+from benchmarks.timing import hash_files, timed
 from indexer.backends import LocalIndex, SearchParams
 from indexer.bundle import IndexBundle
 from server.client import (
@@ -257,7 +258,7 @@ def benchmark_serve(
     batch = pb.BatchSearchCandidatesRequest(requests=[known] * BATCH_SIZE).SerializeToString()
     scenarios = _Scenarios(seconds, rounds, on_step)
     arguments = ("server", "serve", "--index", str(bundle.directory), "--port", "0")
-    hash_seconds = _seconds(lambda: hash_files(bundle.directory, bundle.manifest.files))
+    hash_seconds, _ = timed(lambda: hash_files(bundle.directory, bundle.manifest.files))
     started = perf_counter()
     with server_process(arguments) as server, SearchClient(server.target) as client:
         start_seconds = perf_counter() - started
@@ -296,7 +297,7 @@ def benchmark_serve(
         scenarios.measure(steady, _STEADY_RATE)
         with scenarios.beside(_Turn("exact", server, exact.SerializeToString(), _EXACT_IN_FLIGHT)):
             scenarios.measure(steady._replace(name=BESIDE_EXACT), _STEADY_RATE)
-        private_bytes = _private_bytes(server.pid)
+        own_bytes = private_bytes(server.pid)
     return ServeReport(
         index_version=bundle.manifest.version,
         n_candidates=bundle.manifest.n_candidates,
@@ -305,7 +306,7 @@ def benchmark_serve(
         expected_recall=explained.plan.expected_recall,
         start_seconds=start_seconds,
         hash_seconds=hash_seconds,
-        private_bytes=private_bytes,
+        private_bytes=own_bytes,
         stages_us={stage.stage: stage.duration_micros for stage in explained.stages},
         scenarios=tuple(scenarios.measured),
         rounds=tuple(in_turn),
@@ -372,18 +373,6 @@ class _RawSearches:
         for batch in batches:
             self._search(batch)
         return (process_time() - start) / sum(map(len, batches)) * 1e6
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = perf_counter()
-    work()
-    return perf_counter() - start
-
-
-def _private_bytes(pid: int) -> int:
-    """Return the memory of a process that no file and no other process is behind."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
-from time import perf_counter_ns, process_time_ns
+from time import perf_counter, perf_counter_ns, process_time_ns
 from typing import TypeVar
 
 import numpy as np
@@ -39,6 +39,13 @@ def hash_files(directory: Path, names: Iterable[str]) -> None:
     for name in names:
         with (directory / name).open("rb") as file:
             hashlib.file_digest(file, "sha256")
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Return how many seconds a piece of work took, and its result."""
+    start = perf_counter()
+    result = work()
+    return perf_counter() - start, result
 
 
 def time_calls(

@@ -7,16 +7,14 @@ the towers read it.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
-from benchmarks.processes import peak_bytes
+from benchmarks.processes import peak_bytes, run_alone
 from benchmarks.progress import OnStep
 from benchmarks.workloads import generate_dataset
 from trainer.batches import training_batches
@@ -104,10 +102,7 @@ def benchmark_train(
     reports = []
     for n_candidates in sorted(sizes):
         on_step(f"training over {n_candidates:,} candidates")
-        # A process of its own: its peak of memory is that of this catalogue alone.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-            measured = executor.submit(_measure, n_candidates, n_interactions, dim, seconds)
-            reports.append(measured.result())
+        reports.append(run_alone(_measure, n_candidates, n_interactions, dim, seconds))
     return TrainReport(dim=dim, catalogues=reports)
 
 
@@ -128,7 +123,6 @@ def _measure(n_candidates: int, n_interactions: int, dim: int, seconds: float) -
         n_candidates=n_candidates,
         n_interactions=len(dataset),
         speeds=speeds,
-        # Not getrusage's peak, which includes that of the process before it.
         peak_bytes=peak_bytes(os.getpid()),
     )
 
