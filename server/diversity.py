@@ -27,7 +27,7 @@ class Diversifier:
 
     Args:
         metadata: the columns that groups are made of.
-        directions: the directions that resemblance is measured by.
+        directions: the directions that similarity is measured by.
     """
 
     def __init__(self, metadata: Metadata, directions: Directions) -> None:
@@ -131,12 +131,12 @@ def choose_by_mmr(scores: np.ndarray, directions: np.ndarray, weight: float, n: 
     n = min(n, len(scores))
     chosen = np.empty(n, dtype=np.int64)
     relevance = _stretched(scores)
-    resemblance = np.full(len(scores), -1.0, dtype=np.float32)
+    similarity = np.full(len(scores), -1.0, dtype=np.float32)
     values = relevance
     for i in range(n):
         chosen[i] = best = int(np.argmax(values))
-        np.maximum(resemblance, directions @ directions[best], out=resemblance)
-        values = weight * relevance - (1.0 - weight) * resemblance
+        np.maximum(similarity, directions @ directions[best], out=similarity)
+        values = weight * relevance - (1.0 - weight) * similarity
         values[chosen[: i + 1]] = -np.inf
     return chosen
 

@@ -25,7 +25,7 @@ _MOST_LINES = 2_048
 _BATCH_SIZE = 4_096
 
 
-def let_content_speak(
+def distil_ids_into_content(
     encoder: FeatureEncoder,
     features: Sequence[Feature],
     catalogue: Catalogue,

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from trainer.compression import compress
-from trainer.content import let_content_speak
+from trainer.content import distil_ids_into_content
 from trainer.encoder import Catalogue, FeatureEncoder, dense
 from trainer.features import CANDIDATE_ID, HISTORY, USER_ID, Features
 from trainer.keras import tf, tfrs
@@ -293,14 +293,14 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
         # Keras sums the losses and the gradients of all workers.
         return tf.add_n(losses) / tf.distribute.get_strategy().num_replicas_in_sync
 
-    def let_content_speak(self, n_interactions: np.ndarray) -> None:
+    def distil_ids_into_content(self, n_interactions: np.ndarray) -> None:
         """Have content say of candidates nobody knows what ids have learned of it; none changes.
 
         Args:
             n_interactions: (n_candidates,) in training.
         """
         if CANDIDATE_ID in self._ids:
-            let_content_speak(
+            distil_ids_into_content(
                 *(self.candidate_tower.encoder, self._features, self._catalogue),
                 *(self._ids[CANDIDATE_ID][:, 0], n_interactions),
             )

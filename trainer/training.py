@@ -113,7 +113,7 @@ def fit(
                 verbose=0,
             )
     n_interactions = np.bincount(dataset.candidate_rows[train_rows], minlength=dataset.n_candidates)
-    model.let_content_speak(n_interactions)
+    model.distil_ids_into_content(n_interactions)
     shifts = bias_shifts(dataset, train_rows, config.settled_trend_half_life_days)
     if shifts is not None:
         model.shift_biases(shifts)

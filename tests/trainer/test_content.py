@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trainer.content import let_content_speak, told_by_content
+from trainer.content import distil_ids_into_content, told_by_content
 from trainer.encoder import Catalogue, FeatureEncoder
 from trainer.features import Feature
 
@@ -50,7 +50,7 @@ def test_a_candidate_nobody_knows_is_embedded_as_those_of_its_label_and_no_other
     before = encoder(corpus).numpy()
     interactions = np.where(np.arange(300) < 250, 1000, 0)
     tokens = corpus["candidate_id"][:, 0]
-    let_content_speak(encoder, features, Catalogue(features, corpus), tokens, interactions)
+    distil_ids_into_content(encoder, features, Catalogue(features, corpus), tokens, interactions)
     np.testing.assert_allclose(encoder(corpus), before, atol=1e-4)
     unknown = {"candidate_id": np.zeros((3, 1), np.int32), "genre": corpus["genre"][:3]}
     np.testing.assert_allclose(encoder(unknown), np.outer([10, 20, 30], [1, 1]), rtol=0.02)
@@ -63,6 +63,8 @@ def test_without_content_or_with_very_many_labels_nothing_is_moved() -> None:
         encoder = trained_encoder(features)
         before = encoder.get_weights()
         tokens = corpus["candidate_id"][:, 0]
-        let_content_speak(encoder, features, Catalogue(features, corpus), tokens, np.full(10, 9))
+        distil_ids_into_content(
+            encoder, features, Catalogue(features, corpus), tokens, np.full(10, 9)
+        )
         for weights, unchanged in zip(encoder.get_weights(), before, strict=True):
             np.testing.assert_array_equal(weights, unchanged)
