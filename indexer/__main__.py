@@ -35,6 +35,10 @@ app = typer.Typer(
 # What the user can mend, beside bundles.
 _ERRORS = (BackendUnavailableError, CorpusError, IndexUnreachableError)
 
+_LEFT = (
+    "Left in Milvus, since a version that stays searches one of this name at another address, "
+    "which may be the same place. If it is not, drop by hand:"
+)
 _FEW_QUERIES = 100
 _SHARDS = Path("artifacts/embeddings")
 
@@ -229,13 +233,16 @@ def prune(
     Example: python -m indexer prune artifacts/indexes --keep 3
     """
     with sentences_for_errors(*_ERRORS):
-        pruned, dropped = prune_bundles(root, keep)
-        removed, in_use = [*map(str, pruned.removed), *dropped], [*map(str, pruned.in_use)]
+        pruned, collections = prune_bundles(root, keep)
+        removed = [*map(str, pruned.removed), *collections.dropped]
+        in_use = [*map(str, pruned.in_use)]
         if as_json:
-            print_json({"removed": removed, "in_use": in_use})
+            print_json({"removed": removed, "in_use": in_use, "left": collections.left})
             return
         lines = ["Removed:", *removed] if removed else ["Nothing to remove."]
         lines += ["Kept, as they are in use:", *in_use] if in_use else []
+        if collections.left:
+            lines += [_LEFT, *collections.left]
         tell("\n".join(lines))
 
 

@@ -14,6 +14,15 @@ from trainer.pruning import prune as prune_versions
 from trainer.publish import BundleError, versions
 
 
+class Collections(NamedTuple):
+    """What became of the collections that removed versions searched."""
+
+    dropped: list[str]
+    left: list[str]
+    """Those at another address than the one of the same name that a kept version searches: two
+    addresses may be one place."""
+
+
 class _Place(NamedTuple):
     """Where a collection is; one content has the same name at every address."""
 
@@ -21,11 +30,8 @@ class _Place(NamedTuple):
     name: str
 
 
-def prune(root: Path, keep: int) -> tuple[Pruned, list[str]]:
+def prune(root: Path, keep: int) -> tuple[Pruned, Collections]:
     """Remove all but the newest ``keep`` versions, and never the current one or one in use here.
-
-    Returns:
-        What became of the versions, and the names of the collections that were dropped.
 
     Raises:
         BundleError: if there is no such folder, or a version cannot be read or removed.
@@ -34,34 +40,41 @@ def prune(root: Path, keep: int) -> tuple[Pruned, list[str]]:
         ValueError: if ``keep`` is negative.
     """
     entries = _entries(versions(root))
-    if not entries:
-        return prune_versions(root, keep), []
-    settings = MilvusSettings.read()
-    before = _by_place(entries, settings)
+    settings = MilvusSettings.read() if entries else None
     pruned = prune_versions(root, keep)
-    kept = _by_place(_entries(versions(root)), settings)
-    orphans = sorted(before.keys() - kept.keys())
-    for place in orphans:
-        try:
-            before[place].collection(0, settings).drop()
-        except (BackendUnavailableError, IndexUnreachableError) as error:
-            raise type(error)(
-                f"the versions are removed, but collection {place.name} is still there; drop it by "
-                f"hand: {error}"
-            ) from error
-    return pruned, [place.name for place in orphans]
+    collections = Collections([], [])
+    if settings is None:
+        return pruned, collections
+    places = {_place(entry, settings): entry for entry in entries.values()}
+    kept_places = {_place(entry, settings) for one, entry in entries.items() if one.exists()}
+    kept_names = {place.name for place in kept_places}
+    for place in sorted(places.keys() - kept_places):
+        if place.name in kept_names:
+            collections.left.append(f"{place.name} at {place.uri}")
+        else:
+            _drop(places[place], settings)
+            collections.dropped.append(place.name)
+    return pruned, collections
 
 
-def _entries(directories: Iterable[Path]) -> list[CollectionEntry]:
-    """Return what versions say of their collections."""
+def _drop(entry: CollectionEntry, settings: MilvusSettings) -> None:
+    try:
+        entry.collection(0, settings).drop()
+    except (BackendUnavailableError, IndexUnreachableError) as error:
+        raise type(error)(
+            f"the versions are removed, but collection {entry.name} is still there; drop it by "
+            f"hand: {error}"
+        ) from error
+
+
+def _place(entry: CollectionEntry, settings: MilvusSettings) -> _Place:
+    return _Place(settings.uri or entry.uri, entry.name)
+
+
+def _entries(directories: Iterable[Path]) -> dict[Path, CollectionEntry]:
+    """Return what versions say of their collections, by the version, of those that have any."""
     folders = (directory / MilvusIndex.name for directory in directories)
-    return [_read(folder) for folder in folders if folder.is_dir()]
-
-
-def _by_place(
-    entries: Iterable[CollectionEntry], settings: MilvusSettings
-) -> dict[_Place, CollectionEntry]:
-    return {_Place(settings.uri or entry.uri, entry.name): entry for entry in entries}
+    return {folder.parent: _read(folder) for folder in folders if folder.is_dir()}
 
 
 def _read(folder: Path) -> CollectionEntry:

@@ -165,11 +165,10 @@ class Engine:
 
     def _floats_scanned(self, request: SearchRequest) -> int:
         """Return about how many numbers a search reads to score candidates one by one."""
-        if request.filter is not None:
-            return self._n_floats // _FILTERED_PART
         if self._choose(request).exact or self._compares_directions(request):
-            return self._n_floats
-        return 0
+            share = 1.0 if request.filter is None else self._masks.share(request.filter)
+            return int(share * self._n_floats)
+        return 0 if request.filter is None else self._n_floats // _FILTERED_PART
 
     def _choose(self, request: SearchRequest) -> IndexChoice:
         """Choose the index for a search's first page."""

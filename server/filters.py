@@ -75,6 +75,12 @@ class FilterMasks:
                 self._masks.popitem(last=False)
         return mask
 
+    def share(self, condition: Filter) -> float:
+        """Return the share of the candidates that a filter lets through; 1 if no mask is kept."""
+        with self._lock:
+            mask = self._masks.get(_key(condition))
+        return 1.0 if mask is None else float(np.count_nonzero(mask) / max(len(mask), 1))
+
     def takes_longer_than(self, n_floats: int, condition: Filter) -> bool:
         """Whether making a mask takes longer than scanning so many numbers; not if it is kept."""
         if self._n_candidates * _floats_a_candidate(condition) <= n_floats:

@@ -322,10 +322,10 @@ def test_prune_drops_what_no_version_searches(
     old, new = (CollectionEntry.read(directory / "milvus") for directory in built)
     client, _ = collection_of(IndexBundle.open(shared).index("milvus"))
     serving = IndexBundle.open(built[0])
-    assert prune(tmp_path, 0) == (([built[1]], [built[0]]), [])
+    assert prune(tmp_path, 0) == (([built[1]], [built[0]]), ([], []))
     assert client.has_collection(old.name)
     del serving
-    assert prune(tmp_path, 0) == (([built[0]], []), [old.name])
+    assert prune(tmp_path, 0) == (([built[0]], []), ([old.name], []))
     assert (False, True) == tuple(client.has_collection(one.name) for one in (old, new))
     build_bundle(make_corpus(33), queries, tmp_path, options)
     monkeypatch.setenv("CANDIDATE_SEARCH_MILVUS_URI", "http://127.0.0.1:1")

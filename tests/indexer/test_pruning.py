@@ -27,17 +27,24 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_collection_goes_although_another_address_has_one_of_its_name(root: Path) -> None:
-    with pytest.raises(IndexUnreachableError, match=r"collection content is still there.*:1 "):
-        prune(root, 1)
-    assert not (root / VERSIONS[0]).exists()
+def test_what_a_version_that_stays_may_search_is_left(root: Path) -> None:
+    assert prune(root, 1) == (([root / VERSIONS[0]], []), ([], ["content at http://127.0.0.1:1"]))
 
 
-def test_it_stays_where_the_other_version_finds_it_too(
+def test_what_it_searches_by_the_address_in_the_environment_stays(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CANDIDATE_SEARCH_MILVUS_URI", "http://127.0.0.1:1")
-    assert prune(root, 1) == (([root / VERSIONS[0]], []), [])
+    assert prune(root, 1) == (([root / VERSIONS[0]], []), ([], []))
+
+
+def test_what_no_version_searches_is_dropped(root: Path) -> None:
+    CollectionEntry(uri="http://127.0.0.1:2", name="other", fields={}, types={}).write(
+        root / VERSIONS[1] / "milvus"
+    )
+    with pytest.raises(IndexUnreachableError, match=r"collection content is still there.*:1 "):
+        prune(root, 1)
+    assert not (root / VERSIONS[0]).exists()
 
 
 def test_a_damaged_version_is_a_sentence_and_nothing_is_removed(root: Path) -> None:
