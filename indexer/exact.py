@@ -80,9 +80,9 @@ class Neighbors:
         """Return the first k of each query."""
         return Neighbors(self.rows[:, :k], self.scores[:, :k], self.method)
 
-    def __getitem__(self, queries: slice) -> Neighbors:
-        """Return the same for some of the queries."""
-        return Neighbors(self.rows[queries], self.scores[queries], self.method)
+    def of_first(self, n: int | None) -> Neighbors:
+        """Return those of the first n queries; None for all."""
+        return Neighbors(self.rows[:n], self.scores[:n], self.method)
 
     def by(self, method: SearchMethod) -> Neighbors:
         """Return the same, found in another way."""

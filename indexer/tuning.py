@@ -136,7 +136,7 @@ class _Trials:
         self._queries = queries
         n_choosing = max(_MIN_CHOOSING, _MAX_ANSWERS // k)
         self._choosing = queries.choosing[:n_choosing]
-        self._exact = queries.exact_choosing.best(k)[:n_choosing]
+        self._exact = queries.exact_choosing.best(k).of_first(n_choosing)
         self._k = k
         self._fewest = fewest
         self._ladders = index.effort_ladders(k)
@@ -224,7 +224,7 @@ def _exhaustive_point(index: AnyIndex, queries: TuningQueries, k: int) -> Operat
     affordable = max(1, int(_EXHAUSTIVE_ROWS / index.cost(k, params)))
     n_queries = min(_EXHAUSTIVE_QUERIES, affordable)
     found = index.search(queries.unseen[:n_queries], k, params)
-    recalls = recall_at_k(found, queries.exact_unseen.best(k)[:n_queries])
+    recalls = recall_at_k(found, queries.exact_unseen.best(k).of_first(n_queries))
     (latencies,) = _latencies(index, queries.unseen, k, [params])
     return _point(1.0, k, params, recalls, latencies)
 

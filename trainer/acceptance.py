@@ -123,9 +123,7 @@ def _paired(
         raise _IncomparableError("no user was measured in both")
     _check_alike("candidates", before.get("n_candidates"), now["n_candidates"])
     if _HELD_OUT in current.user_quality.column_names:
-        held_out = (
-            round(pc.mean(both[name]).as_py(), 1) for name in (f"{_HELD_OUT} before", _HELD_OUT)
-        )
+        held_out = (pc.mean(both[name]).as_py() for name in (f"{_HELD_OUT} before", _HELD_OUT))
         _check_alike("interactions held out of each user", *held_out)
     both = both.sort_by("user_id")
     return both[METRIC].to_numpy(), both[f"{METRIC} before"].to_numpy()
@@ -134,4 +132,5 @@ def _paired(
 def _check_alike(what: str, before: float | None, now: float | None) -> None:
     """Refuse to compare where more was asked than before, or less; older bundles do not tell."""
     if before and now and not 1 - _MOST_CHANGE <= now / before <= 1 + _MOST_CHANGE:
+        before, now = round(before, 1), round(now, 1)
         raise _IncomparableError(f"it was measured on {before:,} {what}, now there are {now:,}")

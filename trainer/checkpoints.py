@@ -163,7 +163,8 @@ def latest(directory: Path) -> str | None:
 
 def mark_diverged(directory: Path) -> None:
     """Let trainings with a lower learning rate go on from these checkpoints."""
-    (directory / _DIVERGED).touch()
+    with contextlib.suppress(OSError):  # it would hide why the training ended
+        (directory / _DIVERGED).touch()
 
 
 def _diverged(directory: Path) -> list[Path]:

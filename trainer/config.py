@@ -73,7 +73,7 @@ class DataConfig(BaseModel):
                 raise ConfigError(f"{file}: --{flag} needs --interactions as well")
         # What somebody names is what is meant: a training on something else could be published.
         return load_dataset(
-            self.dataset or _USUAL_DATASET,
+            _USUAL_DATASET if self.dataset is None else self.dataset,
             min_rating=self.min_rating,
             fallback_to_sample=self.dataset is None,
         )

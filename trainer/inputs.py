@@ -170,11 +170,17 @@ def _in_words(feature: Feature) -> str:
         case "number":
             return f"{feature.name} (a number)"
         case "text":
-            return f"{feature.name} ({feature.n_tokens:,} words)"
-    return f"{feature.name} ({feature.n_tokens:,} labels)"
+            return f"{feature.name} ({_counted(feature.n_tokens, 'word')})"
+    return f"{feature.name} ({_counted(feature.n_tokens, 'label')})"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def _why_not(kind: Kind | None, config: TowersConfig) -> str:
+    if kind is None:
+        return "of a type that no tower reads"
     if kind in config.content:
         return f"no {'word' if kind == 'text' else 'label'} of it stands in two candidates"
     return f"a {kind}, which towers.content leaves out"

@@ -105,7 +105,8 @@ def intra_list_diversity(lists: Lists, labels: Grouped, k: int) -> PerUser:
     """
     n_labels = int(labels.values.max(initial=0)) + 1
     batch_size = max(1, _MAX_SUMS // n_labels)
-    batches = [lists[start : start + batch_size, :k] for start in range(0, len(lists), batch_size)]
+    starts = range(0, max(len(lists), 1), batch_size)
+    batches = [lists[start : start + batch_size, :k] for start in starts]
     return np.concatenate([_diversities(batch, labels, n_labels) for batch in batches])
 
 

@@ -71,7 +71,7 @@ def refresh(bundle: TowerBundle, dataset: Dataset, root: Path, *, force: bool = 
         dataset: all interactions there are now.
         root: the folder that holds the versions.
         force: whether to publish even if most interactions are with candidates that the bundle
-            does not know.
+            does not know, or if nothing tells how they were rated.
 
     Raises:
         RefreshError: if the bundle holds no histories, or knows too few of the candidates, or was
@@ -83,7 +83,12 @@ def refresh(bundle: TowerBundle, dataset: Dataset, root: Path, *, force: bool = 
             f"{bundle.directory} holds no histories to refresh: its users come with their requests"
         )
     least = bundle.manifest.trained_on.min_rating
-    if dataset.min_rating != least:
+    if least is not None and dataset.ratings is None and not force:
+        raise RefreshError(
+            f"the histories of {bundle.directory} are of those rated {least:g} or more, and "
+            f"{dataset.name} has no ratings: add them, or take all of it with --force"
+        )
+    if dataset.ratings is not None and dataset.min_rating != least:
         chosen = "are of all ratings" if least is None else f"are of those rated {least:g} or more"
         advice = "leave --min-rating out" if least is None else f"give --min-rating {least:g}"
         raise RefreshError(f"the histories of {bundle.directory} {chosen}: {advice}")

@@ -204,16 +204,16 @@ class CandidateTower(tf.keras.layers.Layer):  # type: ignore[misc]
             answers[name] = tf.concat([tf.math.l2_normalize(direction, axis=1), bias], axis=1)
         return answers
 
-    def shift_biases(self, tokens: np.ndarray, shifts: np.ndarray) -> None:
-        """Add to the biases of candidates that have a part of their own; to those of others, none.
+    def set_trend(self, tokens: np.ndarray, shifts: np.ndarray) -> None:
+        """Say what is added to the scores of candidates, if the configuration follows a trend.
 
         Args:
             tokens: (n,) int32, the candidates' ids as the tower reads them.
-            shifts: (n,) float32, to be added to their scores.
+            shifts: (n,) float32.
         """
         if self.trend is not None:
-            lines, added = tokens[:, None], shifts[:, None]
-            self.trend.assign(tf.tensor_scatter_nd_add(self.trend, lines, added))
+            lines, values = tokens[:, None], shifts[:, None]
+            self.trend.assign(tf.tensor_scatter_nd_update(self.trend, lines, values))
 
     def wide(self, inputs: dict[str, Any]) -> Any:
         """Embed candidates before compression: (n, wide) float32."""
@@ -305,10 +305,10 @@ class TwoTowers(tfrs.Model):  # type: ignore[misc]
                 *(self._ids[CANDIDATE_ID][:, 0], n_interactions),
             )
 
-    def shift_biases(self, shifts: np.ndarray) -> None:
-        """Add (n_candidates,) float32 to the candidates' scores, as far as they have own biases."""
+    def set_trend(self, shifts: np.ndarray) -> None:
+        """Add (n_candidates,) float32 to the scores of candidates that the towers know by ids."""
         if CANDIDATE_ID in self._ids:
-            self.candidate_tower.shift_biases(self._ids[CANDIDATE_ID][:, 0], shifts)
+            self.candidate_tower.set_trend(self._ids[CANDIDATE_ID][:, 0], shifts)
 
     def embed_corpus(self) -> tuple[dict[str, Any], Any]:
         """Embed all candidates before compression, as parts of histories and as answers.

@@ -116,7 +116,7 @@ def fit(
     model.distil_ids_into_content(n_interactions)
     shifts = bias_shifts(dataset, train_rows, config.settled_trend_half_life_days)
     if shifts is not None:
-        model.shift_biases(shifts)
+        model.set_trend(shifts)
     _finish(model, histories, dataset.n_candidates, context)
     return Towers(model, config, features, vocabularies, corpus, histories, context)
 
@@ -151,10 +151,10 @@ def _advice_on_divergence(config: TowersConfig, checkpoints: Path | None) -> Ite
         yield
     except FloatingPointError as error:
         advice = f"lower the learning rate (now {config.learning_rate:g}) or raise the temperature"
-        if checkpoints is not None and latest(checkpoints):
-            mark_diverged(checkpoints)
+        if checkpoints is not None and (last := latest(checkpoints)):
+            mark_diverged(Path(last).parent)
             advice += (
-                f"; the last good checkpoint is kept in {checkpoints}, from where the same "
+                f"; the last good checkpoint is kept in {Path(last).parent}, from where the same "
                 "training goes on with a lower learning rate"
             )
         raise TrainingError(f"{error}: {advice}") from error

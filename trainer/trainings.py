@@ -23,7 +23,7 @@ from trainer.balance import (
 from trainer.bundle import TowerBundle, TrainedOn
 from trainer.checkpoints import Curve
 from trainer.config import Config
-from trainer.console import epoch_progress, say
+from trainer.console import epoch_progress, say, stderr
 from trainer.datasets import Dataset
 from trainer.distribution import averaged, heard_from_chief, is_chief, together
 from trainer.errors import TrainerError, TrainingError
@@ -41,7 +41,7 @@ from trainer.trained_towers import Towers
 from trainer.training import fit
 from trainer.trend import HALF_LIVES_DAYS, bias_shifts
 from trainer.validation import MONITOR, Validation, best_epoch, validation_of
-from trainer.warm_start import has_seen
+from trainer.warm_start import check_start, has_seen
 
 Judgement = TypeVar("Judgement")
 
@@ -94,20 +94,34 @@ class Trainings:
         self.find_balance(validation, towers)
 
     def check(self, parts: Split) -> None:
-        """Refuse before anything is trained what cannot be measured or read; say what is read.
+        """Refuse before anything is trained what cannot be measured, read or begun with.
 
         Raises:
+            BundleError: if the towers cannot begin with the weights of ``start_from``.
             EvaluationError: if the split leaves nobody to measure.
             TrainingError: if a model cannot read what it should.
         """
         if parts.kind is not SplitKind.NONE:
             check_measurable(self.dataset, parts)
-        users = describe_users(self.dataset, parts.train, self.config.towers)
-        features, _ = describe_inputs(self.dataset.candidates, users, self.config.towers)
-        if len(self.dataset.candidates.column_names) > 1:
-            say(told(self.dataset.candidates, features, self.config.towers))
+        if self.start_from is not None:
+            check_start(self.start_from, self.config.towers)
+        self.tell_what_is_read(parts)
         if self.config.with_ranker and self.dataset.ratings is not None:
             describe(self.dataset)
+
+    def tell_what_is_read(self, parts: Split) -> None:
+        """Say which columns of the candidates the towers read.
+
+        Raises:
+            TrainingError: if they cannot read what they should.
+        """
+        candidates, config = self.dataset.candidates, self.config.towers
+        with stderr.status("Describing users and candidates"):
+            users = describe_users(self.dataset, parts.train, config)
+            features, _ = describe_inputs(candidates, users, config)
+            sentence = told(candidates, features, config)
+        if len(candidates.column_names) > 1:
+            say(sentence)
 
     def _find_epochs(self, validation: Split) -> Towers:
         """Train on a part of the train rows, and stop when the rest says that it is enough."""

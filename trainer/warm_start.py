@@ -45,6 +45,24 @@ def warm_start(
     take(model.query_tower.context, query.context, features.context, known.context)
 
 
+def check_start(bundle: TowerBundle, config: TowersConfig) -> None:
+    """Refuse a bundle whose weights towers of a configuration cannot begin with.
+
+    Raises:
+        BundleError: if it was made by another version of this program, or is of another width.
+    """
+    _saved(bundle)
+    if bundle.manifest.config["width"] != config.width:
+        raise _of_another_width(bundle)
+
+
+def _of_another_width(bundle: TowerBundle) -> BundleError:
+    return BundleError(
+        f"{bundle.directory} was trained with another towers.width: set it to "
+        f"{bundle.manifest.config['width']} to begin with its weights"
+    )
+
+
 def _take_over(
     ours: FeatureEncoder | None,
     theirs: FeatureEncoder | None,
@@ -70,10 +88,7 @@ def _take_over(
             continue
         table, saved = ours.table(feature.name), theirs.table(feature.name)
         if table.shape[1] != saved.shape[1]:
-            raise BundleError(
-                f"{bundle.directory} was trained with another towers.width: set it to "
-                f"{bundle.manifest.config['width']} to begin with its weights"
-            )
+            raise _of_another_width(bundle)
         lines = _lines(feature.name, vocabularies, bundle.vocabularies, saved.shape[0])
         table.assign(np.where(lines[:, None] >= 0, saved.numpy()[lines], table.numpy()))
 
@@ -99,7 +114,8 @@ def _saved(bundle: TowerBundle) -> tuple[QueryTower, CandidateTower]:
             restored.assert_existing_objects_matched()
     except (AssertionError, ValidationError, ValueError, tf.errors.OpError) as error:
         raise BundleError(
-            f"{bundle.directory} was made by another version of this program: train without it"
+            f"{bundle.directory} was made by another version of this program: train once without "
+            "--warm-start"
         ) from error
     return query, candidate
 

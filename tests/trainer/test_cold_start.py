@@ -15,6 +15,7 @@ from trainer.evaluation import EvaluationError
 from trainer.features import Feature, Features
 from trainer.metrics import Interval
 from trainer.model_config import TowersConfig
+from trainer.report import print_cold_start
 from trainer.trained_towers import Towers
 
 CONFIG = TowersConfig(dim=8, width=8, epochs=15, learning_rate=0.02, batch_size=20)
@@ -124,3 +125,19 @@ def test_too_few_candidates_are_refused() -> None:
     )
     with pytest.raises(EvaluationError, match="at least 110 in all"):
         measure_cold_start(few, CONFIG, 0, lambda _: None)
+
+
+def test_without_content_nothing_is_said_of_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = two_genres()
+    bare = dataclasses.replace(data, candidates=data.candidates.select(["candidate_id"]))
+    brief = CONFIG.model_copy(update={"epochs": 1})
+    said: list[str] = []
+    result = measure_cold_start(bare, brief, 0, said.append)
+    assert result.candidates is None
+    assert len(said) == 6
+    print_cold_start(result)
+    printed = capsys.readouterr().out
+    assert "The towers read no content" in printed
+    assert "hidden" not in printed

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from trainer.config import Config, ConfigError, load_config
+from trainer.datasets import DatasetError
 from trainer.toml import as_toml
 
 
@@ -33,6 +34,11 @@ def test_a_source_of_data_on_the_command_line_replaces_the_files(file: Path) -> 
     assert ("sample", None, None) == (data.dataset, data.interactions, data.candidates)
     kept = load_config(file, {"data": {"dataset": None, "min_rating": 4.0}}).data
     assert (Path("i.csv"), 4.0) == (kept.interactions, kept.min_rating)
+
+
+def test_a_dataset_without_a_name_is_not_the_usual_one() -> None:
+    with pytest.raises(DatasetError, match="there is no dataset ''"):
+        load_config(None, {"data": {"dataset": ""}}).data.load()
 
 
 def test_what_is_printed_is_read_back_as_it_was(file: Path, tmp_path: Path) -> None:

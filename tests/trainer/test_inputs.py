@@ -50,8 +50,14 @@ def test_what_is_read_and_what_is_not_is_told() -> None:
     )
     features, _ = described(data, CONFIG)
     assert told(data.candidates, features, CONFIG) == (
-        "Of candidates the towers read candidate_id, genres (1 labels), year (a number); not price "
+        "Of candidates the towers read candidate_id, genres (1 label), year (a number); not price "
         "(no label of it stands in two candidates), plot (a text, which towers.content leaves out)"
+    )
+    nothing = TowersConfig(content=())
+    data_of_days = with_columns(when=[dt.date(2026, 11, 30)] * 4)
+    features, _ = described(data_of_days, nothing)
+    assert told(data_of_days.candidates, features, nothing).endswith(
+        "not when (of a type that no tower reads)"
     )
     features, _ = described(data, TowersConfig(candidate_ids=False, content=("text",)))
     sentence = told(data.candidates, features, TowersConfig(content=("text",)))

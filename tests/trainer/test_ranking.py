@@ -140,6 +140,13 @@ def test_one_seed_gives_one_model(tiny: Dataset, ranker: Ranker) -> None:
     assert not np.array_equal(predicted(ranker), predicted(other))
 
 
+def test_many_pairs_are_rated_in_parts(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    users, candidates = np.arange(8) % 3, np.arange(8) % 4
+    at_once = ranker.predict(users, candidates)
+    monkeypatch.setattr("trainer.ranking._MAX_PAIRS", 3)
+    np.testing.assert_allclose(at_once, ranker.predict(users, candidates), rtol=1e-6)
+
+
 def test_the_exported_function_agrees_with_predict(tiny: Dataset, ranker: Ranker) -> None:
     data = encode(tiny, np.arange(5), SMALL.max_history_length)
     history = np.zeros((1, 4), np.int32)

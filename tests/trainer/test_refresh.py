@@ -147,6 +147,15 @@ def test_a_ranking_model_knows_its_users_by_the_lines_they_had(
     assert [6, 0] == np.concatenate(tokens).ravel().tolist()
 
 
+def test_what_nothing_tells_the_ratings_of_is_taken_by_force(
+    dataset: Dataset, bundle: TowerBundle, tmp_path: Path
+) -> None:
+    seen = bundle.manifest.trained_on.model_copy(update={"min_rating": 4.0})
+    of_four = TowerBundle(bundle.directory, bundle.manifest.model_copy(update={"trained_on": seen}))
+    unrated = dataclasses.replace(dataset, ratings=None)
+    assert refresh(of_four, unrated, tmp_path, force=True).n_users == dataset.n_users
+
+
 def test_what_is_known_of_users_stays_column_by_column(
     dataset: Dataset, train_rows: np.ndarray, towers: Towers, tmp_path: Path
 ) -> None:
@@ -191,6 +200,7 @@ def test_histories_stay_of_the_same_ratings(
     of_four = TowerBundle(bundle.directory, bundle.manifest.model_copy(update={"trained_on": seen}))
     with pytest.raises(RefreshError, match=r"rated 4 or more: give --min-rating 4"):
         refresh(of_four, dataset, tmp_path)
-    with pytest.raises(RefreshError, match=r"rated 4 or more: give --min-rating 4"):
-        refresh(of_four, dataclasses.replace(dataset, ratings=None), tmp_path)
+    unrated = dataclasses.replace(dataset, ratings=None)
+    with pytest.raises(RefreshError, match=r"rated 4 or more, and .* has no ratings: add them"):
+        refresh(of_four, unrated, tmp_path)
     assert not list(tmp_path.iterdir())

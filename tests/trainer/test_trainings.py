@@ -8,12 +8,16 @@ import pyarrow as pa
 import pytest
 
 from trainer.acceptance import WorseError
+from trainer.bundle import TowerBundle
 from trainer.config import Config
 from trainer.datasets import Dataset, load_dataset
 from trainer.errors import TrainingError
 from trainer.evaluation import EvaluationError
+from trainer.export import export
 from trainer.model_config import TowersConfig
+from trainer.publish import BundleError
 from trainer.splits import split
+from trainer.training import fit
 from trainer.trainings import Trainings
 
 
@@ -74,15 +78,35 @@ def test_what_the_towers_cannot_read_is_refused_once(
     assert capsys.readouterr().err == ""
 
 
+def test_weights_that_cannot_be_begun_with_are_refused_before_any_training(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    config = TowersConfig(dim=8, width=8, epochs=1)
+    towers = fit(dataset, np.arange(len(dataset)), config, 0)
+    bundle = TowerBundle.open(export(towers, dataset, np.arange(len(dataset)), tmp_path, seed=0))
+    of_old = {**bundle.manifest.config, "trend_half_life_days": 7.0}  # which its ids hold
+    old = TowerBundle(bundle.directory, bundle.manifest.model_copy(update={"config": of_old}))
+    wider = Config(towers=config.model_copy(update={"width": 9}))
+    same = Config(towers=config)
+    for start, chosen, message in ((bundle, wider, "width"), (old, same, "another version")):
+        trainings = Trainings(dataset, chosen, start_from=start)
+        with pytest.raises(BundleError, match=message):
+            trainings.settle(split(dataset, "random"))
+        assert trainings.curve == []
+
+
 def test_without_a_folder_nothing_is_kept(dataset: Dataset) -> None:
     trainings = Trainings(dataset, Config())
     assert trainings._checkpoints_of(TowersConfig(), split(dataset, "none"), "all") is None
 
 
-def test_what_one_process_refuses_to_publish_it_refuses_in_its_own_words(dataset: Dataset) -> None:
+@pytest.mark.parametrize("error", [WorseError, EvaluationError])
+def test_what_one_process_refuses_to_publish_it_refuses_in_its_own_words(
+    dataset: Dataset, error: type[Exception]
+) -> None:
     trainings = Trainings(dataset, Config())
-    refusal = WorseError("worse")
-    with pytest.raises(WorseError) as raised, trainings.chief_decides():
+    refusal = error("worse")
+    with pytest.raises(error) as raised, trainings.chief_decides():
         raise refusal
     assert raised.value is refusal
     with trainings.chief_decides():

@@ -35,7 +35,9 @@ def refresh(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Publish even if the towers know few of the candidates in the data."
+            "--force",
+            help="Publish even if most interactions are with candidates that the towers do "
+            "not know, or if ratings that they were chosen by are missing.",
         ),
     ] = False,
     as_json: AsJson = False,

@@ -79,7 +79,7 @@ def tune(
 
         validation = validation_of(data, parts)
         trainings = Trainings(data, chosen)
-        trainings.check(parts)
+        trainings.tell_what_is_read(parts)
         trainings.find_balance(validation)
         settled = trainings.config
 

@@ -99,7 +99,13 @@ def _is_list_of_labels(kind: pa.DataType) -> bool:
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return False
     of = kind.value_type
-    return is_text(of) or pa.types.is_integer(of) or pa.types.is_null(of)
+    tests = (is_text, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
+    return any(bool(test(of)) for test in tests)
+
+
+def _is_day_or_time(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_date, pa.types.is_time, pa.types.is_timestamp)
+    return any(bool(test(kind)) for test in tests)
 
 
 _CONVERSIONS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], pa.Array]], ...] = (
@@ -109,6 +115,6 @@ _CONVERSIONS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], pa
     (pa.types.is_integer, lambda column: column.cast(pa.int64())),
     (pa.types.is_floating, _as_number),
     (pa.types.is_decimal, _as_number),
-    (pa.types.is_temporal, lambda column: column.cast(pa.string())),
+    (_is_day_or_time, lambda column: column.cast(pa.string())),
     (_is_list_of_labels, _as_list),
 )

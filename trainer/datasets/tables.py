@@ -6,7 +6,6 @@ import csv
 import re
 from collections import deque
 from collections.abc import Collection, Iterator
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -50,6 +49,12 @@ class FileTable:
         if read is None:
             raise DatasetError(f"{path}: expected a file named .csv or .parquet")
         try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise DatasetError(
+                f"{str(path)!a}: the name of the file is not UTF-8: rename it"
+            ) from error
+        try:
             names = _column_names(path)
             _check_names(path, names, required)
             wanted = names if optional is None else [*required, *optional]
@@ -57,7 +62,9 @@ class FileTable:
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from error
         except UnicodeEncodeError as error:
-            raise DatasetError(f"{path!a}: the name of the file is not UTF-8: rename it") from error
+            raise DatasetError(
+                f"{path}, line 1: the names of the columns are not UTF-8 text"
+            ) from error
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise _diagnose(path, error) from error
 
@@ -104,9 +111,9 @@ class FileTable:
                 text = self._with_times_as_seconds(column, text)
             is_number = pc.match_substring_regex(text, _NUMBER)
             values = pc.if_else(is_number, text, None)
-        elif pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
-            if pa.types.is_date(values.type):
-                values = values.cast(pa.timestamp("s"))
+        elif may_be_times and pa.types.is_date(values.type):
+            values = values.cast(pa.timestamp("s")).cast(pa.int64())
+        elif may_be_times and pa.types.is_timestamp(values.type):
             values = values.cast(pa.timestamp("s", values.type.tz), safe=False).cast(pa.int64())
         try:
             # Whole numbers beyond 2^53 are rounded: those that matter are refused as too large.
@@ -130,10 +137,10 @@ class FileTable:
         try:
             micros = times.cast(pa.timestamp("us", "UTC")).cast(pa.int64())
         except pa.ArrowInvalid:  # of a thirteenth month, say
-            does_not_exist = pa.array([not _exists(one) for one in times.to_pylist()])
-            self._refuse(does_not_exist, column, "there is no such time as {value!r}")
+            is_none = pa.array([not _is_time(one) for one in times])
+            self._refuse(is_none, column, "there is no such time as {value!r}")
             raise
-        seconds = pc.floor(pc.divide(micros.cast(pa.float64()), 1e6)).cast(pa.int64())
+        seconds = pc.floor(pc.divide(micros.cast(pa.float64(), safe=False), 1e6)).cast(pa.int64())
         return pc.coalesce(seconds.cast(pa.string()), text)
 
     def error(self, row: int | None, column: str, problem: str) -> DatasetError:
@@ -153,14 +160,20 @@ class FileTable:
         """Raise the refusal of the first bad row, if there is one."""
         row = pc.index(is_bad, value=True).as_py()
         if row >= 0:
-            raise self.error(row, column, problem.format(value=self.table[column][row].as_py()))
+            value = self.table[column][row]
+            try:
+                shown = value.as_py()
+            except OverflowError:  # of a day that Python has no name for
+                shown = value.cast(pa.int32()).as_py()
+            raise self.error(row, column, problem.format(value=shown))
 
 
-def _exists(time: str | None) -> bool:
+def _is_time(text: pa.StringScalar) -> bool:
     try:
-        return time is None or bool(datetime.fromisoformat(time))
-    except ValueError:
+        text.cast(pa.timestamp("us", "UTC"))
+    except pa.ArrowInvalid:
         return False
+    return True
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -174,7 +187,7 @@ def is_text(kind: pa.DataType) -> bool:
 def _column_names(path: Path) -> list[str]:
     if path.suffix.lower() == ".parquet":
         names = pa.parquet.read_schema(path).names
-        return [name for name in names if not _PANDAS_INDEX.fullmatch(name)]
+        return [name for name in names if name and not _PANDAS_INDEX.fullmatch(name)]
     names = next((fields for _, fields in _records(path) if fields), [])
     return [name for name in names if name]  # pandas writes its index without one
 

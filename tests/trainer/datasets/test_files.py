@@ -87,6 +87,13 @@ def test_times_may_be_written_by_iso_8601(write):
         load_files(file)
 
 
+@pytest.mark.parametrize("time", ["2020-01-01T00:00+05:60", "9999-12-31"])
+def test_times_that_only_look_like_some_are_a_sentence(write, time):
+    file = write("shop.csv", f"user_id,candidate_id,timestamp\na,x,{time}\n")
+    with pytest.raises(DatasetError, match=r"line 2, column timestamp: (there is no|expected)"):
+        load_files(file)
+
+
 def test_days_of_parquet_are_timestamps(write):
     days = pa.array([dt.date(1970, 1, 2), dt.date(1970, 1, 1)])
     table = {"user_id": ["a", "b"], "candidate_id": ["x", "y"], "timestamp": days}
@@ -101,7 +108,7 @@ def test_a_column_without_a_name_is_not_read(write):
 def test_a_name_that_is_not_text_is_a_sentence(tmp_path):
     file = tmp_path / os.fsdecode(b"donn\xe9es.csv")
     file.write_text("user_id,candidate_id\na,x\n")
-    with pytest.raises(DatasetError, match=r"donn.udce9es\.csv'\): the name of the file is not"):
+    with pytest.raises(DatasetError, match=r"donn.udce9es\.csv': the name of the file is not"):
         load_files(file)
 
 
@@ -271,6 +278,12 @@ def test_users_listed_twice_are_refused(write):
         ("rating", [[1], [2]], "column rating: expected numbers, found list"),
         ("timestamp", [1, 2**60], "row 2, column timestamp: expected seconds .* found 11529"),
         ("timestamp", [1, 10**15], "row 2, column timestamp: expected seconds .* found 10{15}$"),
+        (
+            "timestamp",
+            pa.array([0, 10**8], pa.date32()),
+            "row 2, column timestamp: .* found 10{8}$",
+        ),
+        ("rating", pa.array([0, 1], pa.date32()), "column rating: expected numbers, found date32"),
     ],
 )
 def test_bad_parquet_is_refused_by_row(write, column, values, expected):
