@@ -14,7 +14,7 @@ from rich.table import Table
 
 from benchmarks.eligibility import EligibilityReport
 from benchmarks.search import BATCH_SIZE, SearchPoint, SearchReport
-from benchmarks.serve import TWO_SERVERS, TWO_WORKERS, ServeReport
+from benchmarks.serve import HALF, TWO_WORKERS, ServeReport
 
 _ASKED_RECALL = 0.95
 _COLOURS = {"brute_force": "#4c4c4c", "annoy": "#d95f02", "scann": "#1b6ca8"}
@@ -191,8 +191,8 @@ Against a known user's request, in requests per CPU second: history \
 In batches of {BATCH_SIZE}: {batched:.0f} us of CPU a search; the library's own batched search / \
 ours: {report.batch_ratio:.2f}.
 CPU a request with two workers / with one: {1 / report.throughput_ratio(TWO_WORKERS):.2f}; \
-of one worker while another server is loaded alike / alone: \
-{1 / report.throughput_ratio(TWO_SERVERS):.2f}.
+with half the load on one / with all of it: {1 / report.throughput_ratio(HALF):.2f}; \
+with half, while another server has the other half / without: {report.company_ratio:.2f}.
 While exact searches run beside, the 99th percentile of 100 searches a second is \
 {report.stall_us / 1e3:.1f} ms above that without.
 From start to serving: {report.start_seconds:.2f} s, of which hashing the files alone takes \

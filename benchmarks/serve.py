@@ -48,7 +48,8 @@ N_EXCLUDED = 100
 _SELECTIVITY = 0.1
 RECALL_TARGET = 0.95
 KNOWN, BARE = "known user", "known user, bare server"
-TWO_WORKERS, TWO_SERVERS = "known user, 2 workers", "known user, beside another server"
+TWO_WORKERS = "known user, 2 workers"
+HALF, HALF_BESIDE = "known user, half in flight", "known user, half, beside another server"
 STEADY, BESIDE_EXACT = "known user, 100/s", "known user, 100/s, beside exact searches"
 
 _STEADY_RATE = 100.0
@@ -134,6 +135,11 @@ class ServeReport(BaseModel):
     def throughput_ratio(self, name: str) -> float:
         """Return how many requests of a scenario cost as much CPU as one of a known user."""
         return self._median(lambda one: one.cpu_us(KNOWN) / one.cpu_us(name))
+
+    @property
+    def company_ratio(self) -> float:
+        """CPU a request of a server while another is loaded alike, divided by that without."""
+        return self._median(lambda one: one.cpu_us(HALF_BESIDE) / one.cpu_us(HALF))
 
     @property
     def batch_ratio(self) -> float:
@@ -277,6 +283,8 @@ def benchmark_serve(
             SearchClient(bare.target) as caller,
         ):
             caller.search(_known_user(bundle), count=COUNT)
+            # What each of two workers is loaded with.
+            half_load = _Turn(HALF, server, body, IN_FLIGHT // 2, connections=8)
             turns = [
                 _Turn("null", null, body),
                 _Turn(KNOWN, server, body),
@@ -285,8 +293,8 @@ def benchmark_serve(
                 _Turn("filter and exclusions", server, selective.SerializeToString()),
                 _Turn("batch", server, batch, in_flight=4, searches=BATCH_SIZE),
                 _Turn(TWO_WORKERS, two, body, connections=16),
-                # What each of two workers is loaded with, without being one.
-                _Turn(TWO_SERVERS, server, body, IN_FLIGHT // 2, connections=8, beside=other),
+                half_load,
+                half_load._replace(name=HALF_BESIDE, beside=other),
                 _Turn("null, alone", null, body, in_flight=1),
                 _Turn("known user, alone", server, body, in_flight=1),
             ]
