@@ -6,6 +6,7 @@ Single-threaded throughout: what one core does is what can be compared.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -407,8 +408,11 @@ def _sentences_for_errors() -> AbstractContextManager[None]:
 def _use_one_thread() -> None:
     """Keep NumPy to one thread; its libraries read these when they are loaded."""
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")
+        os.environ[variable] = "1"
 
 
 if __name__ == "__main__":
+    # What ends the process from outside lets it end its servers, as an interruption does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     app(prog_name="python -m benchmarks")

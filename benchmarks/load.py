@@ -6,6 +6,7 @@ whatever the server does, as they do in the world.
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 import subprocess
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import grpc
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
@@ -22,6 +24,11 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.processes import cpu_seconds
 
 _CLIENT = "benchmarks.load_client"
+_MOST_FAILED = 0.01  # of the requests: of more, the figures are not those of answers
+_PATIENCE_SECONDS = 30
+_HTTP_OK = 200
+_PREFIX_BYTES = 5  # of a gRPC message: whether it is compressed, and its length
+_DATA_BYTES = re.compile(r"\((\d+)\) data$", re.MULTILINE)
 
 
 class LoadError(BenchmarkError):
@@ -72,16 +79,20 @@ def put_load(
         connections: over how many connections, each of which stays with one worker.
 
     Raises:
-        LoadError: if the load generator fails.
+        LoadError: if the load generator fails, or the server does not answer nearly all requests.
     """
     make = _h2load if shutil.which("h2load") else _python_load
+    answer = answer_of(target, method, request)
     cpu_before, start = cpu_seconds(server_pid), time.perf_counter()
     shape = _Shape(seconds, in_flight, rate, connections)
-    latencies_us, n_failed = make(target, method, request, shape)
+    latencies_us, n_failed = make(target, method, request, shape, len(answer))
     elapsed = time.perf_counter() - start
     cpu = cpu_seconds(server_pid) - cpu_before
-    if not len(latencies_us):
-        raise LoadError(f"no request to {target}{method} was answered")
+    if n_failed > _MOST_FAILED * len(latencies_us):
+        raise LoadError(
+            f"{n_failed:,} of {n_failed + len(latencies_us):,} requests to {target}{method} were "
+            "refused or failed"
+        )
     p50, p95, p99 = np.percentile(latencies_us, (50, 95, 99))
     return Load(
         n_requests=len(latencies_us) + n_failed,
@@ -97,6 +108,20 @@ def put_load(
     )
 
 
+def answer_of(target: str, method: str, request: bytes) -> bytes:
+    """Return what a server answers, as it is on the wire.
+
+    Raises:
+        LoadError: if it does not answer, or refuses.
+    """
+    with grpc.insecure_channel(target) as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+        try:
+            return call(request, timeout=_PATIENCE_SECONDS)
+        except grpc.RpcError as error:
+            raise LoadError(f"no request to {target}{method} is answered: {error}") from error
+
+
 class _Shape(NamedTuple):
     """How long, how much at once, and how fast."""
 
@@ -106,8 +131,13 @@ class _Shape(NamedTuple):
     connections: int
 
 
-def _h2load(target: str, method: str, request: bytes, shape: _Shape) -> tuple[np.ndarray, int]:
-    """Load with h2load; returns latencies in microseconds and the number of failed requests."""
+def _h2load(
+    target: str, method: str, request: bytes, shape: _Shape, answer_bytes: int
+) -> tuple[np.ndarray, int]:
+    """Load with h2load; returns latencies in microseconds and the number of failed requests.
+
+    It takes what gRPC refuses for answered, so how much came back tells how many were.
+    """
     with tempfile.TemporaryDirectory() as directory:
         body, log = Path(directory, "body"), Path(directory, "log")
         # A gRPC message on the wire: not compressed, its length, its bytes.
@@ -125,12 +155,17 @@ def _h2load(target: str, method: str, request: bytes, shape: _Shape) -> tuple[np
         if done.returncode or not log.exists():
             raise LoadError(f"h2load failed: {done.stderr.strip() or done.stdout.strip()}")
         lines = np.loadtxt(log, dtype=np.int64, ndmin=2)
-    succeeded = lines[:, 1] == 200  # noqa: PLR2004 - the HTTP status OK
-    return lines[succeeded, 2], int(np.count_nonzero(~succeeded))
+    latencies_us = lines[lines[:, 1] == _HTTP_OK, 2]
+    (data_bytes,) = map(int, _DATA_BYTES.findall(done.stdout))
+    n_answered = min(round(data_bytes / (_PREFIX_BYTES + answer_bytes)), len(latencies_us))
+    return latencies_us[:n_answered], len(lines) - n_answered
 
 
-def _python_load(target: str, method: str, request: bytes, shape: _Shape) -> tuple[np.ndarray, int]:
+def _python_load(
+    target: str, method: str, request: bytes, shape: _Shape, answer_bytes: int
+) -> tuple[np.ndarray, int]:
     """Load with a client of our own, in another process."""
+    del answer_bytes
     arguments = [target, method, *("" if value is None else str(value) for value in shape)]
     done = subprocess.run(
         [sys.executable, "-m", _CLIENT, *arguments], input=request, check=False, capture_output=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -24,7 +25,13 @@ def run_alone(work: Callable[..., T], *arguments: object) -> T:
     """
     context = multiprocessing.get_context("spawn")  # a fork would begin with our memory
     with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(work, *arguments).result()
+        try:
+            return pool.submit(work, *arguments).result()
+        except BaseException:
+            for child in descendants(os.getpid()):  # which the pool would wait for
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGTERM)
+            raise
 
 
 def descendants(pid: int) -> list[int]:

@@ -24,7 +24,7 @@ from candidate_search.v1 import candidate_search_service_pb2 as pb
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.load import Load, put_load
+from benchmarks.load import Load, answer_of, put_load
 from benchmarks.processes import private_bytes
 from benchmarks.progress import OnStep
 from benchmarks.search import BATCH_SIZE
@@ -45,6 +45,7 @@ COUNT = 100
 IN_FLIGHT = 32
 HISTORY_LENGTH = 50
 N_EXCLUDED = 100
+_FEWEST_CANDIDATES = 2 * (COUNT + N_EXCLUDED)
 _SELECTIVITY = 0.1
 RECALL_TARGET = 0.95
 KNOWN, BARE = "known user", "known user, bare server"
@@ -261,7 +262,11 @@ def benchmark_serve(
         SearchFailedError: if the server refuses what it is to be loaded with.
     """
     known, history, selective, exact = _requests(bundle)
-    batch = pb.BatchSearchCandidatesRequest(requests=[known] * BATCH_SIZE).SerializeToString()
+    many = [
+        search_request(user, count=COUNT, recall_target=RECALL_TARGET)
+        for user in _known_users(bundle, BATCH_SIZE)
+    ]
+    batch = pb.BatchSearchCandidatesRequest(requests=many).SerializeToString()
     scenarios = _Scenarios(seconds, rounds, on_step)
     arguments = ("server", "serve", "--index", str(bundle.directory), "--port", "0")
     hash_seconds, _ = timed(lambda: hash_files(bundle.directory, bundle.manifest.files))
@@ -272,17 +277,18 @@ def benchmark_serve(
         for one in client.search_batch([known, history, selective, exact]):
             if isinstance(one, SearchFailedError):
                 raise one
-        explained = client.explain(_known_user(bundle), count=COUNT, recall_target=RECALL_TARGET)
+        (user,) = _known_users(bundle, 1)
+        explained = client.explain(user, count=COUNT, recall_target=RECALL_TARGET)
         body = known.SerializeToString()
         raw = _RawSearches.of(bundle, explained.plan.backend)
         with (
-            _null_server(bundle) as null,
+            null_server(answer_of(server.target, SEARCH_METHOD, body)) as null,
             server_process(("benchmarks.bare_server", str(bundle.directory))) as bare,
             server_process((*arguments, "--workers", "2")) as two,
             server_process(arguments) as other,
             SearchClient(bare.target) as caller,
         ):
-            caller.search(_known_user(bundle), count=COUNT)
+            caller.search(user, count=COUNT)
             # What each of two workers is loaded with.
             half_load = _Turn(HALF, server, body, IN_FLIGHT // 2, connections=8)
             turns = [
@@ -321,18 +327,25 @@ def benchmark_serve(
     )
 
 
-def _known_user(bundle: IndexBundle) -> User:
+def _known_users(bundle: IndexBundle, n: int) -> list[User]:
+    """Return the first known users, over and over where there are fewer."""
     if bundle.query is None or bundle.query.user_ids is None:
         raise BenchmarkError(f"{bundle.directory} has no known users to search for")
-    return User(bundle.query.user_ids.token(0))
+    ids = bundle.query.user_ids
+    return [User(ids.token(i % len(ids))) for i in range(n)]
 
 
 def _requests(bundle: IndexBundle) -> list[pb.SearchCandidatesRequest]:
     """Return requests: a known user's, with a history, with a filter and exclusions, exact."""
+    (known,) = _known_users(bundle, 1)
     ids = bundle.corpus.candidate_ids
+    if len(ids) < _FEWEST_CANDIDATES:
+        raise BenchmarkError(
+            f"{bundle.directory} has {len(ids)} candidates; to search for {COUNT} and exclude "
+            f"{N_EXCLUDED} others takes {_FEWEST_CANDIDATES} at least"
+        )
     history = ids.tokens(np.arange(HISTORY_LENGTH) * (len(ids) // HISTORY_LENGTH))
     excluded = ids.tokens(np.arange(N_EXCLUDED) * (len(ids) // N_EXCLUDED) + 1)
-    known = _known_user(bundle)
     return [
         search_request(known, count=COUNT, recall_target=RECALL_TARGET),
         search_request(User(history=history), count=COUNT, recall_target=RECALL_TARGET),
@@ -357,39 +370,43 @@ def _tenth(candidates: pa.Table) -> Condition:
 
 
 class _RawSearches:
-    """The library's own searches, without checks and rescoring."""
+    """The library's own searches for the users that the server is asked for, and nothing more.
+
+    No checks, no rescoring, and nothing searched for in place of what is left out.
+    """
 
     def __init__(
-        self, index: LocalIndex[Any, Any], params: SearchParams, queries: np.ndarray
+        self, index: LocalIndex[Any, Any], params: SearchParams, users: np.ndarray
     ) -> None:
         self._search = partial(index._search, k=COUNT, params=params)  # noqa: SLF001 - beneath ours
-        self._queries = queries
+        self._users = users
 
     @classmethod
     def of(cls, bundle: IndexBundle, backend: str) -> _RawSearches:
         """Return those of a backend, at the params of the benchmark's recall."""
         params = bundle.choose(COUNT, recall_target=RECALL_TARGET, backend=backend).params
-        queries = np.ascontiguousarray(bundle.tuning_queries[:_RAW_SEARCHES])
-        return cls(bundle.index(backend), params, queries)
+        assert bundle.query is not None  # noqa: S101 - there are known users
+        embeddings = bundle.query.query_embeddings
+        assert embeddings is not None  # noqa: S101
+        rows = np.arange(BATCH_SIZE) % len(embeddings)
+        return cls(bundle.index(backend), params, np.ascontiguousarray(embeddings[rows]))
 
     def cpu_us(self, batch_size: int) -> float:
         """Return the CPU microseconds of a query's search, in batches of so many."""
-        starts = range(0, max(1, len(self._queries) - batch_size + 1), batch_size)
-        batches = [self._queries[start : start + batch_size] for start in starts]
-        self._search(batches[0])
+        batch = self._users[:batch_size]
+        n_batches = _RAW_SEARCHES // batch_size
+        self._search(batch)
         start = process_time()
-        for batch in batches:
+        for _ in range(n_batches):
             self._search(batch)
-        return (process_time() - start) / sum(map(len, batches)) * 1e6
+        return (process_time() - start) / (n_batches * batch_size) * 1e6
 
 
 @contextmanager
-def _null_server(bundle: IndexBundle) -> Iterator[ServerProcess]:
-    """Run a null server whose response has the size and content of a real one."""
-    ids = bundle.corpus.candidate_ids.tokens(np.arange(COUNT))
-    response = pb.SearchCandidatesResponse(candidate_ids=ids, scores=np.ones(COUNT))
+def null_server(answer: bytes) -> Iterator[ServerProcess]:
+    """Run a null server that answers with these bytes, whatever it is asked."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "response")
-        file.write_bytes(response.SerializeToString())
+        file.write_bytes(answer)
         with server_process(("benchmarks.null_server", str(file))) as started:
             yield started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from benchmarks.errors import BenchmarkError
+from server.settings import ENVIRONMENT_PREFIX, Settings
 
 _LISTENING = re.compile(r"serving on (\S+:\d+)")
 _STOP_SECONDS = 30
+_SETTINGS = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in (*Settings.model_fields, "config")}
 
 
 class ServerProcess(NamedTuple):
@@ -28,6 +31,8 @@ def server_process(
 ) -> Iterator[ServerProcess]:
     """Run one of our servers for as long as the block lasts; no process is left behind.
 
+    As it ships: settings in the environment are not for it.
+
     Args:
         arguments: what follows ``python -m``.
         on_line: told what the server prints until it listens.
@@ -35,8 +40,9 @@ def server_process(
     Raises:
         BenchmarkError: if it ends before it listens.
     """
+    environment = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
     process = subprocess.Popen(
-        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, env=environment
     )
     try:
         yield ServerProcess(process.pid, _target(process, on_line))
