@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def compose_command() -> list[str]:
 
 
 def container() -> Any:
-    deployment = yaml.safe_load((DEPLOY / "kubernetes" / "deployment.yaml").read_text())
+    deployment = yaml.safe_load((DEPLOY / "kubernetes" / "base" / "deployment.yaml").read_text())
     return deployment["spec"]["template"]["spec"]["containers"][0]
 
 
@@ -108,14 +109,14 @@ def test_the_workers_of_a_training_find_each_other() -> None:
 
 
 def test_the_pods_end_after_they_have_drained() -> None:
-    deployment = yaml.safe_load((DEPLOY / "kubernetes" / "deployment.yaml").read_text())
+    deployment = yaml.safe_load((DEPLOY / "kubernetes" / "base" / "deployment.yaml").read_text())
     grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     (waits,) = re.findall(r"sleep\((\d+)\)", str(container()["lifecycle"]))
     assert grace >= int(waits) + Settings().drain_seconds + 5
 
 
 def test_probes_wait_longer_than_the_command_that_asks() -> None:
-    probes = [container()[f"{name}Probe"] for name in ("startup", "readiness")]
+    probes = [container()[f"{name}Probe"] for name in ("startup", "readiness", "liveness")]
     (docker,) = re.findall(r"--timeout=(\d+)s", (DEPLOY / "Dockerfile").read_text())
     waits = [int(docker), *(probe.get("timeoutSeconds", 1) for probe in probes)]
     starting_python_seconds = 5
@@ -175,6 +176,8 @@ def test_a_kustomization_names_what_there_is_and_forgets_nothing(path: Path) -> 
     assert "kustomize.config.k8s.io/v1beta1" == content.pop("apiVersion")
     assert "Kustomization" == content.pop("kind")
     assert content.keys() <= {"resources", "patches"}  # kustomize refuses a key that is misspelt
+    folders = [(path.parent / name).resolve() for name in content["resources"]]
+    assert not any(one == path.parent or one in path.parent.parents for one in folders)  # a cycle
     applied = [(one["kind"], one["metadata"]["name"]) for one in objects_of(path)]
     assert applied
     assert len(set(applied)) == len(applied)
@@ -184,3 +187,14 @@ def test_a_kustomization_names_what_there_is_and_forgets_nothing(path: Path) -> 
         assert (patched["kind"], patched["metadata"]["name"]) in applied
     named = {path.parent / name for name in content["resources"]} | set(patches)
     assert set(path.parent.glob("*.yaml")) <= named
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.parametrize("path", sorted(DEPLOY.rglob("Kustomization")), ids=str)
+def test_kubectl_builds_a_kustomization(path: Path) -> None:
+    built = subprocess.run(
+        ["kubectl", "kustomize", str(path.parent)], check=False, capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stderr
+    kinds = [one["kind"] for one in yaml.safe_load_all(built.stdout)]
+    assert sorted(kinds) == sorted(one["kind"] for one in objects_of(path))
