@@ -85,7 +85,7 @@ def search(
     from benchmarks.contenders import build_scann_alone
     from benchmarks.corpora import open_corpus
     from benchmarks.page import write_page
-    from benchmarks.peers import build_peers, peers_named
+    from benchmarks.peers import build_peers, check_installed, peers_named
     from benchmarks.report import asking_sentence, build_table, draw_search, search_table
     from benchmarks.search import benchmark_search
 
@@ -94,6 +94,7 @@ def search(
     with _sentences_for_errors():
         output.mkdir(parents=True, exist_ok=True)
         chosen = peers_named(peer or ()) if peers or peer else ()
+        check_installed(chosen)
         with stderr.status("opening the index") as status:
             bundle = open_corpus(
                 corpus, output, backends=tuple(backend or ()), on_step=status.update

@@ -8,11 +8,12 @@ them. They are optional: the ``peers`` extra installs them.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,6 +33,9 @@ class PeersMissingError(BenchmarkError):
 
 class _Peer(Contender):
     """A peer over one corpus; a subclass builds and searches."""
+
+    library: ClassVar[str]
+    """The module that it imports."""
 
     def __init__(self, embeddings: np.ndarray) -> None:
         start = time.perf_counter()
@@ -59,6 +63,7 @@ class _Peer(Contender):
 class _Faiss(_Peer):
     """An index of FAISS's factory."""
 
+    library = "faiss"
     factory: str
     effort: str
     efforts: tuple[int, ...] = (*_FEW_LISTS, *_EFFORTS)
@@ -67,8 +72,9 @@ class _Faiss(_Peer):
         faiss = importlib.import_module("faiss")
         faiss.omp_set_num_threads(1)
         n_lists = 2 ** round(math.log2(4 * math.sqrt(len(embeddings))))
-        description = self.factory.format(n_lists=n_lists, half_dim=embeddings.shape[1] // 2)
         dim = embeddings.shape[1]
+        n_parts = next(n for n in range(max(1, dim // 2), 0, -1) if dim % n == 0)
+        description = self.factory.format(n_lists=n_lists, n_parts=n_parts)
         self._index = faiss.index_factory(dim, description, faiss.METRIC_INNER_PRODUCT)
         self._index.train(embeddings[:: max(1, len(embeddings) // (64 * n_lists))])
         self._index.add(embeddings)
@@ -102,7 +108,7 @@ class FaissIvfPq(_Faiss):
     """Inverted lists of quantised vectors, scanned by fast scan and refined by whole ones."""
 
     name = "FAISS IVF-PQ"
-    factory = "IVF{n_lists},PQ{half_dim}x4fs,RFlat"
+    factory = "IVF{n_lists},PQ{n_parts}x4fs,RFlat"
     effort = "nprobe"
 
     def _searcher(self, k: int, effort: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -122,6 +128,7 @@ class FaissHnsw(_Faiss):
 class Hnswlib(_Peer):
     """The graph of its authors."""
 
+    library = "hnswlib"
     name = "hnswlib"
 
     def _build(self, embeddings: np.ndarray) -> None:
@@ -147,6 +154,7 @@ class Hnswlib(_Peer):
 class Usearch(_Peer):
     """USearch."""
 
+    library = "usearch"
     name = "USearch"
 
     def _build(self, embeddings: np.ndarray) -> None:
@@ -177,6 +185,7 @@ class Usearch(_Peer):
 class Voyager(_Peer):
     """Voyager."""
 
+    library = "voyager"
     name = "Voyager"
 
     def _build(self, embeddings: np.ndarray) -> None:
@@ -229,21 +238,25 @@ def peers_named(names: Sequence[str]) -> tuple[type[_Peer], ...]:
     return tuple(known[name.casefold()] for name in names) or PEERS
 
 
+def check_installed(peers: Iterable[type[_Peer]]) -> None:
+    """Refuse, before anything is measured, peers whose libraries are missing.
+
+    Raises:
+        PeersMissingError: if one is not installed.
+    """
+    for peer in peers:
+        if importlib.util.find_spec(peer.library) is None:
+            raise PeersMissingError(
+                f"{peer.library} is not installed; the peers come with: "
+                "pip install 'candidate-search[peers]'"
+            )
+
+
 def build_peers(
     embeddings: np.ndarray, on_step: OnStep, peers: Sequence[type[_Peer]] = PEERS
 ) -> Iterator[Contender]:
-    """Build one peer after the other; each is let go before the next if the caller lets it go.
-
-    Raises:
-        PeersMissingError: if a library is not installed.
-    """
+    """Build one peer after the other; each is let go before the next if the caller lets it go."""
     vectors = np.array(embeddings)  # a copy: some libraries refuse what is mapped read-only
     for peer in peers:
         on_step(f"{peer.name}: building")
-        try:
-            yield peer(vectors)
-        except ModuleNotFoundError as error:
-            raise PeersMissingError(
-                f"{error.name} is not installed; the peers come with: "
-                "pip install 'candidate-search[peers]'"
-            ) from error
+        yield peer(vectors)

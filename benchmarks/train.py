@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.processes import peak_bytes, run_alone
 from benchmarks.progress import OnStep
 from benchmarks.workloads import generate_dataset
@@ -98,7 +99,13 @@ def benchmark_train(
         dim: of the embeddings of both models.
         seconds: for which each batch size is timed.
         on_step: called with what is being done.
+
+    Raises:
+        BenchmarkError: if there are fewer interactions than a step reads.
     """
+    fewest = max(_BATCH_SIZES[TOWERS]) * _PER_USER
+    if n_interactions < fewest:
+        raise BenchmarkError(f"a step reads {fewest:,} interactions: measure over more than that")
     reports = []
     for n_candidates in sorted(sizes):
         on_step(f"training over {n_candidates:,} candidates")

@@ -15,7 +15,7 @@ import grpc
 from candidate_search.v1 import admin_service_pb2 as pb
 from candidate_search.v1.admin_service_pb2_grpc import AdminServiceStub
 
-from server.connection import BlockingConnection, open_channel, retrying
+from server.connection import BlockingConnection, open_channel, retrying, with_server_name
 
 DEFAULT_TIMEOUT_SECONDS = 300.0  # a version is hashed and tried before it takes over
 
@@ -36,6 +36,7 @@ class AdminClient(BlockingConnection):
         target: ``host:port``, or any name that gRPC resolves.
         timeout_seconds: the deadline of each call.
         credentials: for TLS; None connects in the clear.
+        server_name: what the server's certificate is for, if not for the target.
         token: one of the role admin, if the server has a file of tokens.
     """
 
@@ -45,9 +46,11 @@ class AdminClient(BlockingConnection):
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
+        server_name: str | None = None,
         token: str | None = None,
     ) -> None:
-        channel = open_channel(target, credentials, _CHANNEL_OPTIONS)
+        options = with_server_name(_CHANNEL_OPTIONS, server_name)
+        channel = open_channel(target, credentials, options)
         super().__init__(channel, timeout_seconds, token)
         self._stub = AdminServiceStub(channel)
 

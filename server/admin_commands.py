@@ -37,17 +37,26 @@ Token = Annotated[
 Authority = Annotated[
     Path | None, typer.Option(help="Connect by TLS, to a server this authority (PEM) vouches for.")
 ]
+ServerName = Annotated[
+    str | None,
+    typer.Option(help="What the server's certificate is for, if not for the address."),
+]
 Version = Annotated[str, typer.Argument(help="The version's name, as `admin versions` shows it.")]
 LOCAL = "localhost:50051"
 
 
 @app.command()
-def versions(address: Address = LOCAL, token: Token = None, authority: Authority = None) -> None:
+def versions(
+    address: Address = LOCAL,
+    token: Token = None,
+    authority: Authority = None,
+    server_name: ServerName = None,
+) -> None:
     """List the versions on disk.
 
     Example: python -m server admin versions
     """
-    with _connected(address, token, authority) as client:
+    with _connected(address, token, authority, server_name) as client:
         table = Table("version", "state", "why it was refused")
         for one in client.versions():
             state = pb.IndexVersionState.Name(one.state).removeprefix("INDEX_VERSION_STATE_")
@@ -56,24 +65,33 @@ def versions(address: Address = LOCAL, token: Token = None, authority: Authority
 
 
 @app.command()
-def status(address: Address = LOCAL, token: Token = None, authority: Authority = None) -> None:
+def status(
+    address: Address = LOCAL,
+    token: Token = None,
+    authority: Authority = None,
+    server_name: ServerName = None,
+) -> None:
     """Show what answers now, as JSON.
 
     Example: python -m server admin status
     """
-    with _connected(address, token, authority) as client:
+    with _connected(address, token, authority, server_name) as client:
         _print(client.status())
 
 
 @app.command()
 def verify(
-    version: Version, address: Address = LOCAL, token: Token = None, authority: Authority = None
+    version: Version,
+    address: Address = LOCAL,
+    token: Token = None,
+    authority: Authority = None,
+    server_name: ServerName = None,
 ) -> None:
     """Have a version hashed and tried; nothing changes.
 
     Example: python -m server admin verify 20261122T101953Z-5a4b8e5f
     """
-    with _connected(address, token, authority) as client:
+    with _connected(address, token, authority, server_name) as client:
         client.verify(version)
     typer.echo(f"{version} is sound")
 
@@ -87,30 +105,43 @@ def activate(
     address: Address = LOCAL,
     token: Token = None,
     authority: Authority = None,
+    server_name: ServerName = None,
 ) -> None:
     """Have a version answer, until the watched link names another or the server ends.
 
     Example: python -m server admin activate 20261122T101953Z-5a4b8e5f --traffic-share 0.05
     """
-    with _connected(address, token, authority) as client:
+    with _connected(address, token, authority, server_name) as client:
         _print(client.activate(version, traffic_share))
 
 
 @app.command()
-def roll_back(address: Address = LOCAL, token: Token = None, authority: Authority = None) -> None:
+def roll_back(
+    address: Address = LOCAL,
+    token: Token = None,
+    authority: Authority = None,
+    server_name: ServerName = None,
+) -> None:
     """End the canary's trial; without one, return to the version that answered before.
 
     Example: python -m server admin roll-back
     """
-    with _connected(address, token, authority) as client:
+    with _connected(address, token, authority, server_name) as client:
         _print(client.roll_back())
 
 
 @contextmanager
-def _connected(address: str, token: str | None, authority: Path | None) -> Iterator[AdminClient]:
+def _connected(
+    address: str, token: str | None, authority: Path | None, server_name: str | None
+) -> Iterator[AdminClient]:
     """Yield a client, and say in a sentence what it is refused."""
     try:
-        with AdminClient(address, token=token, credentials=tls_credentials(authority)) as client:
+        with AdminClient(
+            address,
+            token=token,
+            credentials=tls_credentials(authority),
+            server_name=server_name,
+        ) as client:
             yield client
     except (SearchFailedError, ValueError) as error:  # of a token that is none
         typer.echo(f"error: {error}", err=True)

@@ -42,7 +42,13 @@ from server.client_results import (
     batch_results,
     search_results,
 )
-from server.connection import BlockingConnection, Connection, open_channel, retrying
+from server.connection import (
+    BlockingConnection,
+    Connection,
+    open_channel,
+    retrying,
+    with_server_name,
+)
 
 __all__ = [
     "AsyncSearchClient",
@@ -84,6 +90,7 @@ class SearchClient(BlockingConnection):
         target: ``host:port``, or any name that gRPC resolves.
         timeout_seconds: the deadline of each call that does not bring its own.
         credentials: for TLS; None connects in the clear.
+        server_name: what the server's certificate is for, if not for the target.
         token: what the server's file of tokens lists, if it has one.
     """
 
@@ -93,9 +100,11 @@ class SearchClient(BlockingConnection):
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
+        server_name: str | None = None,
         token: str | None = None,
     ) -> None:
-        channel = open_channel(target, credentials, _CHANNEL_OPTIONS)
+        options = with_server_name(_CHANNEL_OPTIONS, server_name)
+        channel = open_channel(target, credentials, options)
         super().__init__(channel, timeout_seconds, token)
         self._stub = CandidateSearchServiceStub(channel)
 
@@ -150,6 +159,7 @@ class AsyncSearchClient(Connection[grpc.aio.Channel]):
         target: ``host:port``, or any name that gRPC resolves.
         timeout_seconds: the deadline of each call that does not bring its own.
         credentials: for TLS; None connects in the clear.
+        server_name: what the server's certificate is for, if not for the target.
         token: what the server's file of tokens lists, if it has one.
     """
 
@@ -159,12 +169,14 @@ class AsyncSearchClient(Connection[grpc.aio.Channel]):
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
+        server_name: str | None = None,
         token: str | None = None,
     ) -> None:
+        options = with_server_name(_CHANNEL_OPTIONS, server_name)
         if credentials is None:
-            channel = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+            channel = grpc.aio.insecure_channel(target, options=options)
         else:
-            channel = grpc.aio.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
+            channel = grpc.aio.secure_channel(target, credentials, options=options)
         super().__init__(channel, timeout_seconds, token)
         self._stub = CandidateSearchServiceStub(channel)
 

@@ -209,7 +209,7 @@ def _query(query: Query) -> pb.Query:
         case Like(candidate_id):
             return pb.Query(candidate_id=_id("candidate_id", candidate_id))
         case Embedding(values):
-            return pb.Query(embedding=pb.Embedding(values=values))
+            return pb.Query(embedding=pb.Embedding(values=_numbers(values)))
         case Examples(liked, disliked):
             examples = pb.Examples(
                 liked_candidate_ids=_ids("liked", liked),
@@ -219,8 +219,17 @@ def _query(query: Query) -> pb.Query:
     raise TypeError(f"a query is a User, Like, Embedding or Examples, not {query!r}")
 
 
+def _numbers(values: Iterable[float]) -> Iterable[float]:
+    shape = getattr(values, "shape", (0,))
+    if len(shape) != 1:
+        raise TypeError(f"an embedding is one vector, not an array of shape {tuple(shape)}")
+    return values
+
+
 def _user_query(user: User) -> pb.Query:
     user_id, history = _id("user_id", user.user_id), _ids("history", user.history)
+    if not isinstance(user.features, Mapping):
+        raise TypeError(f"features are values by name, not {user.features!r}")
     features = {
         name: _feature_value(name, value)
         for name, value in user.features.items()
@@ -276,6 +285,8 @@ def _filter_value(value: FilterValue) -> pb.FilterValue:
         return pb.FilterValue(flag=value)
     if isinstance(value, int):
         return pb.FilterValue(integer=value)
+    if not isinstance(value, float):
+        raise TypeError(f"a column is compared with texts, numbers and flags, not with {value!r}")
     return pb.FilterValue(number=value)
 
 
@@ -283,6 +294,10 @@ def _diversity(diversity: Mmr | PerGroup) -> pb.Diversity:
     if isinstance(diversity, PerGroup):
         per_group = pb.PerGroup(field=diversity.field, max_count=diversity.max_count)
         return pb.Diversity(per_group=per_group)
+    if not isinstance(diversity, Mmr):
+        raise TypeError(
+            f"diversity takes an Mmr or a PerGroup, such as Mmr(0.7), not {diversity!r}"
+        )
     mmr = pb.Mmr(pool=diversity.pool)
     setattr(mmr, "lambda", diversity.weight)  # a keyword of Python
     return pb.Diversity(mmr=mmr)

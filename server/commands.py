@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from server import admin_commands, health
-from server.admin_commands import Authority, Token, tls_credentials
+from server.admin_commands import Authority, ServerName, Token, tls_credentials
 from server.client import (
     Candidate,
     Examples,
@@ -252,6 +252,7 @@ def search(
     address: Annotated[str, typer.Option(help="Where the server listens.")] = "localhost:50051",
     token: Token = None,
     authority: Authority = None,
+    server_name: ServerName = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 5.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
@@ -275,6 +276,7 @@ def search(
             timeout_seconds=timeout,
             token=token,
             credentials=tls_credentials(authority),
+            server_name=server_name,
         ) as client:
             if fields is None or where:
                 types = {one.name: one.type for one in client.index_info().metadata_fields}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import reduce
-from operator import and_
+from operator import and_, or_
 
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 
@@ -13,7 +13,7 @@ from server.client import Condition, Field
 
 EXAMPLES = "year>=1990, genres~Comedy or color=red|green"
 
-_CONDITION = re.compile(r"\s*([^=<>~]+?)\s*(>=|<=|=|~)\s*(.*?)\s*", re.DOTALL)
+_CONDITION = re.compile(r"\s*([^=<>~!]+?)\s*(>=|<=|=|~)\s*(.*?)\s*", re.DOTALL)
 _FLAGS = {"true": True, "false": False}
 
 
@@ -22,8 +22,8 @@ def parse_conditions(
 ) -> Condition | None:
     """Return what holds where all of some conditions do; None if there are none.
 
-    ``=`` takes a value, or several with ``|`` between them, of which one must be there; ``>=`` and
-    ``<=`` take a bound, and ``~`` an item of a list or a part of a text.
+    ``=`` takes a value, or several with ``|`` between them, of which one must be there; ``~`` an
+    item of a list or a part of a text, or several; ``>=`` and ``<=`` take a bound.
 
     Args:
         texts: the conditions.
@@ -41,6 +41,8 @@ def _parse(text: str, types: Mapping[str, pb.MetadataType.ValueType]) -> Conditi
     if match is None:
         raise ValueError(f"a condition is one such as {EXAMPLES}, not {text!r}")
     name, test, value = match.groups()
+    if not value:
+        raise ValueError(f"{text!r} has no value; a condition is one such as {EXAMPLES}")
     field, kind = Field(name), types.get(name, pb.METADATA_TYPE_STRING)
     match test:
         case ">=":
@@ -48,7 +50,9 @@ def _parse(text: str, types: Mapping[str, pb.MetadataType.ValueType]) -> Conditi
         case "<=":
             return field.between(maximum=_value(name, kind, value))
         case "~":
-            return field.contains(value)
+            return reduce(or_, [field.contains(one) for one in value.split("|")])
+    if kind == pb.METADATA_TYPE_STRING_LIST:
+        raise ValueError(f"{name} holds lists: {name}~{value} finds what has the item")
     values = [_value(name, kind, one) for one in value.split("|")]
     return field.equals(*values) if len(values) == 1 else field.one_of(values)
 

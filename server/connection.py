@@ -124,6 +124,15 @@ def _named_in_environment(variable: str) -> bytes:
     return Path(os.environ[variable]).read_bytes()
 
 
+def with_server_name(
+    options: Sequence[tuple[str, Any]], server_name: str | None
+) -> Sequence[tuple[str, Any]]:
+    """Return a channel's options, with the name that the server's certificate is for, if given."""
+    if not server_name:
+        return options
+    return (*options, ("grpc.ssl_target_name_override", server_name))
+
+
 def open_channel(
     target: str,
     credentials: grpc.ChannelCredentials | None,

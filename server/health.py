@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from server.connection import open_channel, retrying, tls_credentials
+from server.connection import open_channel, retrying, tls_credentials, with_server_name
 
 TIMEOUT_SECONDS = 3.0
 
@@ -79,9 +79,8 @@ def is_serving(
         server_name: what its certificate is for, if that is not the address.
     """
     # In overload gRPC cancels a share of all calls, this one too; a server that is gone is gone.
-    options = [*retrying({"service": health.SERVICE_NAME}, codes=["CANCELLED"])]
-    if server_name:
-        options.append(("grpc.ssl_target_name_override", server_name))
+    retries = retrying({"service": health.SERVICE_NAME}, codes=["CANCELLED"])
+    options = with_server_name(retries, server_name)
     with open_channel(address, credentials, options) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:

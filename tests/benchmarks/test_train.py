@@ -39,7 +39,7 @@ def test_models_are_compared_at_their_best_batch_sizes() -> None:
 
 @pytest.mark.slow
 def test_both_models_are_trained_for_real(tmp_path: Path) -> None:
-    sizes = ("--candidates", "1000", "--interactions", "2000", "--dim", "4", "--seconds", "0.1")
+    sizes = ("--candidates", "1000", "--interactions", "13000", "--dim", "4", "--seconds", "0.1")
     done = CliRunner().invoke(app, ["train", *sizes, "--output", str(tmp_path)])
     assert done.exit_code == 0, done.stderr
     assert "1,000" in done.stdout

@@ -1,6 +1,7 @@
 """The client, every kind of query, and that calls answer what the engine answers."""
 
 import asyncio
+import datetime as dt
 import functools
 import operator
 from collections.abc import Callable, Iterator
@@ -341,6 +342,16 @@ def test_what_cannot_be_asked_is_a_type_error(client: SearchClient) -> None:
         client.search("42")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="no option colour; there are count"):
         client.search(User("1"), colour="red")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"diversity takes an Mmr or a PerGroup.*, not 'mmr'"):
+        client.search(User("1"), diversity="mmr")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="features are values by name, not None"):
+        client.search(User("1", features=None))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"one vector, not an array of shape \(1, 8\)"):
+        client.search(Embedding(np.ones((1, 8))))
+    with pytest.raises(
+        TypeError, match="compared with texts, numbers and flags, not with datetime"
+    ):
+        Field("day").between(dt.date(2026, 11, 30))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="only one of backend, exact"):
         client.search(User("1"), backend="annoy", exact=True)
     with pytest.raises(ValueError, match="unknown_user must be 'fallback' or 'error', not 'eror'"):

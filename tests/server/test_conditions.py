@@ -26,6 +26,7 @@ TYPES = {
         ("title=Heat|Speed", Field("title").one_of(["Heat", "Speed"])),
         ("genres~Film-Noir", Field("genres").contains("Film-Noir")),
         ("title~a = b", Field("title").contains("a = b")),
+        ("genres~War|Drama", Field("genres").contains("War") | Field("genres").contains("Drama")),
         ("elsewhere=7", Field("elsewhere").equals("7")),  # the server says that there is none
     ],
 )
@@ -49,7 +50,10 @@ def test_all_of_several_must_hold() -> None:
         ("year", "a condition is one such as year>=1990, .*, not 'year'"),
         ("=1990", "a condition is one"),
         ("year=199O", "year is compared with integers, not '199O'"),
-        ("price>=", "price is compared with doubles, not ''"),
+        ("price>=free", "price is compared with doubles, not 'free'"),
+        ("genres~", "'genres~' has no value"),
+        ("genres=Drama", "genres holds lists: genres~Drama finds"),
+        ("year!=1990", "a condition is one"),
         ("in_print=perhaps", "in_print is compared with bools, not 'perhaps'"),
     ],
 )

@@ -15,13 +15,14 @@ const queries = {
   like: (id) => ({ candidateId: id }),
   liked: (ids) => ({ examples: { likedCandidateIds: ids.split(",") } }),
 };
-if (!(kind in queries) || !value) {
+if (!Object.hasOwn(queries, kind) || !value) {
   console.error("usage: node search.mjs TARGET PROTOS_FOLDER user|like|liked ID[,ID...]");
   process.exit(2);
 }
 
 const definition = loadSync("candidate_search/v1/candidate_search_service.proto", {
   includeDirs: [protos, getProtoPath("..")], // google/rpc/status.proto comes from the second
+  arrays: true, // an empty list, where nothing is found
   enums: String,
   longs: Number,
 });
