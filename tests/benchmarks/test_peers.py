@@ -53,7 +53,7 @@ def test_peers_are_chosen_by_name() -> None:
 
 def test_a_missing_library_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PEERS[-1], "library", "no_such_library")
-    with pytest.raises(PeersMissingError, match="no_such_library is not installed.*pip install"):
+    with pytest.raises(PeersMissingError, match=r"no_such_library is not installed.*pip install"):
         check_installed(PEERS[-1:])
 
 
