@@ -261,21 +261,25 @@ def export_servable(
         int, typer.Option(min=1, help="The most candidates that a request is answered with.")
     ] = 100,
     recall: Annotated[
-        float, typer.Option(help="The recall@k that the layer scann aims at.")
-    ] = 0.95,
+        float | None,
+        typer.Option(help="The recall@k that the layer scann aims at; 0.95 if not given."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write an index as a SavedModel for TensorFlow Serving; needs the `train` extra.
 
     Example: python -m indexer export-servable artifacts/indexes/current --layer brute_force
     """
-    _check_recall(recall)
+    if recall is not None:
+        _check_recall(recall)
+        if layer == "brute_force":
+            raise typer.BadParameter("--recall belongs to --layer scann: brute_force finds all")
     with sentences_for_errors(*_ERRORS):
         with _progress() as announce:
             announce("loading TensorFlow")
             servable = _servable_module()
             options = servable.ServableOptions(
-                layer=layer, max_count=max_count, recall_target=recall
+                layer=layer, max_count=max_count, recall_target=recall or 0.95
             )
             announce("verifying the index")
             bundle = IndexBundle.open(index)

@@ -12,8 +12,9 @@ def main() -> None:
             sys.exit(health.main(sys.argv[2:]))
         from server.commands import app
     except ModuleNotFoundError as error:  # of the clients alone, which need no more than gRPC
+        package = str(error.name).partition(".")[0]
         sys.exit(
-            f"error: {error.name} is not installed; the commands come with: "
+            f"error: {package} is not installed; the commands come with: "
             "pip install 'candidate-search[serve]'"
         )
     app(prog_name="python -m server")

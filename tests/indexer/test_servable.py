@@ -181,7 +181,9 @@ def test_too_few_candidates_for_scann_are_a_sentence(exported: tuple[Path, Any])
 
 
 def test_a_recall_out_of_bounds_is_a_sentence(tower_index: Path) -> None:
-    done = CliRunner().invoke(app, ["export-servable", str(tower_index), "--recall", "1.5"])
+    done = CliRunner().invoke(
+        app, ["export-servable", str(tower_index), "--layer", "scann", "--recall", "1.5"]
+    )
     assert (done.exit_code, done.stdout) == (2, "")
     assert "--recall must be above 0 and at most 1, not 1.5" in done.stderr
 

@@ -171,3 +171,23 @@ def test_mistakes_are_sentences(server: Any) -> None:
     assert "error: 'utf-8' codec can't encode" in no_text.output
     assert "there are index, host" in run("serve", "--config", "pyproject.toml").output
     assert "error: there is nothing at nowhere\n" == run("serve", "--index", "nowhere").output
+
+
+@pytest.mark.parametrize(
+    ("command", "module"), [("search", "structlog"), ("health", "grpc_health")]
+)
+def test_commands_without_their_extra_are_a_sentence(command: str, module: str) -> None:
+    script = (
+        "import sys\n"
+        f"sys.modules['{module}'] = None\n"
+        f"sys.argv = ['server', '{command}']\n"
+        "from server.__main__ import main\n"
+        "main()\n"
+    )
+    run_alone = [sys.executable, "-c", script]
+    done = subprocess.run(run_alone, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: {module} is not installed; the commands come with: "
+        "pip install 'candidate-search[serve]'\n"
+    )
