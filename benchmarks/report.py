@@ -213,6 +213,7 @@ def draw_serve(report: ServeReport, path: Path) -> None:
     )
     for name, cost in zip(names, costs, strict=True):
         axes.annotate(f" {cost:,.0f}", (cost, name), va="center")
+    axes.margins(x=0.1)  # for the figures at the ends of the bars
     axes.invert_yaxis()
     axes.set_xlabel("CPU microseconds a request")
     axes.set_title(f"100 of {report.n_candidates:,} candidates, {report.backend}, under load")
