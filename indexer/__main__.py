@@ -76,7 +76,9 @@ def build(
     ] = None,
     metadata: Annotated[
         Path | None,
-        typer.Option(help="Parquet with a column `candidate_id` and any others, for --embeddings."),
+        typer.Option(
+            help="Parquet or CSV with a column `candidate_id` and any others, for --embeddings."
+        ),
     ] = None,
     engine: Annotated[
         Literal["local", "ray"],

@@ -83,11 +83,12 @@ def read_corpus(embeddings: Path, candidate_ids: Path, metadata: Path | None = N
         embeddings: a ``.npy`` file of shape (n_candidates, dim), or a ``.parquet`` file with a
             column ``embedding`` of lists; numbers of any kind, converted to float32.
         candidate_ids: a text file with one id a line, in the order of the embeddings.
-        metadata: a Parquet file with a column ``candidate_id`` and any others, one line for each
-            candidate, in any order.
+        metadata: a Parquet or CSV file with a column ``candidate_id`` and any others, one line for
+            each candidate, in any order.
 
     Raises:
         CorpusError: if a file cannot be read or a row cannot be used.
+        DatasetError: if that is so of metadata in CSV.
     """
     vectors = read_vectors(embeddings)
     ids = _read_ids(candidate_ids)
@@ -178,7 +179,8 @@ def _read_ids(path: Path) -> Vocabulary:
 
 def _read_metadata(path: Path, ids: Vocabulary) -> pa.Table:
     """Read metadata and put its lines into the order of ``ids``."""
-    table = _read_table(path, CANDIDATE_ID)
+    is_csv = path.suffix.lower() == ".csv"
+    table = _read_csv(path) if is_csv else _read_table(path, CANDIDATE_ID)
     if EMBEDDING in table.column_names and _holds_vectors(table.schema.field(EMBEDDING).type):
         # One file for all is fine, and every vector as texts is not.
         table = table.drop_columns([EMBEDDING])
@@ -197,6 +199,12 @@ def _read_metadata(path: Path, ids: Vocabulary) -> pa.Table:
     return table.take(pa.array(lines)).set_column(
         table.column_names.index(CANDIDATE_ID), CANDIDATE_ID, ids.array
     )
+
+
+def _read_csv(path: Path) -> pa.Table:
+    from trainer.datasets.files import load_described  # noqa: PLC0415 - a server reads no files
+
+    return load_described(path, CANDIDATE_ID)
 
 
 def _read_table(path: Path, column: str) -> pa.Table:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from indexer.corpus import Corpus, CorpusError, read_corpus, read_vectors
+from trainer.datasets import DatasetError
 from trainer.vocabulary import Vocabulary
 
 
@@ -189,3 +190,18 @@ def test_parts_that_do_not_fit_are_refused() -> None:
             candidates=pa.table({"candidate_id": ["a"]}),
             popularity=np.zeros(2, dtype=np.float32),
         )
+
+
+def test_metadata_may_be_csv(own_files: dict[str, Path]) -> None:
+    file = own_files["metadata.parquet"].with_suffix(".csv")
+    file.write_text("candidate_id,year,tags\nc,2000,x|y\na,1999,\nb,,z\n")
+    files = (own_files["vectors.npy"], own_files["ids.txt"])
+    candidates = read_corpus(*files, file).candidates
+    assert candidates.to_pydict() == {
+        "candidate_id": ["a", "b", "c"],
+        "year": [1999, None, 2000],
+        "tags": [[], ["z"], ["x", "y"]],
+    }
+    file.write_text("candidate_id,year\na,1999\na,2000\n")
+    with pytest.raises(DatasetError, match=r"line 3, column candidate_id: candidate a is already"):
+        read_corpus(*files, file)

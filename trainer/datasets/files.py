@@ -53,7 +53,7 @@ def load(
     user_ids, candidate_ids = table.ids("user_id"), table.ids("candidate_id")
     known_users = _only_ids("user_id", user_ids)
     if users is not None:
-        described = _load_described(users, "user_id")
+        described = load_described(users, "user_id")
         if rows_of(known_users["user_id"], described["user_id"].combine_chunks()).max() < 0:
             raise DatasetError(
                 f"{users}: none of these users is in {interactions}: are the ids written alike?"
@@ -62,7 +62,7 @@ def load(
     catalogue = (
         _only_ids("candidate_id", candidate_ids)
         if candidates is None
-        else _load_described(candidates, "candidate_id")
+        else load_described(candidates, "candidate_id")
     )
     candidate_rows = rows_of(candidate_ids, catalogue["candidate_id"].combine_chunks())
     if candidate_rows.min() < 0:
@@ -108,8 +108,16 @@ def _with_others(users: pa.Table, ids: pa.ChunkedArray) -> pa.Table:
     return described.set_column(0, "user_id", everybody["user_id"]).combine_chunks()
 
 
-def _load_described(path: Path, id_column: str) -> pa.Table:
-    """Return candidates or users sorted by id, their metadata typed."""
+def load_described(path: Path, id_column: str) -> pa.Table:
+    """Load candidates or users, sorted by id, their metadata typed.
+
+    Args:
+        path: a CSV or Parquet file.
+        id_column: ``candidate_id`` or ``user_id``.
+
+    Raises:
+        DatasetError: if the file cannot be read or has a bad row; it names file, line and column.
+    """
     table = FileTable(path, (id_column,))
     if not len(table):
         raise DatasetError(f"{path}: there are no {_PLURALS[id_column]} in this file")
