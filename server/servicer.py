@@ -14,7 +14,6 @@ import grpc
 from candidate_search.v1 import candidate_search_service_pb2 as pb
 
 from server import metrics
-from server.beside import Beside
 from server.decoding import RequestDecoder
 from server.domain import Notice, SearchMethod, SearchRequest, SearchResult
 from server.encoding import batch_response, batch_status, explanation_message, other_fields
@@ -26,6 +25,7 @@ from server.interceptors import Method, code_of, new_request_id, service_handler
 from server.limits import InFlight, fitted
 from server.live_recall import LiveRecall
 from server.loading import IndexVersion
+from server.search_threads import SearchThreads
 from server.settings import Settings
 from server.versions import Served
 
@@ -92,12 +92,12 @@ class CandidateSearchServicer:
         self._live_recall = LiveRecall(settings.live_recall_share)
         self._n_searches = 0
         queue_length = settings.long_search_queue
-        self._long = Beside(
+        self._long = SearchThreads(
             *("long", settings.long_search_threads, queue_length),
             ", or search an approximate backend without a filter",
         )
         # They wait for others, not for a core: so more of them are made at the same time.
-        self._remote = Beside("remote", settings.remote_search_threads, queue_length)
+        self._remote = SearchThreads("remote", settings.remote_search_threads, queue_length)
         self.in_flight = InFlight(settings.max_calls_in_flight)
         self._gathering: Gathering[_Asked, bytes | _Call] = Gathering(
             self.in_flight, self._answer_in_one_go, settings.max_gathered_searches
@@ -165,7 +165,7 @@ class CandidateSearchServicer:
         request = self._decoder.decode(message.request)
         # The comparison is what is asked for: nothing of it is left out to be in time.
         compare = partial(explain, engine, request)
-        explanation = await self.beside(engine).run(compare, _deadline(seconds_left))
+        explanation = await self.threads_for(engine).run(compare, _deadline(seconds_left))
         return explanation_message(explanation, engine).SerializeToString()
 
     async def get_index_info(
@@ -175,7 +175,7 @@ class CandidateSearchServicer:
         del request, seconds_left
         return self.served.active.index_info
 
-    def beside(self, engine: Engine) -> Beside:
+    def threads_for(self, engine: Engine) -> SearchThreads:
         """Return the threads on which an engine's searches are made, if not at once."""
         return self._remote if engine.is_remote else self._long
 
@@ -213,7 +213,7 @@ class CandidateSearchServicer:
         is_long, degraded = engine.is_long(search), None
         if deadline is not None and not offset:  # a later page goes on as the first was made
             seconds_left = max(0.0, deadline - monotonic()) / n_to_do
-            n_ahead = self.beside(engine).n_ahead if is_long else 0.0
+            n_ahead = self.threads_for(engine).n_ahead if is_long else 0.0
             search, degraded = fitted(search, engine.planner, seconds_left, n_ahead)
             is_long = is_long and (degraded is None or engine.is_long(search))
         return _Call(version, all_but_token, search, is_long, degraded, begun_nanos, deadline)
@@ -263,7 +263,7 @@ class CandidateSearchServicer:
 
     async def _search_beside(self, call: _Call) -> SearchResult:
         engine = call.version.engine
-        return await self.beside(engine).run(lambda: engine.search(call.search), call.deadline)
+        return await self.threads_for(engine).run(lambda: engine.search(call.search), call.deadline)
 
     async def _results(
         self,

@@ -219,7 +219,7 @@ def test_refuses_long_searches_beyond_those_that_may_wait(
     start: Callable[..., Any], vector_index: Path
 ) -> None:
     running = start(vector_index, long_search_queue=1)
-    beside = running.worker.servicer.beside(running.engine)
+    beside = running.worker.servicer.threads_for(running.engine)
     blocked = threading.Event()
 
     async def flood() -> list[Any]:

@@ -149,7 +149,7 @@ def test_a_batch_for_which_there_is_no_thread_is_refused_search_by_search(
     batch[2].candidate_count = -1
     with SearchClient(server.address) as client, ThreadPoolExecutor() as threads:
         first = threads.submit(client.search, QUERY)
-        wait_for(lambda: server.worker.servicer.beside(server.engine).count == 1)
+        wait_for(lambda: server.worker.servicer.threads_for(server.engine).count == 1)
         refused = client.search_batch(batch)
         proceed.set()
         assert len(first.result()) == 10
@@ -192,7 +192,7 @@ def test_what_has_expired_is_not_computed_although_nobody_could_say_so(
             late = threads.submit(client.search_batch, [request], timeout_seconds=0.3)
         else:
             late = threads.submit(client.search, QUERY, exact=True, timeout_seconds=0.3)
-        wait_for(lambda: server.worker.servicer.beside(server.engine).count == 2)
+        wait_for(lambda: server.worker.servicer.threads_for(server.engine).count == 2)
         server.keep_busy(1.0)
         time.sleep(0.5)
         proceed.set()

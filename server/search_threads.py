@@ -14,7 +14,7 @@ from server.errors import OverloadedError
 T = TypeVar("T")
 
 
-class Beside:
+class SearchThreads:
     """Makes some searches at the same time, has some wait, and refuses more.
 
     Args:

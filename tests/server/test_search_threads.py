@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from server.beside import Beside
 from server.errors import OverloadedError
+from server.search_threads import SearchThreads
 
 
 def test_what_is_beyond_threads_and_queue_is_refused() -> None:
     async def run() -> None:
-        beside, go = Beside("long", 1, 1, ", or not"), threading.Event()
+        beside, go = SearchThreads("long", 1, 1, ", or not"), threading.Event()
         waiting = [asyncio.ensure_future(beside.run(go.wait)) for _ in range(2)]
         await asyncio.sleep(0)
         assert (2, 2.0) == (beside.count, beside.n_ahead)
@@ -28,7 +28,7 @@ def test_what_is_beyond_threads_and_queue_is_refused() -> None:
 
 def test_a_thread_whose_caller_has_gone_is_counted_until_it_ends() -> None:
     async def run() -> None:
-        beside, begun, go = Beside("long", 1, 1), threading.Event(), threading.Event()
+        beside, begun, go = SearchThreads("long", 1, 1), threading.Event(), threading.Event()
 
         def work() -> None:
             begun.set()
@@ -50,7 +50,7 @@ def test_a_thread_whose_caller_has_gone_is_counted_until_it_ends() -> None:
 
 def test_what_is_late_is_not_begun() -> None:
     async def run() -> None:
-        beside = Beside("long", 1, 1)
+        beside = SearchThreads("long", 1, 1)
         with pytest.raises(TimeoutError):
             await beside.run(lambda: pytest.fail("it was begun"), time.monotonic())
         assert 0 == beside.count
