@@ -24,7 +24,7 @@ from candidate_search.v1 import candidate_search_service_pb2 as pb
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.load import Load, answer_of, put_load
+from benchmarks.load import Load, LoadError, answer_of, put_load
 from benchmarks.processes import private_bytes
 from benchmarks.progress import OnStep
 from benchmarks.search import BATCH_SIZE
@@ -45,6 +45,7 @@ COUNT = 100
 IN_FLIGHT = 32
 HISTORY_LENGTH = 50
 N_EXCLUDED = 100
+_MOST_FAILED = 0.01  # of a scenario's requests
 _FEWEST_CANDIDATES = 2 * (COUNT + N_EXCLUDED)
 _SELECTIVITY = 0.1
 RECALL_TARGET = 0.95
@@ -206,6 +207,11 @@ class _Scenarios:
                 in_flight=turn.in_flight,
                 rate=rate,
                 connections=turn.connections,
+            )
+        if load.n_failed > _MOST_FAILED * load.n_requests:
+            raise LoadError(
+                f"{turn.name}: {load.n_failed:,} of {load.n_requests:,} requests were refused or "
+                "failed, so their figures are not those of answers"
             )
         scenario = Scenario(name=turn.name, searches_per_request=turn.searches, load=load)
         self.measured.append(scenario)

@@ -213,6 +213,8 @@ def _started(address: str | None) -> tuple[Any, int]:
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BackendUnavailableError(f"there is no Ray cluster at {address}: {error}") from error
+    except Exception as error:  # of no narrower kind, where a busy machine takes too long
+        raise BackendUnavailableError(f"Ray did not start, try again: {error}") from error
     n_cores = _n_cores(ray)
     if n_cores < 1:
         raise BackendUnavailableError(f"the Ray cluster at {address} has no cores to embed with")

@@ -61,8 +61,8 @@ def test_requests_that_are_refused_are_no_answers(
     few = ("server", "serve", "--index", str(tower_index), "--port", "0")
     with server_process((*few, "--max-calls-in-flight", "1")) as server:
         target = (server.target, METHOD, request, server.pid)
-        with pytest.raises(LoadError, match=r"of .* requests to .* were refused"):
-            put_load(*target, seconds=1, in_flight=32)
+        measured = put_load(*target, seconds=1, in_flight=32)
+        assert 0 < measured.n_failed < measured.n_requests
         with pytest.raises(LoadError, match=r"no request to .* is answered"):
             put_load(server.target, METHOD, b"", server.pid, seconds=1, in_flight=1)
 

@@ -27,11 +27,14 @@ def _ray(many_processes: None) -> Iterator[None]:
     del many_processes
     ray = pytest.importorskip("ray")
     options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 << 20}
-    try:
-        ray.init("local", **options)
-    except Exception:  # noqa: BLE001 - of no narrower kind: on a busy machine it gives up early
-        ray.shutdown()
-        ray.init("local", **options)
+    for attempt in range(4):  # on a busy machine it gives up early
+        try:
+            ray.init("local", **options)
+            break
+        except Exception:  # of no narrower kind
+            ray.shutdown()
+            if attempt == 3:
+                raise
     yield
     ray.shutdown()
 
