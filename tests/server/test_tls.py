@@ -190,3 +190,18 @@ def test_what_listens_anew_shows_the_certificate_in_force(
             server.start()
             assert serial(good[0]) == served_serial(f"localhost:{port}")
             server.stop(None).wait()
+
+
+@pytest.mark.parametrize("command", [["search", "--like", "nobody"], ["admin", "versions"]])
+def test_commands_take_the_name_that_the_certificate_is_for(
+    index: Path, tmp_path: Path, command: list[str]
+) -> None:
+    authority = Authority(tmp_path, "authority")
+    with serving(index, *flags(*authority.issue("server"), "--admin")) as (_, address):
+        asked = [*command, "--address", address, "--authority", str(authority.path)]
+        asked.append("--server-name")
+        answered = CliRunner().invoke(app, [*asked, "localhost"]).output
+        assert "CANDIDATE_UNKNOWN" in answered or "active" in answered
+        refused = CliRunner().invoke(app, [*asked, "elsewhere"])
+        assert refused.exit_code == 1
+        assert "Hostname Verification Check failed" in refused.output
