@@ -14,19 +14,20 @@ help: ## List the commands
 
 setup: $(SETUP) ## Create .venv with the exact, hash-pinned set of packages
 
-$(SETUP): constraints/dev.txt pyproject.toml setup.py indexer/_exact.cpp indexer/_exact_loops.h
+$(SETUP): constraints/dev.txt pyproject.toml setup.py indexer/_exact.cpp indexer/_exact_loops.h \
+		trainer/_vocabulary.cpp
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
 		"Try: make setup PYTHON=python3.12" >&2; exit 1; }
 	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || \
-		{ echo "Annoy and indexer/_exact.cpp are compiled on installation and need a C++ compiler." \
+		{ echo "Annoy and parts of this package are compiled on installation and need a C++ compiler." \
 		"Debian, Ubuntu: apt-get install g++ python3-dev. Fedora: dnf install gcc-c++ python3-devel." \
 		"macOS: xcode-select --install." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --require-hashes -r constraints/dev.txt
-	@rm -f indexer/_exact*.so # or the former one would hide that this one cannot be compiled
+	@rm -f indexer/_exact*.so trainer/_vocabulary*.so # or a former one would hide that it cannot be compiled
 	$(BIN)/pip install --quiet --quiet --no-deps --editable .
-	@$(BIN)/python -c "import indexer.exact"
+	@$(BIN)/python -c "import indexer.exact, trainer.vocabulary"
 	@touch $@
 
 demo: $(SETUP) ## Train, index, serve and query MovieLens 100K, and compare the backends
@@ -75,5 +76,5 @@ deploy-check: $(SETUP) ## Check the Dockerfile, the compose file and the manifes
 	$(BIN)/pytest -q tests/test_deploy.py -k kustomization
 
 clean: ## Remove what the other commands made, .venv included
-	rm -rf $(VENV) indexer/_exact*.so artifacts build dist htmlcov .coverage* .*_cache .hypothesis *.egg-info
+	rm -rf $(VENV) indexer/_exact*.so trainer/_vocabulary*.so artifacts build dist htmlcov .coverage* .*_cache .hypothesis *.egg-info
 	find $(PACKAGES) protos tests -name __pycache__ -type d -prune -exec rm -rf {} +

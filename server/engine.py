@@ -37,7 +37,7 @@ _NO_ROWS = np.empty(0, dtype=np.int64)
 # Of what a scan of all candidates reads: most filters let few candidates through, or so many that
 # an index finds them. Chosen: the few that come close to a whole scan are not known beforehand.
 _FILTERED_PART = 2
-_ID_FLOATS = 2_700  # that a scan reads while an id is looked up; measured
+_ID_FLOATS = 450  # that a scan reads while an id of a million is looked up; measured
 
 
 @dataclass(slots=True)

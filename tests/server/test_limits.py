@@ -230,8 +230,8 @@ def test_a_batch_that_nobody_waits_for_any_more_is_given_up(
         ({"diversity": Mmr(pool=126)}, True),  # 126 candidates of 8 dimensions, 10 times
         ({"filter": OneOf("year", (1990,))}, True),  # a test of 300 values takes longer
         ({"diversity": PerGroup("title")}, True),  # it may look through all of them for groups
-        ({"exclusions": ["c0"] * 3}, False),
-        ({"exclusions": ["c0"] * 4}, True),  # ids are looked up one by one
+        ({"exclusions": ["c0"] * 22}, False),
+        ({"exclusions": ["c0"] * 23}, True),  # ids are looked up one by one
         ({"exact": True}, False),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import vocabulary as vocabulary_module
+from trainer._vocabulary import Table
 from trainer.vocabulary import Vocabulary
 
 tokens = st.lists(st.text(min_size=1, max_size=8), max_size=50, unique=True)
@@ -28,12 +28,37 @@ def test_an_unknown_token_has_row_minus_one(tokens: list[str], other: str) -> No
     assert other not in vocabulary
 
 
-def test_tokens_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary_module, "hash", lambda _: 7, raising=False)
-    vocabulary = Vocabulary(["a", "b", "c"])
-    assert vocabulary.rows(["c", "a", "d", "b"]).tolist() == [2, 0, -1, 1]
-    with pytest.raises(ValueError, match="'a' stands in row 0 and in row 2"):
-        Vocabulary(["a", "b", "a"])
+def test_more_tokens_than_are_looked_up_at_a_time() -> None:
+    listed = [f"c{row}" for row in range(1000)]
+    vocabulary = Vocabulary(listed)
+    asked = [token for row in range(1000) for token in (f"c{row}", f"d{row}")]
+    assert vocabulary.rows(asked).tolist() == [n for row in range(1000) for n in (row, -1)]
+    with pytest.raises(ValueError, match="'c7' stands in row 7 and in row 1000"):
+        Vocabulary([*listed, "c7", "c8"])
+
+
+def test_what_is_no_text_is_refused_and_what_utf_8_cannot_hold_is_unknown() -> None:
+    vocabulary = Vocabulary(["a", "b"])
+    assert vocabulary.rows(["b", "\ud800", ""]).tolist() == [1, -1, -1]
+    with pytest.raises(TypeError, match="must be a string, not 7"):
+        vocabulary.rows(["a", 7])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "n_bytes", "key"), [([0, 2], 1, 16), ([2, 1], 2, 16), ([], 2, 16), ([0, 1], 1, 8)]
+)
+def test_a_table_takes_no_offsets_beyond_its_text(
+    offsets: list[int], n_bytes: int, key: int
+) -> None:
+    text = np.zeros(n_bytes, dtype=np.uint8)
+    with pytest.raises(ValueError, match="do not fit the text"):
+        Table(np.array(offsets, dtype=np.int64), text, bytes(key))
+
+
+def test_a_table_writes_no_further_than_it_may() -> None:
+    table = Table(np.array([0, 1]), np.frombuffer(b"a", dtype=np.uint8), bytes(16))
+    with pytest.raises(ValueError, match="an int64 for each token"):
+        table.rows(["a", "a"], np.empty(1, dtype=np.int64))
 
 
 def test_arrow_arrays_may_be_chunked_and_sliced() -> None:
