@@ -76,5 +76,5 @@ deploy-check: $(SETUP) ## Check the Dockerfile, the compose file and the manifes
 	$(BIN)/pytest -q tests/test_deploy.py -k kustomization
 
 clean: ## Remove what the other commands made, .venv included
-	rm -rf $(VENV) indexer/_exact*.so trainer/_vocabulary*.so artifacts build dist htmlcov .coverage* .*_cache .hypothesis *.egg-info
+	rm -rf $(VENV) indexer/_exact*.so trainer/_vocabulary*.so artifacts/demo build dist htmlcov .coverage* .*_cache .hypothesis *.egg-info
 	find $(PACKAGES) protos tests -name __pycache__ -type d -prune -exec rm -rf {} +

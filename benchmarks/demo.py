@@ -16,7 +16,8 @@ from rich.rule import Rule
 from benchmarks.errors import BenchmarkError
 from benchmarks.server_process import server_process
 
-ARTIFACTS = Path("artifacts")
+# Apart from where the commands publish by default, which a server may be following.
+ARTIFACTS = Path("artifacts/demo")
 TOWERS = ARTIFACTS / "towers"
 INDEXES = ARTIFACTS / "indexes"
 

@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.contenders import Contender, Setting
 from benchmarks.errors import BenchmarkError
 from benchmarks.progress import OnStep
+from trainer.extras import missing
 
 _EFFORTS = (10, 20, 40, 80, 160, 320, 640, 1280)
 _FEW_LISTS = (1, 2, 5)  # inverted lists that may be enough where vectors lie in clusters
@@ -246,10 +247,7 @@ def check_installed(peers: Iterable[type[_Peer]]) -> None:
     """
     for peer in peers:
         if importlib.util.find_spec(peer.library) is None:
-            raise PeersMissingError(
-                f"{peer.library} is not installed; the peers come with: "
-                "pip install 'candidate-search[peers]'"
-            )
+            raise PeersMissingError(missing(peer.library, "peers"))
 
 
 def build_peers(

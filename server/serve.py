@@ -32,6 +32,7 @@ from server.servicer import SERVICE_NAME, CandidateSearchServicer
 from server.settings import Settings, SettingsError
 from server.tls import certificates
 from server.versions import Served, Versions
+from trainer.extras import missing
 
 _log = structlog.get_logger(__name__)
 LOOK_SECONDS = 1.0  # between looks at what no event tells
@@ -328,10 +329,7 @@ def _tracing() -> ModuleType:
     try:
         return importlib.import_module("server.tracing")
     except ImportError as error:
-        raise SettingsError(
-            f"trace_endpoint: {error.name} is not installed; "
-            "`pip install candidate-search[trace]` does it"
-        ) from error
+        raise SettingsError(f"trace_endpoint: {missing(str(error.name), 'trace')}") from error
 
 
 def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:

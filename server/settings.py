@@ -107,7 +107,7 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="The share of approximate searches that are made exactly as well, to measure "
-        "recall; they take at most half a hundredth of a core.",
+        "recall; they take at most 0.5% of a core.",
     )
     trace_endpoint: str | None = Field(
         default=None,

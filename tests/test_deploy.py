@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from server import health, metrics
 from server.settings import Settings, load_settings
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
+PAGE = DEPLOY.parent / "docs" / "deploying.md"
 BIN = Path(sys.executable).parent
 
 
@@ -52,6 +54,51 @@ def test_the_builder_of_the_image_is_sent_what_it_copies() -> None:
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)
     sent = re.findall(r"^!(.+?)(?:/\*\*)?$", ignored, re.MULTILINE)
     assert sorted(" ".join(copied).split()) == sorted(sent)
+
+
+def test_the_image_has_extras_that_there_are() -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    (extras,) = re.findall(r"^ARG EXTRAS=(.+)$", dockerfile, re.MULTILINE)
+    assert '".[$EXTRAS]"' in dockerfile
+    pyproject = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
+    given = [extras, *re.findall(r"EXTRAS=([a-z,]+)", PAGE.read_text())]
+    assert {"serve,trace", "train"} <= set(given)
+    for extra in ",".join(given).split(","):
+        assert extra in pyproject["project"]["optional-dependencies"]
+
+
+def named_in(node: Any) -> set[str]:
+    """Return what a manifest expects others to have made: volumes, secrets, keys, images."""
+    if isinstance(node, list):
+        return set().union(*map(named_in, node))
+    if not isinstance(node, dict):
+        return set()
+    named = {node[key] for key in ("claimName", "secretName", "image") if key in node}
+    for reference in ("secretKeyRef", "secretRef", "configMap"):
+        named |= set((node.get(reference) or {}).values())
+    return named.union(*map(named_in, node.values()))
+
+
+def test_the_page_says_how_to_make_all_that_the_manifests_expect() -> None:
+    manifests = sorted(DEPLOY.glob("kubernetes/**/*.yaml"))
+    expected = named_in([list(yaml.safe_load_all(path.read_text())) for path in manifests])
+    assert {"candidate-search-indexes", "candidate-search-tls", "page-token-key"} <= expected
+    page = PAGE.read_text()
+    assert {name for name in expected if name not in page} == {"rclone/rclone:1.69.1"}
+
+
+def test_the_page_names_files_that_there_are() -> None:
+    paths = set(re.findall(r"deploy/[\w./-]*\w", PAGE.read_text()))
+    assert "deploy/kubernetes/base" in paths
+    assert [] == sorted(path for path in paths if not (DEPLOY.parent / path).exists())
+
+
+def test_no_pod_beside_the_servers_passes_for_one() -> None:
+    """The Service and the scrape job find servers by their label."""
+    paths = [*DEPLOY.glob("kubernetes/indexes/*.yaml"), *DEPLOY.glob("kubernetes/client/*.yaml")]
+    for manifest in map(yaml.safe_load, (path.read_text() for path in paths)):
+        pod = manifest["spec"].get("template", manifest)
+        assert pod["metadata"].get("labels", {}).get("app") != "candidate-search"
 
 
 def test_an_index_is_fetched_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -132,6 +179,15 @@ def test_every_metric_there_is_one_of_ours(path: str) -> None:
     suffixes = "_total|_bucket|_sum|_count"
     assert named
     assert {re.sub(f"({suffixes})$", "", name) for name in named} <= families
+
+
+def test_a_server_that_nobody_scrapes_is_down() -> None:
+    alerts = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())
+    rules = {rule["alert"]: rule for group in alerts["groups"] for rule in group["rules"]}
+    prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    (job,) = [one["job_name"] for one in prometheus["scrape_configs"]]
+    series = f'up{{job="{job}"}}'
+    assert rules["SearchDown"]["expr"] == f"{series} == 0 or absent({series})"
 
 
 def test_every_alert_is_in_the_runbook() -> None:

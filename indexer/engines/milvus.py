@@ -30,6 +30,7 @@ from indexer.engines.milvus_schema import (
     vector_field,
 )
 from indexer.exact import padded
+from trainer.extras import missing
 
 ENVIRONMENT_PREFIX = "CANDIDATE_SEARCH_MILVUS_"
 MAX_RESULTS = 16_384
@@ -112,7 +113,7 @@ def unavailable() -> str | None:
     """Return why Milvus cannot be used here, and how to mend it; None if it can."""
     if importlib.util.find_spec("pymilvus") is not None:
         return None
-    return "pymilvus is not installed; it comes with: pip install 'candidate-search[milvus]'"
+    return missing("pymilvus", "milvus")
 
 
 def _checked(uri: str) -> str:

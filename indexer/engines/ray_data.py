@@ -28,6 +28,7 @@ from indexer.backends.base import BackendUnavailableError
 from indexer.corpus import Corpus, CorpusError
 from indexer.embed import CandidateEmbedder, corpus_of
 from trainer.bundle import TowerBundle, load_array
+from trainer.extras import missing
 from trainer.features import CANDIDATE_ID
 from trainer.publish import Manifest, commit, staging
 
@@ -196,9 +197,7 @@ def _n_cores(ray: Any) -> int:
 def _started(address: str | None) -> tuple[Any, int]:
     """Return Ray, connected to a cluster, and how many cores that has."""
     if importlib.util.find_spec("ray") is None:
-        raise BackendUnavailableError(
-            "Ray is not installed; it comes with: pip install 'candidate-search[ray]'"
-        )
+        raise BackendUnavailableError(missing("Ray", "ray"))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody unasked
     import ray  # noqa: PLC0415 - takes seconds, and most builds do without
     import ray.data  # noqa: PLC0415

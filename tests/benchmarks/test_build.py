@@ -2,8 +2,8 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from benchmarks.__main__ import app
 from benchmarks.build import BuildReport
+from benchmarks.commands import app
 from indexer.bundle import IndexBundle
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from benchmarks.__main__ import app
+from benchmarks.commands import app
 from benchmarks.eligibility import EligibilityReport
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.__main__ import app
+from benchmarks.commands import app
 from benchmarks.embedding import Embedding, RayReport
 from benchmarks.processes import cpu_seconds, descendants, peak_bytes, title
 

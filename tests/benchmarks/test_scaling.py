@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.__main__ import app
+from benchmarks.commands import app
 from benchmarks.scaling import ScalingPoint
 from benchmarks.scaling_report import capacity_table
 from benchmarks.timing import Latency

@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import load
-from benchmarks.__main__ import app
+from benchmarks.commands import app
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import LoadError, put_load
 from benchmarks.serve import ServeReport, benchmark_serve, null_server

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.__main__ import app
+from benchmarks.commands import app
 from benchmarks.train import TOWERS, TUTORIALS, CatalogueReport, Speed, TrainReport
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from indexer.__main__ import app
 from indexer.backends import BACKENDS
 from indexer.bundle import IndexBundle
+from indexer.commands import app
 
 
 def run(*arguments: object) -> Result:

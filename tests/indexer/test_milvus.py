@@ -190,8 +190,8 @@ class TestRefusals:
 
     def test_without_the_library(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-        assert "pip install 'candidate-search[milvus]'" in str(MilvusIndex.unavailable())
-        with pytest.raises(BackendUnavailableError, match=r"pip install 'candidate-search\[mil"):
+        assert "pip install '.[milvus]'" in str(MilvusIndex.unavailable())
+        with pytest.raises(BackendUnavailableError, match=r"pip install '\.\[mil"):
             MilvusIndex.build(make_corpus(5).embeddings)
 
 

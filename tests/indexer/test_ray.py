@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from indexer import embed
-from indexer.__main__ import app
 from indexer.backends import BackendUnavailableError
 from indexer.bundle import IndexBundle
+from indexer.commands import app
 from indexer.corpus import CorpusError
 from indexer.engines import ray_data
 from indexer.engines.ray_data import EmbeddingsManifest, ShardEmbedder, read_shards

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from indexer.__main__ import app
 from indexer.build import BuildOptions, build_bundle
 from indexer.bundle import IndexBundle
+from indexer.commands import app
 from server.domain import EmbeddingQuery, SearchRequest, UserQuery
 from server.engine import Engine
 from tests.indexer.conftest import make_corpus
@@ -20,7 +20,7 @@ from tests.uncovered import measuring_no_coverage
 
 EXPORT = """
 import sys
-from indexer.__main__ import app
+from indexer.commands import app
 for layer in ("brute_force", "scann"):
     app(["export-servable", sys.argv[1], "--output", f"{sys.argv[2]}/{layer}", "--layer", layer,
          "--max-count", "20", "--json"], standalone_mode=False)

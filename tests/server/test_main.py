@@ -188,6 +188,6 @@ def test_commands_without_their_extra_are_a_sentence(command: str, module: str) 
     done = subprocess.run(run_alone, check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        f"error: {module} is not installed; the commands come with: "
-        "pip install 'candidate-search[serve]'\n"
+        f"error: {module} is not installed; it comes with: pip install '.[serve]' in this "
+        "project's folder\n"
     )

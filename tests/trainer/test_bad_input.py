@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from trainer.__main__ import app
 from trainer.bundle import TowerBundle
+from trainer.commands import app
 from trainer.commands.data import load
 from trainer.config import DataConfig
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from trainer.__main__ import app
 from trainer.batches import training_batches
 from trainer.bundle import TowerBundle
+from trainer.commands import app
 from trainer.distribution import Share
 from trainer.model_config import TowersConfig
 
@@ -32,7 +32,7 @@ KEEP_WEIGHTS = """
 import sys
 import numpy as np
 from trainer import training
-from trainer.__main__ import app
+from trainer.commands import app
 
 def keep(model, *others, towers=training.Towers):
     np.savez(sys.argv[1], *[variable.numpy() for variable in model.variables])

@@ -14,8 +14,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from tests.uncovered import measuring_no_coverage
-from trainer.__main__ import app
 from trainer.bundle import TowerBundle
+from trainer.commands import app
 
 QUICK = ("--config", Path(__file__).with_name("quick.toml"))
 
