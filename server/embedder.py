@@ -104,6 +104,10 @@ class QueryTower:
         """Whether the tower reads one of these features."""
         return any(feature.name in values for feature in self._features.query)
 
+    def reads_of(self, history: np.ndarray) -> bool:
+        """Whether the tower reads one of these candidates (n,), of which some may be too new."""
+        return self.reads_history and len(self._features.readable(history)) > 0
+
 
 class DescriptionTower:
     """What embeds descriptions, in LiteRT; safe to use from several threads.
@@ -189,7 +193,7 @@ class Embedder:
         if row >= 0 and self._tower.reads_context:
             values = {USER_ID: user.user_id, **self._assets.user_values(row), **values}
         described = self._described(values)
-        is_read = self._tower.reads_any(values) or (len(history) and self._tower.reads_history)
+        is_read = self._tower.reads_any(values) or self._tower.reads_of(history)
         if row < 0 and not is_read:
             return EmbeddedQuery(described, history=history, unknown_ids=unknown_ids)
         vector = self._tower.embed(history, values)
@@ -238,6 +242,12 @@ class Embedder:
                 candidate_id=examples.liked[0],
             )
         if self._tower is not None and self._reads_history:
+            if not self._tower.reads_of(liked):
+                raise CandidateUnknownError(
+                    "the liked candidates have come since the towers were trained: ask for "
+                    "candidates like one of them, or train again",
+                    candidate_id=examples.liked[0],
+                )
             vector = self._tower.embed(liked, {})
         else:
             vector = self._directions.of_rows(liked).mean(axis=0)

@@ -68,6 +68,12 @@ class Features(BaseModel):
 
     query: tuple[Feature, ...]
     candidate: tuple[Feature, ...]
+    n_candidates: int = 0
+    """Candidates that were there at the training, if others have come since; 0 if none have."""
+
+    def readable(self, history: np.ndarray) -> np.ndarray:
+        """Return those candidate rows (n,) of a history that the query tower knows, in order."""
+        return history[history < self.n_candidates] if self.n_candidates else history
 
     @property
     def context(self) -> tuple[Feature, ...]:
@@ -149,7 +155,8 @@ def encode_query(
     inputs = {}
     for feature in features.query:
         if feature.kind == "history":
-            inputs[feature.name] = encode_histories([history], feature.length)
+            known = features.readable(history)
+            inputs[feature.name] = encode_histories([known], feature.length)
         else:
             vocabulary = vocabularies.get(feature.name)
             inputs[feature.name] = _encode(feature, vocabulary, [values.get(feature.name)])
@@ -175,7 +182,8 @@ def encode_queries(
     """
     inputs = encode_table(features.context, vocabularies, users)
     if features.reads_history:
-        inputs[HISTORY] = encode_histories(histories, features.max_history_length)
+        known = list(map(features.readable, histories))
+        inputs[HISTORY] = encode_histories(known, features.max_history_length)
     return {feature.name: inputs[feature.name] for feature in features.query}
 
 

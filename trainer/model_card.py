@@ -15,7 +15,10 @@ _RANKER_SENTENCE = {
 }
 _STARTED_FROM = "Training began with the weights of {}, which have seen what that had seen."
 _LEARNING_CURVE = f"\n![Loss and validation by epoch]({LEARNING_CURVE})\n"
-_REFRESHED_FROM = "The models are those of {}; the users' histories and embeddings are newer."
+_REFRESHED_FROM = (
+    "The models are those of {}; the users' histories and embeddings are newer, and candidates may "
+    "have come since."
+)
 
 
 def write_model_card(directory: Path, manifest: TowerManifest) -> None:

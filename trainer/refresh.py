@@ -1,7 +1,9 @@
-"""Newer histories for towers that stay as they are: a new bundle without training.
+"""Newer histories and candidates for towers that stay as they are: a new bundle without training.
 
 The query tower reads what users did, so a user who has done more since is embedded anew by the same
-tower, and a user who is new is known from then on.
+tower, and a user who is new is known from then on. The candidate tower reads content, so a
+candidate that is new is embedded by it. In histories the query tower passes new candidates over,
+since it has learned to read only those that were there at the training.
 """
 
 from __future__ import annotations
@@ -16,11 +18,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainer.bundle import (
+    CANDIDATES,
+    FEATURES,
     HISTORIES,
     HISTORY_ROWS,
     MODEL_CARD,
+    POPULARITY,
     QUERY_EMBEDDINGS,
     QUERY_TOWER,
+    RANKER_DESCRIPTION,
     SERVING_SIGNATURE,
     TowerBundle,
     TowerManifest,
@@ -30,13 +36,16 @@ from trainer.bundle import (
 from trainer.datasets import Dataset
 from trainer.errors import TrainerError
 from trainer.export import history_table
-from trainer.features import TIME, USER_ID, encode_queries
+from trainer.features import CANDIDATE_ID, TIME, USER_ID, Features, encode_queries
 from trainer.inputs import collect_histories, last_times
 from trainer.keras import tf
 from trainer.model_card import write_model_card
 from trainer.publish import commit, copy_content, staging
 from trainer.trained_towers import in_batches
+from trainer.vocabulary import Vocabulary
 
+_OF_USERS = (HISTORIES, QUERY_EMBEDDINGS, MODEL_CARD)
+_OF_CANDIDATES = (CANDIDATES, POPULARITY, FEATURES, RANKER_DESCRIPTION)
 _FEWEST_KNOWN = 0.5
 """Of the interactions, with candidates that the towers know: fewer look like another catalogue."""
 
@@ -52,36 +61,87 @@ class Refreshed:
     Attributes:
         directory: of the new version.
         n_users: users it knows.
-        n_left_out: interactions with candidates that the towers do not know.
+        n_new_candidates: candidates that have come since the towers were trained.
+        n_left_out: interactions with candidates that are not in the bundle.
     """
 
     directory: Path
     n_users: int
+    n_new_candidates: int
     n_left_out: int
 
 
-def refresh(bundle: TowerBundle, dataset: Dataset, root: Path, *, force: bool = False) -> Refreshed:
+def refresh(
+    bundle: TowerBundle,
+    dataset: Dataset,
+    root: Path,
+    *,
+    with_candidates: bool = False,
+    force: bool = False,
+) -> Refreshed:
     """Publish a bundle's models anew, with the histories that users have now.
 
     Users keep their lines, by which a ranking model and towers that read ids know them; one without
     interactions in ``dataset`` keeps an empty history there, and is left out if there is neither.
+    Candidates keep their rows, by which the towers know them; those that are new follow.
 
     Args:
         bundle: whose models stay.
         dataset: all interactions there are now.
         root: the folder that holds the versions.
-        force: whether to publish even if most interactions are with candidates that the bundle
-            does not know, or if nothing tells how they were rated.
+        with_candidates: whether the candidates of ``dataset`` that the bundle lacks are to come,
+            and what is known of the others is to be what it says now.
+        force: whether to publish even if most interactions are with candidates that the towers
+            do not know, or if nothing tells how they were rated.
 
     Raises:
         RefreshError: if the bundle holds no histories, or knows too few of the candidates, or was
-            trained on interactions with another minimal rating.
+            trained on interactions with another minimal rating, or its towers cannot embed new
+            candidates.
         BundleError: if ``root`` cannot be written to.
     """
     if bundle.query.user_ids is None:
         raise RefreshError(
             f"{bundle.directory} holds no histories to refresh: its users come with their requests"
         )
+    _check_ratings(bundle, dataset, force=force)
+    candidates = _candidates_now(bundle, dataset) if with_candidates else bundle.candidates
+    rows = Vocabulary(candidates[CANDIDATE_ID]).rows(dataset.candidate_ids.array.to_pylist())
+    known = dataset.with_candidates(candidates, rows)
+    features = _features_now(bundle.query.features, bundle, len(candidates))
+    _check_known(bundle, dataset, len(features.readable(known.candidate_rows)), force=force)
+    histories = collect_histories(known, np.arange(len(known)), len(known))
+    users, histories = _users_now(bundle, known, histories)
+    manifest = bundle.manifest.model_copy(
+        update={
+            "n_candidates": len(candidates),
+            "n_users": len(users),
+            "refreshed_from": bundle.manifest.version,
+        }
+    )
+    with staging(root, TowerManifest) as staged:
+        replaced = (*_OF_USERS, *(_OF_CANDIDATES if with_candidates else ()))
+        copy_content(bundle.directory, staged, replaced)
+        if with_candidates:
+            _write_candidates(staged, bundle, known)
+        pq.write_table(history_table(users, histories), staged / HISTORIES)
+        np.save(staged / QUERY_EMBEDDINGS, _embed(bundle, features, users, histories))
+        write_model_card(staged, manifest)
+        return Refreshed(
+            directory=commit(staged, root, manifest),
+            n_users=len(users),
+            n_new_candidates=max(0, len(candidates) - _n_trained(bundle)),
+            n_left_out=len(dataset) - len(known),
+        )
+
+
+def _n_trained(bundle: TowerBundle) -> int:
+    """Return how many candidates there were at the training: the first rows."""
+    return bundle.query.features.n_candidates or bundle.manifest.n_candidates
+
+
+def _check_ratings(bundle: TowerBundle, dataset: Dataset, *, force: bool) -> None:
+    """Refuse interactions that are not chosen by their ratings as the bundle's were."""
     least = bundle.manifest.trained_on.min_rating
     if least is not None and dataset.ratings is None and not force:
         raise RefreshError(
@@ -92,30 +152,64 @@ def refresh(bundle: TowerBundle, dataset: Dataset, root: Path, *, force: bool = 
         chosen = "are of all ratings" if least is None else f"are of those rated {least:g} or more"
         advice = "leave --min-rating out" if least is None else f"give --min-rating {least:g}"
         raise RefreshError(f"the histories of {bundle.directory} {chosen}: {advice}")
-    new_rows = bundle.candidate_ids.rows(dataset.candidate_ids.array.to_pylist())
-    known = dataset.with_candidates(bundle.candidates, new_rows)
-    if not len(known):
+
+
+def _check_known(bundle: TowerBundle, dataset: Dataset, n_known: int, *, force: bool) -> None:
+    """Refuse interactions of which the towers know too few candidates."""
+    if not n_known:
         raise RefreshError(
             f"the towers of {bundle.directory} know none of the candidates in {dataset.name}: "
             "train on it instead"
         )
-    if not force and len(known) < _FEWEST_KNOWN * len(dataset):
+    if not force and n_known < _FEWEST_KNOWN * len(dataset):
         raise RefreshError(
-            f"the towers of {bundle.directory} know the candidates of {len(known):,} of the "
+            f"the towers of {bundle.directory} know the candidates of {n_known:,} of the "
             f"{len(dataset):,} interactions in {dataset.name} only, so they may be another "
             "catalogue's: train on it instead, or take those few with --force"
         )
-    histories = collect_histories(known, np.arange(len(known)), len(known))
-    users, histories = _users_now(bundle, known, histories)
-    manifest = bundle.manifest.model_copy(
-        update={"n_users": len(users), "refreshed_from": bundle.manifest.version}
+
+
+def _candidates_now(bundle: TowerBundle, dataset: Dataset) -> pa.Table:
+    """Return the bundle's candidates with what is known of them now, and then the new ones."""
+    table, rows = _described_now(
+        bundle, "candidates", bundle.candidates, dataset.candidates, CANDIDATE_ID
     )
-    with staging(root, TowerManifest) as staged:
-        copy_content(bundle.directory, staged, (HISTORIES, QUERY_EMBEDDINGS, MODEL_CARD))
-        pq.write_table(history_table(users, histories), staged / HISTORIES)
-        np.save(staged / QUERY_EMBEDDINGS, _embed(bundle, users, histories))
-        write_model_card(staged, manifest)
-        return Refreshed(commit(staged, root, manifest), len(users), len(dataset) - len(known))
+    if len(rows) == len(bundle.candidates):
+        return table
+    content = {feature.name for feature in bundle.query.features.content}
+    if not content:
+        raise RefreshError(
+            f"{len(rows) - len(bundle.candidates):,} candidates are new, and the towers of "
+            f"{bundle.directory} read nothing of candidates but their ids: train again"
+        )
+    if missing := content.difference(dataset.candidates.column_names):
+        raise RefreshError(
+            f"the candidates have no {', '.join(sorted(missing))}, which the towers of "
+            f"{bundle.directory} read: add the columns, or nothing is known of new candidates"
+        )
+    return table
+
+
+def _features_now(features: Features, bundle: TowerBundle, n_candidates: int) -> Features:
+    """Return features that pass over what has come since the training."""
+    n_trained = _n_trained(bundle)
+    known = n_trained if n_candidates > n_trained else 0
+    return features.model_copy(update={"n_candidates": known})
+
+
+def _write_candidates(staged: Path, bundle: TowerBundle, dataset: Dataset) -> None:
+    """Write what a bundle says of its candidates, for those of a dataset in their place."""
+    pq.write_table(dataset.candidates, staged / CANDIDATES)
+    counts = np.bincount(dataset.candidate_rows, minlength=dataset.n_candidates)
+    popularity = counts.astype(np.float32)
+    popularity[: len(bundle.popularity)] = bundle.popularity  # what the weights have seen
+    np.save(staged / POPULARITY, popularity)
+    features = _features_now(bundle.query.features, bundle, dataset.n_candidates)
+    (staged / FEATURES).write_text(features.model_dump_json(indent=2) + "\n")
+    if (ranker := bundle.query.ranker) is not None:
+        features = _features_now(ranker.features, bundle, dataset.n_candidates)
+        described = ranker.model_copy(update={"features": features})
+        (staged / RANKER_DESCRIPTION).write_text(described.model_dump_json(indent=2) + "\n")
 
 
 def _users_now(
@@ -126,10 +220,7 @@ def _users_now(
     Users that a model knows by their lines keep them, and so stay without a history, too.
     """
     old = read_table(bundle.directory / HISTORIES).drop_columns([HISTORY_ROWS])
-    is_new = pc.invert(pc.is_in(dataset.users[USER_ID], value_set=old[USER_ID]))
-    ids = [*old[USER_ID].to_pylist(), *dataset.users[USER_ID].filter(is_new).to_pylist()]
-    rows = dataset.user_ids.rows(ids)
-    users = _described_now(bundle, old, dataset.users, rows)
+    users, rows = _described_now(bundle, "users", old, dataset.users, USER_ID)
     if TIME in old.column_names:
         times = last_times(dataset, np.arange(len(dataset))).take(pa.array(rows, mask=rows < 0))
         place = users.column_names.index(TIME)
@@ -142,20 +233,31 @@ def _users_now(
     return users.take(known), [current[row] for row in known]
 
 
-def _described_now(bundle: TowerBundle, old: pa.Table, new: pa.Table, rows: np.ndarray) -> pa.Table:
-    """Return what is known of users: what is new, and in columns that lack there, what was known.
+def _described_now(
+    bundle: TowerBundle, what: str, old: pa.Table, new: pa.Table, id_column: str
+) -> tuple[pa.Table, np.ndarray]:
+    """Return what is known of users or candidates: those there were, and then the new ones.
+
+    A value is what the data say; where they lack the column or the line, it is what it was.
 
     Args:
         bundle: where ``old`` is from.
-        old: users as the bundle knows them.
-        new: users as the data know them.
-        rows: (n_users,) in ``new`` of the old users and then of those that are new; -1: none.
+        what: they are, for errors.
+        old: as the bundle knows them.
+        new: as the data know them; columns that ``old`` lacks are left out.
+        id_column: what tells them apart.
+
+    Returns:
+        The table (n,), and the row (n,) of each in ``new``; -1: none.
     """
+    is_new = pc.invert(pc.is_in(new[id_column], value_set=old[id_column]))
+    ids = [*old[id_column].to_pylist(), *new[id_column].filter(is_new).to_pylist()]
+    rows = Vocabulary(new[id_column]).rows(ids)
     try:
         both = pa.concat_tables([old, new], promote_options="permissive").select(old.column_names)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise RefreshError(
-            f"the users' columns are not of the types that {bundle.directory} was trained with "
+            f"the {what}' columns are not of the types that {bundle.directory} was trained with "
             f"({error}): mend them, or train again"
         ) from error
     lines = np.arange(len(rows))
@@ -166,14 +268,15 @@ def _described_now(bundle: TowerBundle, old: pa.Table, new: pa.Table, rows: np.n
         name: both[name].take(now if name in new.column_names else before)
         for name in old.column_names
     }
-    return pa.table(columns)
+    return pa.table(columns), rows
 
 
-def _embed(bundle: TowerBundle, users: pa.Table, histories: list[np.ndarray]) -> np.ndarray:
+def _embed(
+    bundle: TowerBundle, features: Features, users: pa.Table, histories: list[np.ndarray]
+) -> np.ndarray:
     """Embed users (n, dim) float32 with a bundle's query tower."""
     saved = tf.saved_model.load(str(bundle.directory / saved_model_of(QUERY_TOWER)))
     signature = saved.signatures[SERVING_SIGNATURE]
-    features = bundle.query.features
     names = [feature.name for feature in features.query]
 
     def embed(*batch: np.ndarray) -> Any:

@@ -106,7 +106,8 @@ def _saved(bundle: TowerBundle) -> tuple[QueryTower, CandidateTower]:
     features = bundle.query.features
     try:
         config = TowersConfig.model_validate(bundle.manifest.config)
-        query = QueryTower(features, bundle.manifest.n_candidates, config, seed=0)
+        n_candidates = features.n_candidates or bundle.manifest.n_candidates
+        query = QueryTower(features, n_candidates, config, seed=0)
         candidate = CandidateTower(features, config, seed=0)
         for tower, name in ((query, QUERY_TOWER), (candidate, CANDIDATE_TOWER)):
             variables = bundle.directory / saved_model_of(name) / "variables" / "variables"

@@ -239,6 +239,17 @@ def test_own_files_go_the_same_way(tmp_path: Path) -> None:
     bundle = TowerBundle.open(tmp_path / "towers" / "current")
     assert not bundle.manifest.has_ranker
     assert bundle.candidates.column_names == ["candidate_id", "title", "tags"]
+    with candidates.open("a") as file:
+        file.write("c7,Title 7,b\n")
+    with interactions.open("a") as file:
+        file.write("u0,c7,9\n")
+    current = tmp_path / "towers" / "current"
+    left_out = trainer("refresh", current, "--interactions", interactions)
+    assert "1 of 25 interactions are with candidates that the towers do not" in left_out.stderr
+    told = trainer("refresh", current, *files, "--json")
+    assert "have come since the training: 1. They are found by" in " ".join(told.stderr.split())
+    assert 1 == json.loads(told.stdout)["n_new_candidates"]
+    assert "c7" == TowerBundle.open(current).candidate_ids.token(7)
 
 
 def test_a_bad_row_is_a_sentence_and_nothing_is_written(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from indexer.embed import embed_candidates
 from trainer.bundle import TowerBundle
 from trainer.datasets import Dataset, load_dataset
 from trainer.export import export
@@ -119,6 +120,100 @@ def test_users_left_without_an_interaction_that_the_towers_know_are_left_out(
     done = refresh(bundle, small(["amy", "zoe"], ["never seen", first]), root)
     assert (1, 1) == (done.n_users, done.n_left_out)
     assert {"zoe": [first]} == histories_of(TowerBundle.open(done.directory))
+
+
+def with_new_candidates(
+    dataset: Dataset, ids: list[str], histories: dict[str, list[str]]
+) -> Dataset:
+    """A catalogue that has grown, listed in another order, with what users did in it."""
+    newest = dataset.candidates.slice(0, len(ids)).set_column(
+        0, "candidate_id", pa.array(ids, pa.string())
+    )
+    candidates = pa.concat_tables(
+        [newest, dataset.candidates.slice(0).take(pa.array(np.arange(dataset.n_candidates)[::-1]))]
+    )
+    rows = {token: row for row, token in enumerate(candidates["candidate_id"].to_pylist())}
+    users = sorted(histories)
+    return Dataset(
+        name="grown",
+        users=pa.table({"user_id": users}),
+        candidates=candidates,
+        user_rows=np.repeat(
+            np.arange(len(users), dtype=np.int32), [len(histories[user]) for user in users]
+        ),
+        candidate_rows=np.array(
+            [rows[one] for user in users for one in histories[user]], dtype=np.int32
+        ),
+    )
+
+
+def test_new_candidates_are_embedded_by_their_content_and_passed_over_in_histories(
+    bundle: TowerBundle, dataset: Dataset, towers: Towers, tmp_path: Path
+) -> None:
+    n = dataset.n_candidates
+    third, seventh = bundle.candidate_ids.tokens([3, 7])
+    histories = {"amy": [third, "new 1", seventh], "zoe": [seventh]}
+    grown = with_new_candidates(dataset, ["new 1", "new 2"], histories)
+    title = grown.candidates.column_names.index("title")
+    retitled = grown.candidates.set_column(
+        title, "title", pa.array([f"Now {row}" for row in range(n + 2)])
+    )
+    grown = dataclasses.replace(grown, candidates=retitled)
+    done = refresh(bundle, grown, tmp_path, with_candidates=True)
+    assert (2, 2, 0) == (done.n_users, done.n_new_candidates, done.n_left_out)
+    now = TowerBundle.open(done.directory)
+    expected_ids = [*bundle.candidate_ids.array.to_pylist(), "new 1", "new 2"]
+    assert expected_ids == now.candidate_ids.array.to_pylist()
+    assert n + 2 == now.manifest.n_candidates
+    assert f"Now {n + 1}" == now.candidates["title"][0].as_py()  # the last of the file
+    assert histories == histories_of(now)
+    assert [*bundle.popularity.tolist(), 1, 0] == now.popularity.tolist()
+    np.testing.assert_allclose(
+        towers.embed_queries([np.array([3, 7]), np.array([7])]),
+        now.query.query_embeddings,
+        atol=1e-5,
+    )
+    before, after = embed_candidates(bundle).embeddings, embed_candidates(now).embeddings
+    np.testing.assert_array_equal(before, after[:n])
+    unknown = dict(towers.corpus) | {"candidate_id": np.zeros((n, 1), np.int32)}
+    by_content = towers.candidate_module.embed(
+        *(unknown[feature.name][:2] for feature in towers.features.candidate)
+    )
+    np.testing.assert_allclose(by_content["embedding"], after[n:], atol=1e-5)
+
+
+def test_candidates_come_again_and_again_and_weights_are_begun_with(
+    bundle: TowerBundle, dataset: Dataset, tmp_path: Path
+) -> None:
+    (third,) = bundle.candidate_ids.tokens([3])
+    bundles = [bundle]
+    for ids in (["new 1"], ["new 1", "new 2"]):
+        grown = with_new_candidates(dataset, ids, {"amy": [third, ids[-1]]})
+        done = refresh(bundles[-1], grown, tmp_path, with_candidates=True)
+        bundles.append(TowerBundle.open(done.directory))
+    assert 2 == done.n_new_candidates
+    assert dataset.n_candidates == bundles[-1].query.features.n_candidates
+    done = refresh(bundles[-1], small(["amy", "amy"], [third, "new 2"]), tmp_path)
+    assert (1, 2, 0) == (done.n_users, done.n_new_candidates, done.n_left_out)
+    config = TowersConfig(dim=8, width=8, epochs=1)
+    rows = np.arange(len(grown))
+    warm = fit(grown, rows, config, seed=0, start_from=TowerBundle.open(done.directory))
+    assert (len(grown.candidates), 8) == warm.embed_candidates().shape
+
+
+def test_new_candidates_of_which_the_towers_read_nothing_are_refused(
+    bundle: TowerBundle, dataset: Dataset, train_rows: np.ndarray, tmp_path: Path
+) -> None:
+    (third,) = bundle.candidate_ids.tokens([3])
+    grown = with_new_candidates(dataset, ["new"], {"amy": [third]})
+    lacking = dataclasses.replace(grown, candidates=grown.candidates.drop_columns(["genres"]))
+    with pytest.raises(RefreshError, match=r"have no genres, which the towers of .* read: add"):
+        refresh(bundle, lacking, tmp_path, with_candidates=True)
+    by_ids = fit(dataset, train_rows, TowersConfig(dim=8, width=8, epochs=1, content=()), seed=0)
+    blind = TowerBundle.open(export(by_ids, dataset, train_rows, tmp_path / "ids", seed=0))
+    with pytest.raises(RefreshError, match=r"1 candidates are new, and the towers .* train again"):
+        refresh(blind, grown, tmp_path, with_candidates=True)
+    assert ["ids"] == [path.name for path in tmp_path.iterdir()]
 
 
 def test_a_ranking_model_knows_its_users_by_the_lines_they_had(

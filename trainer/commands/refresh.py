@@ -10,6 +10,7 @@ import typer
 from trainer.commands.data import load, source
 from trainer.commands.options import (
     AsJson,
+    CandidatesFile,
     ConfigFile,
     DatasetName,
     InteractionsFile,
@@ -30,6 +31,7 @@ def refresh(
     config: ConfigFile = None,
     dataset: DatasetName = None,
     interactions: InteractionsFile = None,
+    candidates: CandidatesFile = None,
     users: UsersFile = None,
     min_rating: MinRating = None,
     force: Annotated[
@@ -42,16 +44,17 @@ def refresh(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish towers with the histories that users have now, without training.
+    """Publish towers with the histories, and candidates, that there are now, without training.
 
     Example: python -m trainer refresh artifacts/towers/current --interactions interactions.csv
+    --candidates candidates.csv
     """
     with sentences_for_errors():
         from trainer.bundle import TowerBundle
         from trainer.config import ConfigError, load_config
         from trainer.refresh import refresh as refresh_bundle
 
-        flags = {"data": source(dataset, interactions, None, users, min_rating)}
+        flags = {"data": source(dataset, interactions, candidates, users, min_rating)}
         source_of_data = load_config(config, flags).data
         if not source_of_data.is_given:
             raise ConfigError(
@@ -61,17 +64,30 @@ def refresh(
         data = load(source_of_data)
         bundle = TowerBundle.open(towers)
         with stderr.status("Embedding the users anew"):
-            done = refresh_bundle(bundle, data, output or bundle.directory.parent, force=force)
+            done = refresh_bundle(
+                bundle,
+                data,
+                output or bundle.directory.parent,
+                with_candidates=source_of_data.candidates is not None,
+                force=force,
+            )
         if done.n_left_out:
             say(
                 f"{done.n_left_out:,} of {len(data):,} interactions are with candidates that the "
-                "towers do not know, and were left out: train again to have them"
+                "towers do not know, and were left out: give --candidates FILE to have them "
+                "found, or train again"
+            )
+        if done.n_new_candidates:
+            say(
+                f"Candidates that have come since the training: {done.n_new_candidates:,}. They "
+                "are found by their content, and not read in histories until you train again"
             )
         if as_json:
             print_json(
                 {
                     "directory": str(done.directory),
                     "n_users": done.n_users,
+                    "n_new_candidates": done.n_new_candidates,
                     "n_left_out": done.n_left_out,
                 }
             )
