@@ -11,13 +11,12 @@ query/                what the server needs of the tower (trainer.bundle.QueryAs
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import mmap
 import os
 import shutil
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -338,7 +337,7 @@ def reread(directory: Path, corpus: Corpus) -> Corpus:
     if not _is_mapped(corpus.embeddings):
         return corpus
     embeddings = load_array(directory / EMBEDDINGS).view(np.ndarray)
-    return dataclasses.replace(corpus, embeddings=embeddings)
+    return replace(corpus, embeddings=embeddings)
 
 
 def _is_mapped(array: np.ndarray) -> bool:

@@ -9,8 +9,8 @@ embedded as the content of a candidate; the question is whether it finds what it
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -196,7 +196,7 @@ def _cold_users(
     for number, fold in enumerate(_folds(dataset, seed), start=1):
         on_training(f"without users, part {number} of {N_FOLDS}")
         of_fold = np.isin(dataset.user_rows, fold)
-        theirs = dataclasses.replace(parts, test=parts.test[of_fold[parts.test]])
+        theirs = replace(parts, test=parts.test[of_fold[parts.test]])
         others = fit(dataset, parts.train[~of_fold[parts.train]], everybody.config, seed)
         score_unknown = scorer(others, everybody.histories)
         known.append(_recalls(dataset, theirs, score_known)[0])

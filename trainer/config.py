@@ -56,6 +56,9 @@ class DataConfig(BaseModel):
     model to read."""
     min_rating: float | None = None
     """Take only interactions rated at least this high."""
+    name: str | None = Field(None, min_length=1)
+    """What your own files are called in manifests; bundles of one name are compared. By default the
+    name of the file of interactions, without its ending."""
 
     def load(self) -> Dataset:
         """Load the data.
@@ -66,7 +69,11 @@ class DataConfig(BaseModel):
         """
         if self.interactions is not None:
             return load_files(
-                self.interactions, self.candidates, self.users, min_rating=self.min_rating
+                self.interactions,
+                self.candidates,
+                self.users,
+                min_rating=self.min_rating,
+                name=self.name,
             )
         for flag, file in (("candidates", self.candidates), ("users", self.users)):
             if file is not None:

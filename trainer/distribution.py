@@ -8,12 +8,12 @@ TensorFlow does; outside of any scope a process is alone.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class WorkersError(TrainerError):
     """Why the workers cannot train together, for the user."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Share:
     """What of every batch falls to one worker: every ``count``-th user, from ``index``."""
 

@@ -6,8 +6,8 @@ rows; candidates that were interacted with both in train and in test are not hel
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ class Evaluation(BaseModel):
     ranked: list[RankedOrder] = []
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Rankings:
     """The best candidates of each scored user.
 

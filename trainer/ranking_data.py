@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -35,7 +35,7 @@ class NoRatingsError(TrainingError):
     """Why there is no ranking model: there are no ratings to learn from."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class EncodedData:
     """Users and candidates as the ranking model reads them.
 

@@ -8,7 +8,7 @@ since it has learned to read only those that were there at the training.
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class RefreshError(TrainerError):
     """Why a bundle's histories cannot be made newer, for the user."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Refreshed:
     """What a refresh made.
 

@@ -10,7 +10,7 @@ Interactions of the same second keep the order of their source.
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -30,7 +30,7 @@ class SplitKind(StrEnum):
     NONE = "none"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Interactions to train on and to test on.
 

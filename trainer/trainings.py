@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,7 +46,7 @@ from trainer.warm_start import check_start, has_seen
 Judgement = TypeVar("Judgement")
 
 
-@dataclasses.dataclass(eq=False)
+@dataclass(eq=False)
 class Trainings:
     """Trains on parts of one dataset in one configuration.
 
@@ -69,12 +69,12 @@ class Trainings:
     checkpoints: Path | None = None
     tensorboard: Path | None = None
     start_from: TowerBundle | None = None
-    strategy: Any = dataclasses.field(default_factory=tf.distribute.get_strategy)
+    strategy: Any = field(default_factory=tf.distribute.get_strategy)
     n_epochs: int = 0
-    curve: Curve = dataclasses.field(default_factory=list)
+    curve: Curve = field(default_factory=list)
     started_from: str | None = None
     seen_before: TrainedOn | None = None
-    _saved_in: list[Path] = dataclasses.field(default_factory=list)
+    _saved_in: list[Path] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.n_epochs = self.config.towers.epochs

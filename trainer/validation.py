@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -114,4 +114,4 @@ def _thinned(dataset: Dataset, split: Split) -> Split:
     n_users = max(100, _MAX_SCORES // dataset.n_candidates)
     chosen = users[:: 1 + (len(users) - 1) // n_users]
     test = split.test[np.isin(dataset.user_rows[split.test], chosen)]
-    return dataclasses.replace(split, test=test)
+    return replace(split, test=test)

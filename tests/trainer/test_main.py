@@ -233,10 +233,12 @@ def test_own_files_go_the_same_way(tmp_path: Path) -> None:
         "candidate_id,title,tags\n" + "".join(f"c{i},Title {i},a|b\n" for i in range(7))
     )
     files = ("--interactions", interactions, "--candidates", candidates)
-    done = trainer("fit", *files, "--epochs", 1, "--dim", 4, "--output", tmp_path / "towers")
+    options = ("--epochs", 1, "--dim", 4, "--name", "shop", "--output", tmp_path / "towers")
+    done = trainer("fit", *files, *options)
     assert done.exit_code == 0, done.stderr
-    assert "has no ratings, so there is no ranking model" in done.stderr
+    assert "shop has no ratings, so there is no ranking model" in done.stderr
     bundle = TowerBundle.open(tmp_path / "towers" / "current")
+    assert "shop" == bundle.manifest.trained_on.dataset
     assert not bundle.manifest.has_ranker
     assert bundle.candidates.column_names == ["candidate_id", "title", "tags"]
     with candidates.open("a") as file:

@@ -49,6 +49,13 @@ def fit(
     candidates: CandidatesFile = None,
     users: UsersFile = None,
     min_rating: MinRating = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="What your own files are called, by which bundles are compared; the name of the "
+            "file of interactions if not given. Keep it the same where that has a date in it."
+        ),
+    ] = None,
     split: HeldOut = None,
     train_fraction: TrainFraction = None,
     refit: Annotated[
@@ -115,7 +122,10 @@ def fit(
                 "refit": refit,
                 "with_histories": with_histories,
                 "with_ranker": ranker,
-                "data": source(dataset, interactions, candidates, users, min_rating),
+                "data": {
+                    **source(dataset, interactions, candidates, users, min_rating),
+                    "name": name,
+                },
                 "towers": {"epochs": epochs, "dim": dim},
             },
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ class DatasetUnavailableError(DatasetError):
     """The dataset is known but cannot be had on this machine."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Users, candidates and their interactions.
 
@@ -93,7 +93,7 @@ class Dataset:
                 f"no interaction of {self.name} is rated at least {min_rating:g}: "
                 f"its highest rating is {self.ratings.max():g}"
             )
-        return dataclasses.replace(self._with_interactions(kept), min_rating=min_rating)
+        return replace(self._with_interactions(kept), min_rating=min_rating)
 
     def with_candidates(
         self, candidates: pa.Table, new_rows: npt.NDArray[np.integer[Any]]
@@ -106,10 +106,10 @@ class Dataset:
         """
         narrowed = self._with_interactions(np.flatnonzero(new_rows[self.candidate_rows] >= 0))
         candidate_rows = new_rows[narrowed.candidate_rows].astype(np.int32)
-        return dataclasses.replace(narrowed, candidates=candidates, candidate_rows=candidate_rows)
+        return replace(narrowed, candidates=candidates, candidate_rows=candidate_rows)
 
     def _with_interactions(self, kept: npt.NDArray[np.integer[Any]]) -> Dataset:
-        return dataclasses.replace(
+        return replace(
             self,
             user_rows=self.user_rows[kept],
             candidate_rows=self.candidate_rows[kept],

@@ -33,6 +33,7 @@ def load(
     users: Path | None = None,
     *,
     min_rating: float | None = None,
+    name: str | None = None,
 ) -> Dataset:
     """Load a dataset from files.
 
@@ -43,6 +44,7 @@ def load(
         users: the file of users; of those that it lacks, and without one of all, nothing but their
             interactions is known.
         min_rating: keep only interactions rated at least so.
+        name: of the dataset; by default that of the file of interactions, without its ending.
 
     Raises:
         DatasetError: if a file cannot be read or has a bad row; it names file, line and column.
@@ -73,7 +75,7 @@ def load(
             f"candidate {candidate_ids[row]} is not among those in {candidates}",
         )
     dataset = Dataset(
-        name=interactions.stem,
+        name=name or interactions.stem,
         users=known_users,
         candidates=catalogue,
         user_rows=rows_of(user_ids, known_users["user_id"].combine_chunks()),
