@@ -181,7 +181,7 @@ class SearchCandidatesRequest(_message.Message):
     """
     backend: _builtins.str
     """The name of the backend to search with, one of those GetIndexInfo lists: "brute_force",
-    "annoy" or "scann". An unknown name is refused with the list of the known ones.
+    "annoy", "scann" or "milvus". An unknown name is refused with the list of the known ones.
     """
     exact: _builtins.bool
     """Whether to score every eligible candidate, so that the answer is the true one. False is the
