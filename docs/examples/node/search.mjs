@@ -27,7 +27,26 @@ const definition = loadSync("candidate_search/v1/candidate_search_service.proto"
   longs: Number,
 });
 const { CandidateSearchService } = loadPackageDefinition(definition).candidate_search.v1;
-const client = new CandidateSearchService(target, credentials.createInsecure());
+// Deal calls out in turn to all addresses of the target, and make those again that a server cancels
+// or is not there for: one that stops, or has too much to do, leaves them to others.
+const serviceConfig = {
+  loadBalancingConfig: [{ round_robin: {} }],
+  methodConfig: [
+    {
+      name: [{ service: "candidate_search.v1.CandidateSearchService" }],
+      retryPolicy: {
+        maxAttempts: 5,
+        initialBackoff: "0.1s",
+        maxBackoff: "1s",
+        backoffMultiplier: 2,
+        retryableStatusCodes: ["UNAVAILABLE", "CANCELLED"],
+      },
+    },
+  ],
+};
+const client = new CandidateSearchService(target, credentials.createInsecure(), {
+  "grpc.service_config": JSON.stringify(serviceConfig),
+});
 
 const request = { query: queries[kind](value), candidateCount: 5 };
 const deadline = new Date(Date.now() + 5000);
