@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.console import sentences_for_errors, stderr
+from trainer.extras import needed
 
 app = typer.Typer(
     help="Measure recall, latency and throughput; run the demo.",
@@ -344,7 +345,8 @@ def train(
 
     Example: python -m benchmarks train --candidates 100000 --candidates 1000000
     """
-    from benchmarks.train import benchmark_train
+    with needed("train"):
+        from benchmarks.train import benchmark_train
     from benchmarks.train_report import draw_train, train_table
 
     with _sentences_for_errors(), stderr.status("starting") as status:

@@ -47,7 +47,8 @@ def run() -> int:
         with _server() as target:
             _query(target)
         _heading("Compare the backends")
-        _command("benchmarks", "search", "--corpus", str(INDEXES / "current"))
+        corpus, output = str(INDEXES / "current"), str(ARTIFACTS / "benchmarks")
+        _command("benchmarks", "search", "--corpus", corpus, "--output", output)
     except BenchmarkError as error:
         console.print(f"[bold red]The demo stopped:[/] {error}")
         return 1

@@ -64,8 +64,8 @@ def asking_sentence(report: SearchReport) -> str:
     costs = {name: report.cost_of_asking(name, _ASKED_RECALL) for name in report.build_seconds}
     told = (f"{name} {cost:.2f}" for name, cost in costs.items() if cost is not None)
     return (
-        f"Asked for a recall of {_ASKED_RECALL:g}, in CPU time of the cheapest params measured "
-        f"here that deliver it: {', '.join(told)}."
+        f"To ask for a recall of {_ASKED_RECALL:g} costs so many times the CPU time of the "
+        f"cheapest params found by this sweep that deliver it: {', '.join(told)}."
     )
 
 

@@ -143,6 +143,7 @@ def retune_bundle(
     queries: np.ndarray | None,
     options: BuildOptions,
     *,
+    make_current: bool = True,
     announce: Announce = lambda _: None,
 ) -> Path:
     """Measure the indexes of a bundle anew and publish them with their new operating points.
@@ -152,10 +153,11 @@ def retune_bundle(
         queries: (n_queries, dim) float32 to measure on; by default, what the bundle holds.
         options: the recall and the k that the default backend is to deliver; all of the bundle's
             backends are tuned.
+        make_current: whether the new version is to take the bundle's place if that is current.
         announce: told what is being done.
 
     Returns:
-        The directory of the new version, which is the current one if the bundle was.
+        The directory of the new version.
 
     Raises:
         BackendUnavailableError: if a backend of the bundle is not installed.
@@ -191,8 +193,8 @@ def retune_bundle(
             }
         )
         # What somebody keeps beside the current version does not take its place by being measured.
-        is_current = follow(root / CURRENT).name == bundle.directory.name
-        return commit(staged, root, manifest, make_current=is_current)
+        was_current = follow(root / CURRENT).name == bundle.directory.name
+        return commit(staged, root, manifest, make_current=make_current and was_current)
 
 
 @dataclass(frozen=True)

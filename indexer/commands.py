@@ -21,7 +21,7 @@ from indexer.bundle import IndexBundle, IndexManifest
 from indexer.corpus import Corpus, CorpusError, read_corpus, read_vectors
 from indexer.pruning import prune as prune_bundles
 from indexer.report import print_index
-from trainer.bundle import TowerBundle
+from trainer.bundle import QUERY_TOWER, TowerBundle
 from trainer.console import print_json, sentences_for_errors, stderr, tell
 from trainer.extras import missing
 from trainer.publish import CURRENT, check_root, follow, read_manifest, resolve
@@ -53,6 +53,15 @@ _RECALL_HELP = "The recall@k that the default backend delivers."
 _K_HELP = "Results per query it is meant for."
 Seed = Annotated[int, typer.Option(min=0, help="Seed of samples; fixes what is measured.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
+
+
+MakeCurrent = Annotated[
+    bool,
+    typer.Option(
+        "--make-current/--keep-current",
+        help="Whether `current` is to lead to the new index, which servers follow, or stay.",
+    ),
+]
 
 
 @app.command()
@@ -110,13 +119,7 @@ def build(
             metavar="URI",
         ),
     ] = None,
-    make_current: Annotated[
-        bool,
-        typer.Option(
-            "--make-current/--keep-current",
-            help="Whether `current` is to lead to the new index, which servers follow, or stay.",
-        ),
-    ] = True,
+    make_current: MakeCurrent = True,
     seed: Seed = 42,
     as_json: AsJson = False,
 ) -> None:
@@ -131,6 +134,8 @@ def build(
         backend_names(options)
         vectors = _read_queries(queries)
         check_root(output, IndexManifest)
+        if make_current and towers is None:
+            _check_nobody_loses_towers(output)
         with _progress() as announce:
             embed = partial(_embed_on_ray, root=shards or _SHARDS, address=ray_address)
             bundle, corpus = _read_source(
@@ -167,6 +172,7 @@ def tune(
         int | None,
         typer.Option("--k", min=1, help=f"{_K_HELP} By default, as it was.", show_default=False),
     ] = None,
+    make_current: MakeCurrent = True,
     seed: Seed = 42,
     as_json: AsJson = False,
 ) -> None:
@@ -187,9 +193,13 @@ def tune(
             options = _options(
                 recall or manifest.default_recall_target, k or manifest.default_k, seed
             )
-            directory = retune_bundle(bundle, vectors, options, announce=announce)
+            if queries is not None:
+                _check_of_same_towers(queries, bundle)
+            directory = retune_bundle(
+                bundle, vectors, options, make_current=make_current, announce=announce
+            )
         _print_index(directory, as_json=as_json)
-        if follow(directory.parent / CURRENT) != directory:
+        if make_current and follow(directory.parent / CURRENT) != directory:
             stderr.print("It is not current: the index it was made of is not, either.")
 
 
@@ -382,6 +392,30 @@ def _check_engine(engine: str, towers: Path | None, of_ray: Mapping[str, object]
     for flag, value in of_ray.items():
         if engine == "local" and value is not None:
             raise typer.BadParameter(f"{flag} belongs to --engine ray")
+
+
+def _check_nobody_loses_towers(root: Path) -> None:
+    """Refuse to put an index without towers where servers follow one with towers."""
+    if not (root / CURRENT).exists():
+        return
+    if read_manifest(follow(root / CURRENT), IndexManifest).tower_version is not None:
+        raise CorpusError(
+            f"{root / CURRENT} is an index of towers, and servers that follow it would answer no "
+            "users any more: give another --output, or --keep-current"
+        )
+
+
+def _check_of_same_towers(queries: Path, bundle: IndexBundle) -> None:
+    """Refuse queries from a tower bundle that were embedded by other towers than the index's."""
+    folder = queries.resolve().parent
+    if bundle.query is None or not (folder / QUERY_TOWER).exists():
+        return
+    if bundle.query.tower_path.read_bytes() != (folder / QUERY_TOWER).read_bytes():
+        raise CorpusError(
+            f"{queries} were embedded by other towers than {bundle.directory}: build an index of "
+            "those towers, or refresh the towers that it was built from "
+            f"({bundle.manifest.tower_version})"
+        )
 
 
 def _read_queries(path: Path | None) -> np.ndarray | None:

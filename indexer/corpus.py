@@ -133,7 +133,8 @@ def _read_array(path: Path) -> np.ndarray:
     try:
         return load_array(path)
     except BundleError as error:
-        raise CorpusError(f"{error}; Parquet is told by a name that ends in .parquet") from error
+        advice = "; Parquet is told by a name that ends in .parquet" if path.exists() else ""
+        raise CorpusError(f"{error}{advice}") from error
 
 
 def _read_vector_column(path: Path) -> np.ndarray:

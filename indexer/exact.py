@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from trainer.extras import NotCompiledError
+
 if TYPE_CHECKING:
     from indexer.cells import Cells
 
 try:
     from indexer import _exact
 except ImportError as error:
-    raise ImportError(
-        "indexer/_exact.cpp is not compiled; install a C++ compiler, then this package again (in a "
-        f"checkout: make setup; pip install -v says why it was not compiled): {error}"
-    ) from error
+    raise NotCompiledError("indexer/_exact.cpp", error) from error
 
 _FEW_QUERIES = 8  # up to so many are scanned for one by one: a matrix product is slower; measured
 _GATHERED_FLOATS = 1 << 16  # 256 KiB of gathered vectors stay in the second-level cache

@@ -143,9 +143,29 @@ def _connected(
             server_name=server_name,
         ) as client:
             yield client
-    except (SearchFailedError, ValueError) as error:  # of a token that is none
+    except SearchFailedError as error:
+        typer.echo(f"error: {told_of(error, address)}", err=True)
+        raise typer.Exit(1) from error
+    except ValueError as error:  # of a token that is none
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+def told_of(error: SearchFailedError, address: str) -> str:
+    """Return why a call failed, and what to look at where no server has said so."""
+    if error.reason:
+        return str(error)
+    match error.code:
+        case "UNAVAILABLE":
+            return (
+                f"no server answers at {address}: is one running there, as HOST:PORT? One with "
+                f"TLS is reached with --authority. ({error})"
+            )
+        case "UNIMPLEMENTED":
+            return f"the server at {address} was started without --admin. ({error})"
+        case "DEADLINE_EXCEEDED":
+            return f"{address} has not answered in time: is a server running there? ({error})"
+    return str(error)
 
 
 def tls_credentials(authority: Path | None) -> grpc.ChannelCredentials | None:

@@ -122,6 +122,10 @@ class Condition:
     def __invert__(self) -> Condition:
         return Condition(pb.Filter(negated=self.message))
 
+    def __bool__(self) -> bool:
+        # Python's `and` would leave one of two conditions out without a word.
+        raise TypeError("combine conditions with &, | and ~, not with and, or and not")
+
     def _parts(self, kind: Literal["all_of", "any_of"]) -> Sequence[pb.Filter]:
         """Return what this combines in such a way already: one level deep, however many."""
         is_combined = self.message.WhichOneof("kind") == kind

@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from server import admin_commands, health
-from server.admin_commands import Authority, ServerName, Token, tls_credentials
+from server.admin_commands import Authority, ServerName, Token, tls_credentials, told_of
 from server.client import (
     Candidate,
     Examples,
@@ -101,11 +101,14 @@ def serve(
         settings = load_settings(flags, config)
     except SettingsError as error:
         raise _fail(error) from error
+    unknown = unknown_variables(os.environ)
     if print_config:
+        for name in unknown:
+            typer.echo(f"warning: no setting has the name of {name}", err=True)
         typer.echo(as_toml(settings))
         return
     _configure_logging(settings)
-    for name in unknown_variables(os.environ):
+    for name in unknown:
         structlog.get_logger(__name__).warning("no setting has this name", variable=name)
     with ending_when_asked(_count_together(settings)):
         _serve(settings)
@@ -284,7 +287,9 @@ def search(
                 if fields is None:
                     options["returned_fields"] = [n for n in ("title", "genres") if n in types]
             results = client.search(query, **options)
-    except (SearchFailedError, TypeError, ValueError) as error:
+    except SearchFailedError as error:
+        raise _fail(told_of(error, address)) from error
+    except (TypeError, ValueError) as error:
         raise _fail(error) from error
     _print_results(results, as_json=as_json)
 
@@ -386,6 +391,6 @@ def _configure_logging(settings: Settings) -> None:
     )
 
 
-def _fail(error: Exception) -> typer.Exit:
+def _fail(error: object) -> typer.Exit:
     typer.echo(f"error: {error}", err=True)
     return typer.Exit(1)

@@ -184,7 +184,9 @@ class Embedder:
         known = self._assets.user_ids
         row = known.row(user.user_id) if known is not None and user.user_id else -1
         if row >= 0 and user.adds_nothing and self._known_embeddings is not None:
-            return EmbeddedQuery(self._known_embeddings[row], history=self._assets.history(row))
+            history = self._assets.history(row)
+            is_read = self._tower.reads_context or self._tower.reads_of(history)
+            return EmbeddedQuery(self._known_embeddings[row] if is_read else None, history=history)
         values = dict(user.features)
         self._check_values(values)
         history, unknown_ids = self._known_rows(user.history)
@@ -194,7 +196,7 @@ class Embedder:
             values = {USER_ID: user.user_id, **self._assets.user_values(row), **values}
         described = self._described(values)
         is_read = self._tower.reads_any(values) or self._tower.reads_of(history)
-        if row < 0 and not is_read:
+        if not is_read:
             return EmbeddedQuery(described, history=history, unknown_ids=unknown_ids)
         vector = self._tower.embed(history, values)
         if described is not None:
@@ -243,10 +245,11 @@ class Embedder:
             )
         if self._tower is not None and self._reads_history:
             if not self._tower.reads_of(liked):
+                newest = self._corpus.candidate_ids.token(int(liked[0]))
                 raise CandidateUnknownError(
-                    "the liked candidates have come since the towers were trained: ask for "
-                    "candidates like one of them, or train again",
-                    candidate_id=examples.liked[0],
+                    f"{newest!r} has come since the towers were trained, which do not know it: "
+                    "ask for candidates like it alone, or train again",
+                    candidate_id=newest,
                 )
             vector = self._tower.embed(liked, {})
         else:

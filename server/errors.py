@@ -86,7 +86,7 @@ class UserUnknownError(SearchError):
 
 
 class CandidateUnknownError(SearchError):
-    """The candidate to find others like is not in the corpus."""
+    """The candidate to find others like is not in the corpus, or newer than what must read it."""
 
     reason = "CANDIDATE_UNKNOWN"
 

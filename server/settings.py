@@ -19,6 +19,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from trainer.toml import no_such
+
 ENVIRONMENT_PREFIX = "CANDIDATE_SEARCH_"
 
 # What the command line, its clients and Milvus read.
@@ -358,7 +360,7 @@ def unknown_variables(names: Iterable[str]) -> list[str]:
 def _sentence(error: Any) -> str:
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"{name}: no such setting; there are {', '.join(Settings.model_fields)}"
+        return no_such("setting", name, Settings.model_fields)
     if name == "page_token_key":  # nobody else should read it
         return f"{name}: {error['msg']}"
     return f"{name}: {error['msg']}, not {error['input']!r}"

@@ -290,13 +290,16 @@ class Versions:
         except VersionRefusedError:
             self._n_refused.inc()
             raise
-        self.served = served
+        before, self.served = self.served, served
         self._retry_at = _NEVER
         self._refusals.pop(newcomer, None)
         settle_memory()
         self._n_taken_over.inc()
+        event = "index version took over"
+        if served.active.name == before.active.name:
+            event = "canary ended" if served.canary is None else "canary began"
         _log.info(
-            "index version took over",
+            event,
             index_version=served.active.name,
             canary_version=served.canary.name if served.canary else None,
             canary_share=served.canary_share,

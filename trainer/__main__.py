@@ -11,7 +11,7 @@ def main() -> None:
     # What ends the process from outside lets it clean up, as an interruption does.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with needed("train"):
-        from trainer.commands import app
+        from trainer.commands.app import app
 
         app(prog_name="python -m trainer")
 

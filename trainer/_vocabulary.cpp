@@ -120,7 +120,7 @@ class Places {
     if (place != kEmpty) {
       repeated_ = row;
     } else {
-      place = row;
+      place = static_cast<uint32_t>(row);
     }
   }
 
@@ -162,6 +162,30 @@ class Lent {
   const bool is_lent_;
 };
 
+// Strings of a list, which stay as long as this lives, whatever becomes of the list meanwhile.
+class Held {
+ public:
+  Held() = default;
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+  ~Held() { Clear(); }
+
+  // Null, with an error set, where the list has become shorter.
+  PyObject* Take(PyObject* list, size_t i) {
+    PyObject* const string = PyList_GetItem(list, i);
+    if (string != nullptr) strings_[n_++] = Py_NewRef(string);
+    return string;
+  }
+
+  void Clear() {
+    while (n_ > 0) Py_DECREF(strings_[--n_]);
+  }
+
+ private:
+  PyObject* strings_[kTextsAhead];
+  size_t n_ = 0;
+};
+
 // What a Python object of the type holds; null until it is made.
 struct Table {
   PyObject_HEAD
@@ -180,10 +204,14 @@ bool AreWithin(const Lent& offsets, const Lent& text) {
   for (Py_ssize_t i = 1; i < n; ++i) {
     if (items[i] < items[i - 1]) return false;
   }
-  return uint64_t(n - 1) < kEmpty;
+  return true;
 }
 
-PyObject* New(PyTypeObject* type, PyObject* arguments, PyObject*) {
+PyObject* New(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
+  if (keywords != nullptr && PyDict_Size(keywords) != 0) {
+    PyErr_SetString(PyExc_TypeError, "Table takes no keyword arguments");
+    return nullptr;
+  }
   PyObject *offsets, *text;
   const char* key;
   Py_ssize_t key_size;
@@ -207,6 +235,11 @@ PyObject* New(PyTypeObject* type, PyObject* arguments, PyObject*) {
     }
     std::memcpy(words, key, sizeof words);
     const size_t n = table.offsets->size() / sizeof(int64_t) - 1;
+    if (n >= kEmpty) {
+      PyErr_Format(PyExc_ValueError, "a table holds fewer than %u texts", kEmpty);
+      Py_DECREF(self);
+      return nullptr;
+    }
     table.places =
         new Places(table.text->items<char>(), table.offsets->items<int64_t>(), n, words);
   } catch (const std::bad_alloc&) {
@@ -269,12 +302,15 @@ PyObject* Rows(PyObject* self, PyObject* const* arguments, Py_ssize_t n_argument
     PyErr_SetString(PyExc_ValueError, "rows must have an int64 for each token");
     return nullptr;
   }
+  Held held;
   Text texts[kTextsAhead];
   uint64_t hashes[kTextsAhead];
   for (size_t start = 0; start < n; start += kTextsAhead) {
     const size_t n_here = std::min(n - start, kTextsAhead);
+    held.Clear();
     for (size_t i = 0; i < n_here; ++i) {
-      if (!Read(PyList_GetItem(strings, start + i), texts[i])) return nullptr;
+      PyObject* const string = held.Take(strings, start + i);
+      if (string == nullptr || !Read(string, texts[i])) return nullptr;
       hashes[i] = places.Announced(texts[i]);
     }
     for (size_t i = 0; i < n_here; ++i) {

@@ -147,7 +147,7 @@ class TowerManifest(Manifest):
     started_from: str | None = None
     """The version whose weights the training began with: they have seen what it had seen."""
     refreshed_from: str | None = None
-    """The version whose models these are, if nothing but the histories is newer."""
+    """The version whose models these are, if only histories, and perhaps candidates, are newer."""
     ranker_config: dict[str, Any] | None = None
     """How the ranking model was built and trained; None if there is none."""
 
@@ -369,6 +369,8 @@ def load_array(path: Path) -> np.ndarray:
             if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:  # NumPy would take it for pickled objects
                 raise BundleError(f"{path} is not a readable .npy file: it begins otherwise")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise BundleError(f"there is no file {path}") from error
     except (BadZipFile, EOFError, OSError, ValueError) as error:
         raise BundleError(f"{path} is not a readable .npy file: {error}") from error
     if not isinstance(array, np.ndarray):

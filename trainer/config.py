@@ -26,7 +26,7 @@ from trainer.errors import TrainerError
 from trainer.files import whole_file
 from trainer.model_config import RankerConfig, TowersConfig
 from trainer.splits import SplitKind
-from trainer.toml import as_toml
+from trainer.toml import as_toml, no_such
 
 _USUAL_DATASET = "movielens/100k"
 _SOURCES = ("dataset", "interactions", "candidates", "users")
@@ -188,7 +188,7 @@ def _sentence(error: Any) -> str:
     for section in sections:
         schema = schema.model_fields[section].annotation
     place = f"[{'.'.join(sections)}]" if sections else "the top level"
-    return f"{name}: no such option; {place} has {', '.join(schema.model_fields)}"
+    return no_such("option", name, schema.model_fields, place)
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,13 +45,17 @@ def epoch_progress(what: str, n_epochs: int) -> Iterator[Callable[[int, dict[str
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("epochs, loss {task.fields[loss]:.4f},"),
+        TextColumn("epochs{task.fields[loss]},"),
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
     )
     with Progress(*columns, console=stderr) as progress:
-        task = progress.add_task(what, total=n_epochs, loss=float("nan"))
-        yield lambda epoch, logs: progress.update(task, completed=epoch, loss=logs["loss"])
+        task = progress.add_task(what, total=n_epochs, loss="")
+
+        def update(epoch: int, logs: dict[str, float]) -> None:
+            progress.update(task, completed=epoch, loss=f", loss {logs['loss']:.4f}")
+
+        yield update
 
 
 @contextmanager

@@ -12,6 +12,16 @@ from contextlib import contextmanager
 _OURS = frozenset({"benchmarks", "candidate_search", "indexer", "server", "trainer"})
 
 
+class NotCompiledError(ImportError):
+    """A part of this project was not compiled when it was installed."""
+
+    def __init__(self, source: str, cause: ImportError) -> None:
+        super().__init__(
+            f"{source} is not compiled; install a C++ compiler, then this package again (in a "
+            f"checkout: make setup; pip install -v says why it was not compiled): {cause}"
+        )
+
+
 def missing(package: str, extra: str) -> str:
     """Return the sentence that a package is not installed, and how to install it.
 
@@ -35,9 +45,9 @@ def needed(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        if package in _OURS:
-            raise
+        package = (error.name or "").partition(".")[0]
+        if not package or package in _OURS or package in sys.stdlib_module_names:
+            raise  # which no extra mends
         sys.exit(f"error: {missing(package, extra)}")
-    except ImportError as error:
+    except NotCompiledError as error:
         sys.exit(f"error: {error}")

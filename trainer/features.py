@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -56,7 +57,7 @@ class Feature(BaseModel):
     length: int = 1
     """Values kept: of a list the first, of a history the newest."""
     n_tokens: int = 0
-    """Size of the vocabulary, without token 0; 0 for numbers."""
+    """Size of the vocabulary, without token 0; of a history, the candidates; 0 for numbers."""
     mean: float = 0.0
     deviation: float = 1.0
 
@@ -68,12 +69,16 @@ class Features(BaseModel):
 
     query: tuple[Feature, ...]
     candidate: tuple[Feature, ...]
-    n_candidates: int = 0
-    """Candidates that were there at the training, if others have come since; 0 if none have."""
+
+    @cached_property
+    def n_known(self) -> int:
+        """How many candidates the towers know from the training, the first rows; 0 if not told."""
+        read = (f for f in (*self.query, *self.candidate) if f.name in (HISTORY, CANDIDATE_ID))
+        return max((feature.n_tokens for feature in read), default=0)
 
     def readable(self, history: np.ndarray) -> np.ndarray:
         """Return those candidate rows (n,) of a history that the query tower knows, in order."""
-        return history[history < self.n_candidates] if self.n_candidates else history
+        return history[history < self.n_known] if self.n_known else history
 
     @property
     def context(self) -> tuple[Feature, ...]:

@@ -129,7 +129,12 @@ def describe(
     if "user_id" in config.query:
         query.insert(0, _ids(USER_ID, users))
     if "history" in config.query:
-        history = Feature(name=HISTORY, kind="history", length=config.max_history_length)
+        history = Feature(
+            name=HISTORY,
+            kind="history",
+            length=config.max_history_length,
+            n_tokens=candidates.num_rows,
+        )
         query.insert(0, (history, None))
     content = _columns(candidates, "candidates", config.content) if config.content else ()
     candidate = list(content)

@@ -19,14 +19,12 @@ import pyarrow.parquet as pq
 
 from trainer.bundle import (
     CANDIDATES,
-    FEATURES,
     HISTORIES,
     HISTORY_ROWS,
     MODEL_CARD,
     POPULARITY,
     QUERY_EMBEDDINGS,
     QUERY_TOWER,
-    RANKER_DESCRIPTION,
     SERVING_SIGNATURE,
     TowerBundle,
     TowerManifest,
@@ -36,7 +34,7 @@ from trainer.bundle import (
 from trainer.datasets import Dataset
 from trainer.errors import TrainerError
 from trainer.export import history_table
-from trainer.features import CANDIDATE_ID, TIME, USER_ID, Features, encode_queries
+from trainer.features import CANDIDATE_ID, TIME, USER_ID, encode_queries
 from trainer.inputs import collect_histories, last_times
 from trainer.keras import tf
 from trainer.model_card import write_model_card
@@ -45,7 +43,7 @@ from trainer.trained_towers import in_batches
 from trainer.vocabulary import Vocabulary
 
 _OF_USERS = (HISTORIES, QUERY_EMBEDDINGS, MODEL_CARD)
-_OF_CANDIDATES = (CANDIDATES, POPULARITY, FEATURES, RANKER_DESCRIPTION)
+_OF_CANDIDATES = (CANDIDATES, POPULARITY)
 _FEWEST_KNOWN = 0.5
 """Of the interactions, with candidates that the towers know: fewer look like another catalogue."""
 
@@ -108,10 +106,11 @@ def refresh(
     candidates = _candidates_now(bundle, dataset) if with_candidates else bundle.candidates
     rows = Vocabulary(candidates[CANDIDATE_ID]).rows(dataset.candidate_ids.array.to_pylist())
     known = dataset.with_candidates(candidates, rows)
-    features = _features_now(bundle.query.features, bundle, len(candidates))
+    features = bundle.query.features
     _check_known(bundle, dataset, len(features.readable(known.candidate_rows)), force=force)
     histories = collect_histories(known, np.arange(len(known)), len(known))
     users, histories = _users_now(bundle, known, histories)
+    n_new = len(candidates) - (features.n_known or len(candidates))
     manifest = bundle.manifest.model_copy(
         update={
             "n_candidates": len(candidates),
@@ -120,24 +119,20 @@ def refresh(
         }
     )
     with staging(root, TowerManifest) as staged:
-        replaced = (*_OF_USERS, *(_OF_CANDIDATES if with_candidates else ()))
+        replaced = (*_OF_USERS, *(_OF_CANDIDATES if with_candidates or n_new else ()))
         copy_content(bundle.directory, staged, replaced)
-        if with_candidates:
-            _write_candidates(staged, bundle, known)
+        if with_candidates or n_new:
+            pq.write_table(candidates, staged / CANDIDATES)
+            np.save(staged / POPULARITY, _popularity_now(bundle, known))
         pq.write_table(history_table(users, histories), staged / HISTORIES)
-        np.save(staged / QUERY_EMBEDDINGS, _embed(bundle, features, users, histories))
+        np.save(staged / QUERY_EMBEDDINGS, _embed(bundle, users, histories))
         write_model_card(staged, manifest)
         return Refreshed(
             directory=commit(staged, root, manifest),
             n_users=len(users),
-            n_new_candidates=max(0, len(candidates) - _n_trained(bundle)),
+            n_new_candidates=n_new,
             n_left_out=len(dataset) - len(known),
         )
-
-
-def _n_trained(bundle: TowerBundle) -> int:
-    """Return how many candidates there were at the training: the first rows."""
-    return bundle.query.features.n_candidates or bundle.manifest.n_candidates
 
 
 def _check_ratings(bundle: TowerBundle, dataset: Dataset, *, force: bool) -> None:
@@ -171,45 +166,47 @@ def _check_known(bundle: TowerBundle, dataset: Dataset, n_known: int, *, force: 
 
 def _candidates_now(bundle: TowerBundle, dataset: Dataset) -> pa.Table:
     """Return the bundle's candidates with what is known of them now, and then the new ones."""
-    table, rows = _described_now(
-        bundle, "candidates", bundle.candidates, dataset.candidates, CANDIDATE_ID
-    )
-    if len(rows) == len(bundle.candidates):
-        return table
-    content = {feature.name for feature in bundle.query.features.content}
-    if not content:
-        raise RefreshError(
-            f"{len(rows) - len(bundle.candidates):,} candidates are new, and the towers of "
-            f"{bundle.directory} read nothing of candidates but their ids: train again"
-        )
-    if missing := content.difference(dataset.candidates.column_names):
-        raise RefreshError(
-            f"the candidates have no {', '.join(sorted(missing))}, which the towers of "
-            f"{bundle.directory} read: add the columns, or nothing is known of new candidates"
-        )
+    old, new = bundle.candidates, dataset.candidates
+    table, rows = _described_now(bundle, "candidates", old, new, CANDIDATE_ID)
+    for name in new.column_names:
+        if name not in old.column_names:  # no tower reads it, but filters and answers may
+            table = table.append_column(name, new[name].take(pa.array(rows, mask=rows < 0)))
+    if len(table) > len(old):
+        _check_readable(bundle, new, len(table) - len(old))
     return table
 
 
-def _features_now(features: Features, bundle: TowerBundle, n_candidates: int) -> Features:
-    """Return features that pass over what has come since the training."""
-    n_trained = _n_trained(bundle)
-    known = n_trained if n_candidates > n_trained else 0
-    return features.model_copy(update={"n_candidates": known})
+def _check_readable(bundle: TowerBundle, candidates: pa.Table, n_new: int) -> None:
+    """Refuse new candidates of which the towers would read nothing."""
+    features = bundle.query.features
+    content = [feature.name for feature in features.content]
+    if not content or not features.n_known:
+        why = "read nothing of candidates but their ids" if not content else "are of an old form"
+        raise RefreshError(
+            f"candidates are new ({n_new:,}), and the towers of {bundle.directory} {why}: train "
+            "again"
+        )
+    given = [name for name in content if name in candidates.column_names]
+    told = {name for name in given if candidates[name].null_count < len(candidates)}
+    if missing := [name for name in content if name not in told]:
+        raise RefreshError(
+            f"the candidates have no {', '.join(missing)}, which the towers of {bundle.directory} "
+            "read: add the columns, or nothing is known of new candidates"
+        )
 
 
-def _write_candidates(staged: Path, bundle: TowerBundle, dataset: Dataset) -> None:
-    """Write what a bundle says of its candidates, for those of a dataset in their place."""
-    pq.write_table(dataset.candidates, staged / CANDIDATES)
+def _popularity_now(bundle: TowerBundle, dataset: Dataset) -> np.ndarray:
+    """Return (n_candidates,) float32 what the weights have seen; of new candidates, what there is.
+
+    Args:
+        bundle: whose weights.
+        dataset: all interactions there are now, by rows of the candidates there are now.
+    """
     counts = np.bincount(dataset.candidate_rows, minlength=dataset.n_candidates)
-    popularity = counts.astype(np.float32)
-    popularity[: len(bundle.popularity)] = bundle.popularity  # what the weights have seen
-    np.save(staged / POPULARITY, popularity)
-    features = _features_now(bundle.query.features, bundle, dataset.n_candidates)
-    (staged / FEATURES).write_text(features.model_dump_json(indent=2) + "\n")
-    if (ranker := bundle.query.ranker) is not None:
-        features = _features_now(ranker.features, bundle, dataset.n_candidates)
-        described = ranker.model_copy(update={"features": features})
-        (staged / RANKER_DESCRIPTION).write_text(described.model_dump_json(indent=2) + "\n")
+    popularity: np.ndarray = counts.astype(np.float32)
+    n_known = bundle.query.features.n_known or len(bundle.popularity)
+    popularity[:n_known] = bundle.popularity[:n_known]
+    return popularity
 
 
 def _users_now(
@@ -271,12 +268,11 @@ def _described_now(
     return pa.table(columns), rows
 
 
-def _embed(
-    bundle: TowerBundle, features: Features, users: pa.Table, histories: list[np.ndarray]
-) -> np.ndarray:
+def _embed(bundle: TowerBundle, users: pa.Table, histories: list[np.ndarray]) -> np.ndarray:
     """Embed users (n, dim) float32 with a bundle's query tower."""
     saved = tf.saved_model.load(str(bundle.directory / saved_model_of(QUERY_TOWER)))
     signature = saved.signatures[SERVING_SIGNATURE]
+    features = bundle.query.features
     names = [feature.name for feature in features.query]
 
     def embed(*batch: np.ndarray) -> Any:

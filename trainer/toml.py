@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import textwrap
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
@@ -17,6 +19,22 @@ def as_toml(config: BaseModel) -> str:
     What is not set, and secrets, are named without a value.
     """
     return "\n".join(_lines(config, ""))
+
+
+def no_such(what: str, name: str, known: Collection[str], place: str = "there") -> str:
+    """Return the sentence that a name is not known, with what may have been meant.
+
+    Args:
+        what: the name should be of: an option, a setting.
+        name: what was given.
+        known: the names there are.
+        place: where they are.
+    """
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"{name}: no such {what}; did you mean {near[0]}?"
+    has = "are" if place == "there" else "has"
+    return f"{name}: no such {what}; {place} {has} {', '.join(known)}"
 
 
 def _lines(config: BaseModel, path: str) -> list[str]:

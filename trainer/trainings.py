@@ -75,6 +75,8 @@ class Trainings:
     started_from: str | None = None
     seen_before: TrainedOn | None = None
     _saved_in: list[Path] = field(default_factory=list)
+    _begins_anew: bool = False
+    """Whether it was said that towers which are to be measured begin anew."""
 
     def __post_init__(self) -> None:
         self.n_epochs = self.config.towers.epochs
@@ -308,10 +310,12 @@ class Trainings:
         """Return the bundle to begin with; None if its towers know what they are to be asked."""
         if self.start_from is None or not has_seen(self.start_from, self.dataset, parts.test):
             return self.start_from
-        say(
-            f"The towers of {self.start_from.directory} may have seen what is held out: "
-            "those that are measured begin anew"
-        )
+        if not self._begins_anew:
+            self._begins_anew = True
+            say(
+                f"The towers of {self.start_from.directory} may have seen what is held out: "
+                "those that are measured begin anew"
+            )
         return None
 
     def _checkpoints_of(self, config: TowersConfig, parts: Split, name: str) -> Path | None:

@@ -14,13 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from trainer.extras import NotCompiledError
+
 try:
     from trainer._vocabulary import Table
 except ImportError as error:
-    raise ImportError(
-        "trainer/_vocabulary.cpp is not compiled; install a C++ compiler, then this package again "
-        f"(in a checkout: make setup; pip install -v says why it was not compiled): {error}"
-    ) from error
+    raise NotCompiledError("trainer/_vocabulary.cpp", error) from error
 
 
 class Vocabulary:
@@ -51,9 +50,9 @@ class Vocabulary:
         return self.row(token) >= 0
 
     @property
-    def array(self) -> pa.StringArray:
+    def array(self) -> pa.LargeStringArray:
         """All tokens in row order, as an Arrow array."""
-        return self._tokens.cast(pa.string())
+        return self._tokens
 
     def row(self, token: str) -> int:
         """Return the row of ``token``, or -1 where it is unknown."""
@@ -77,17 +76,19 @@ class Vocabulary:
 
 def _as_string_array(tokens: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.LargeStringArray:
     """Return tokens as an array of its own, an empty text where one is missing."""
-    if isinstance(tokens, pa.ChunkedArray):
-        tokens = tokens.combine_chunks()
-    if not isinstance(tokens, pa.Array):
+    if not isinstance(tokens, pa.Array | pa.ChunkedArray):
         tokens = pa.array(tokens, type=pa.large_string())
-    return pc.fill_null(tokens.cast(pa.large_string()), "")
+    texts = tokens.cast(pa.large_string())  # before they are put together: they may be too long
+    if isinstance(texts, pa.ChunkedArray):
+        texts = texts.combine_chunks()
+    return pc.fill_null(texts, "")
 
 
 def _buffers(array: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where texts begin and end, (n + 1,) int64, in bytes (n_bytes,) uint8, uncopied."""
+    """Return where texts begin and end, (n + 1,) int64, in bytes (n_bytes,) uint8; not copied."""
     _, offsets, text = array.buffers()
     if offsets is None:  # as an array of nothing may have none
         return np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.uint8)
     begins = np.frombuffer(offsets, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
+    begins = np.require(begins, requirements="A")  # as Arrow asks of memory, and files may not have
     return begins, np.frombuffer(text, dtype=np.uint8) if text else np.empty(0, dtype=np.uint8)

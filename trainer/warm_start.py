@@ -106,7 +106,7 @@ def _saved(bundle: TowerBundle) -> tuple[QueryTower, CandidateTower]:
     features = bundle.query.features
     try:
         config = TowersConfig.model_validate(bundle.manifest.config)
-        n_candidates = features.n_candidates or bundle.manifest.n_candidates
+        n_candidates = features.n_known or bundle.manifest.n_candidates
         query = QueryTower(features, n_candidates, config, seed=0)
         candidate = CandidateTower(features, config, seed=0)
         for tower, name in ((query, QUERY_TOWER), (candidate, CANDIDATE_TOWER)):

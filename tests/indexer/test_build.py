@@ -180,7 +180,10 @@ def test_only_the_current_index_is_replaced_when_it_is_tuned(tmp_path: Path) -> 
     tuned = retune_bundle(IndexBundle.open(older), None, options)
     assert resolve(tmp_path / "current") == newer
     assert IndexBundle.open(tuned).manifest.default_k == 7
-    tuned = retune_bundle(IndexBundle.open(tmp_path / "current"), None, options)
+    current = IndexBundle.open(tmp_path / "current")
+    retune_bundle(current, None, options, make_current=False)
+    assert resolve(tmp_path / "current") == newer
+    tuned = retune_bundle(current, None, options)
     assert resolve(tmp_path / "current") == tuned
 
 

@@ -95,7 +95,7 @@ def test_what_is_no_npy_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="No such file"):
+    with pytest.raises(CorpusError, match="there is no file"):
         read_vectors(tmp_path / "v.npy")
 
 

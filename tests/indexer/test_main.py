@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from typer.testing import CliRunner, Result
 from indexer.backends import BACKENDS
 from indexer.bundle import IndexBundle
 from indexer.commands import app
+from trainer.bundle import TowerBundle
 
 
 def run(*arguments: object) -> Result:
@@ -77,6 +79,30 @@ def test_an_index_may_be_published_beside_the_current_one(
     assert IndexBundle.open(tmp_path / "out" / "current").directory == Path(first)
 
 
+def test_users_do_not_lose_their_towers(
+    own_build: list[object], tower_index: Path, sample_towers: TowerBundle, tmp_path: Path
+) -> None:
+    shutil.copytree(tower_index, tmp_path / "out" / tower_index.name)
+    (tmp_path / "out" / "current").symlink_to(tower_index.name)
+    refused = run(*own_build)
+    assert 1 == refused.exit_code
+    assert "would answer no users any more: give another --output" in " ".join(
+        refused.stderr.split()
+    )
+    assert 0 == run(*own_build, "--keep-current").exit_code
+    own = sample_towers.directory / "query_embeddings.npy"
+    tune = ("tune", tmp_path / "out" / "current", "--queries")
+    assert 0 == run(*tune, own, "--keep-current").exit_code
+    other = tmp_path / "other" / "query_embeddings.npy"
+    other.parent.mkdir()
+    shutil.copy(own, other)
+    (other.parent / "query_tower.tflite").write_bytes(b"another")
+    refused = run(*tune, other)
+    assert 1 == refused.exit_code
+    assert "were embedded by other towers than" in " ".join(refused.stderr.split())
+    assert tower_index.name == (tmp_path / "out" / "current").readlink().name
+
+
 def test_few_queries_are_told_of(own_build: list[object], tmp_path: Path) -> None:
     np.save(tmp_path / "q.npy", np.ones((3, 2), np.float32))
     done = run(*own_build, "--queries", tmp_path / "q.npy")
@@ -131,7 +157,11 @@ def test_verify_finds_damage(own_build: list[object], tmp_path: Path) -> None:
         (["--towers", "t", "--shards", "x"], 2, "--shards belongs to --engine ray"),
         (["--engine", "ray", "--embeddings", "v"], 2, "embeds the candidates of --towers"),
         (["--towers", "t", "--milvus-uri", "x.db"], 2, "--milvus-uri belongs to --backend milvus"),
-        (["--embeddings", "missing.npy", "--candidate-ids", "x"], 1, "not a readable .npy"),
+        (
+            ["--embeddings", "missing.npy", "--candidate-ids", "x"],
+            1,
+            "there is no file missing.npy",
+        ),
     ],
 )
 def test_mistakes_get_a_sentence(

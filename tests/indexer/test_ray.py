@@ -136,6 +136,6 @@ def test_without_ray_it_is_a_sentence(
     sample_towers: TowerBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(BackendUnavailableError, match=r"pip install 'candidate-search\[ray\]'"):
+    with pytest.raises(BackendUnavailableError, match=r"pip install '\.\[ray\]'"):
         ray_data.embed_candidates(sample_towers, tmp_path)
     assert not list(tmp_path.iterdir())

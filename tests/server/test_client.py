@@ -301,6 +301,12 @@ def test_ids_are_texts(query: Query) -> None:
         search_request(query)
 
 
+def test_pythons_own_words_combine_no_conditions() -> None:
+    first, second = Field("year").equals(1990), Field("new").equals(True)
+    with pytest.raises(TypeError, match=r"combine conditions with &, \| and ~"):
+        _ = first and second
+
+
 def test_a_comparison_by_python_is_no_condition() -> None:
     with pytest.raises(TypeError, match=r"where takes a condition, such as Field.*, not False"):
         search_request(User("1"), where=Field("year") == 1990)  # type: ignore[arg-type]

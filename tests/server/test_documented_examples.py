@@ -3,10 +3,8 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from indexer.bundle import IndexBundle
 from tests.server.conftest import RunningServer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -15,11 +13,10 @@ _PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 @pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
 def test_the_client_as_it_is_shown(
-    page: str, server: RunningServer, bundle: IndexBundle, capsys: pytest.CaptureFixture[str]
+    page: str, server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (shown,) = _PYTHON.findall((ROOT / page).read_text())
-    vector = np.ones(bundle.manifest.dim, dtype=np.float32)
-    exec(shown.replace("localhost:50051", server.address), {"vector": vector})
+    exec(shown.replace("localhost:50051", server.address), {})
     printed = capsys.readouterr().out
     assert 10 < len(printed.splitlines())
     assert "_UNKNOWN" in printed  # of the refusal at the end

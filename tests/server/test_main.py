@@ -160,6 +160,11 @@ def test_what_looks_like_markup_is_shown_as_it_is(
     assert {None, 0.5} == {one["share"] for one in found["candidates"]}
 
 
+def test_what_does_not_answer_is_told_with_what_to_look_at() -> None:
+    told = run("search", "--user", "1", "--address", "127.0.0.1:1").output
+    assert "error: no server answers at 127.0.0.1:1: is one running there" in told
+
+
 def refuse(text: str) -> None:
     raise ValueError(f"{text} is no JSON")
 

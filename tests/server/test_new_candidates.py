@@ -22,22 +22,26 @@ from trainer.bundle import TowerBundle
 from trainer.datasets import Dataset, load_dataset
 from trainer.refresh import refresh
 
-KNOWN_USER = "42"
+KNOWN_USER, NOVICE = "42", "novice"
 
 
 @pytest.fixture(scope="module")
 def engine(sample_towers: TowerBundle, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """An index of towers that a candidate has come to since, which one user has seen."""
+    """An index of towers that a candidate has come to since, which two users have seen.
+
+    One of them has seen nothing else.
+    """
     sample = load_dataset("sample")
     likeness = sample.candidates.slice(0, 1)
     newest = likeness.set_column(0, "candidate_id", pa.array(["new"]))
-    user = sample.user_ids.row(KNOWN_USER)
+    seen_by = [sample.user_ids.row(KNOWN_USER), sample.n_users]
+    novice = pa.table({"user_id": [NOVICE]})
     grown = Dataset(
         name="grown",
-        users=sample.users,
+        users=pa.concat_tables([sample.users.select(["user_id"]), novice]),
         candidates=pa.concat_tables([sample.candidates, newest]),
-        user_rows=np.append(sample.user_rows, user).astype(np.int32),
-        candidate_rows=np.append(sample.candidate_rows, sample.n_candidates).astype(np.int32),
+        user_rows=np.append(sample.user_rows, seen_by).astype(np.int32),
+        candidate_rows=np.append(sample.candidate_rows, [sample.n_candidates] * 2).astype(np.int32),
     )
     root = tmp_path_factory.mktemp("grown")
     done = refresh(sample_towers, grown, root / "towers", with_candidates=True)
@@ -70,9 +74,11 @@ def test_who_has_seen_it_does_not(engine: Engine) -> None:
 
 
 def test_others_are_like_it(engine: Engine) -> None:
-    found, _ = search(engine, CandidateQuery("new"))
-    assert 10 == len(found)
+    found, result = search(engine, CandidateQuery("new"))
     assert "new" not in found
+    genres = engine.bundle.corpus.candidates["genres"].to_pylist()
+    alike = [not set(genres[-1]).isdisjoint(one) for one in genres]
+    assert np.mean(alike) < np.mean([alike[row] for row in result.rows])
 
 
 def test_as_history_it_changes_nothing_but_what_is_left_out(engine: Engine) -> None:
@@ -82,8 +88,9 @@ def test_as_history_it_changes_nothing_but_what_is_left_out(engine: Engine) -> N
     assert [one for one in without if one != "new"] == beside
 
 
-def test_a_history_of_it_alone_tells_nothing(engine: Engine) -> None:
-    found, result = search(engine, UserQuery(history=["new"]))
+@pytest.mark.parametrize("query", [UserQuery(history=["new"]), UserQuery(NOVICE)])
+def test_a_history_of_it_alone_tells_nothing(engine: Engine, query: UserQuery) -> None:
+    found, result = search(engine, query)
     assert [NoticeCode.COLD_START] == [notice.code for notice in result.notices]
     assert "new" not in found
 
@@ -100,3 +107,10 @@ def test_it_is_ranked(engine: Engine) -> None:
     assert result.ranking_scores is not None
     assert "new" in found
     assert np.isfinite(result.ranking_scores).all()
+
+
+def test_the_ranking_model_passes_it_over_as_history(engine: Engine) -> None:
+    known = engine.bundle.corpus.candidate_ids.token(5)
+    _, without = search(engine, UserQuery(history=[known]), rank=True, exclusions=["new"])
+    _, beside = search(engine, UserQuery(history=["new", known]), rank=True)
+    np.testing.assert_array_equal(without.ranking_scores, beside.ranking_scores)

@@ -30,7 +30,7 @@ def test_flags_beat_the_environment_which_beats_the_file(
     [
         ({"port": "x"}, "", "port: .* not 'x'"),
         ({"port": "70000"}, "", "port: .*65535, not '70000'"),
-        ({}, "prot = 1", "prot: no such setting; there are index, host, port"),
+        ({}, "prot = 1", "prot: no such setting; did you mean port"),
         ({}, "port = ", "is not TOML"),
         ({}, 'host = "a\\u0000b"', "host: .*printable"),
         ({"host": "\udcff"}, "", "host: .*printable"),

@@ -73,5 +73,5 @@ def test_a_search_is_a_span_of_the_callers_trace_with_its_stages(
 def test_the_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     monkeypatch.delitem(sys.modules, "server.tracing", raising=False)
-    with pytest.raises(SettingsError, match=r"pip install candidate-search\[trace\]"):
+    with pytest.raises(SettingsError, match=r"pip install '\.\[trace\]'"):
         check(Settings(trace_endpoint="http://localhost:4317"))

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from trainer.bundle import TowerBundle
-from trainer.commands import app
+from trainer.commands.app import app
 from trainer.commands.data import load
 from trainer.config import DataConfig
 

@@ -73,8 +73,8 @@ def test_every_option_is_printed_under_what_it_does() -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("sede = 1", "sede: no such option; the top level has seed, split"),
-        ("[towers]\ndims = 8", r"dims: no such option; \[towers\] has dim, width"),
+        ("sede = 1", "sede: no such option; did you mean seed"),
+        ("[towers]\nnonsense = 8", r"nonsense: no such option; \[towers\] has dim, width"),
         ("[towers]\ndim = 1", "towers.dim: Input should be greater than or equal to 2, not 1"),
         ("towers = 3", "towers: .* not 3"),
         ("[towers]\nlearning_rate = inf", "learning_rate: Input should be a finite number"),

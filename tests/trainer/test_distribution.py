@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from trainer.batches import training_batches
 from trainer.bundle import TowerBundle
-from trainer.commands import app
+from trainer.commands.app import app
 from trainer.distribution import Share
 from trainer.model_config import TowersConfig
 
@@ -32,7 +32,7 @@ KEEP_WEIGHTS = """
 import sys
 import numpy as np
 from trainer import training
-from trainer.commands import app
+from trainer.commands.app import app
 
 def keep(model, *others, towers=training.Towers):
     np.savez(sys.argv[1], *[variable.numpy() for variable in model.variables])

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from tests.uncovered import measuring_no_coverage
 from trainer.bundle import TowerBundle
-from trainer.commands import app
+from trainer.commands.app import app
 
 QUICK = ("--config", Path(__file__).with_name("quick.toml"))
 
@@ -304,7 +304,7 @@ def test_an_unknown_key_is_a_sentence(tmp_path: Path) -> None:
     config.write_text("[towers]\ndims = 5\n")
     done = trainer("fit", "--config", config, "--output", tmp_path / "towers")
     assert done.exit_code == 1
-    assert "dims: no such option; [towers] has dim," in done.stderr
+    assert "dims: no such option; did you mean dim?" in done.stderr
 
 
 def test_an_output_that_is_no_folder_is_told_before_the_training(tmp_path: Path) -> None:

@@ -155,10 +155,11 @@ def test_new_candidates_are_embedded_by_their_content_and_passed_over_in_histori
     histories = {"amy": [third, "new 1", seventh], "zoe": [seventh]}
     grown = with_new_candidates(dataset, ["new 1", "new 2"], histories)
     title = grown.candidates.column_names.index("title")
-    retitled = grown.candidates.set_column(
+    now = grown.candidates.set_column(
         title, "title", pa.array([f"Now {row}" for row in range(n + 2)])
     )
-    grown = dataclasses.replace(grown, candidates=retitled)
+    now = now.append_column("active", pa.array([row > 0 for row in range(n + 2)]))
+    grown = dataclasses.replace(grown, candidates=now)
     done = refresh(bundle, grown, tmp_path, with_candidates=True)
     assert (2, 2, 0) == (done.n_users, done.n_new_candidates, done.n_left_out)
     now = TowerBundle.open(done.directory)
@@ -166,6 +167,7 @@ def test_new_candidates_are_embedded_by_their_content_and_passed_over_in_histori
     assert expected_ids == now.candidate_ids.array.to_pylist()
     assert n + 2 == now.manifest.n_candidates
     assert f"Now {n + 1}" == now.candidates["title"][0].as_py()  # the last of the file
+    assert [True, False] == now.candidates["active"].take([0, n]).to_pylist()
     assert histories == histories_of(now)
     assert [*bundle.popularity.tolist(), 1, 0] == now.popularity.tolist()
     np.testing.assert_allclose(
@@ -192,9 +194,12 @@ def test_candidates_come_again_and_again_and_weights_are_begun_with(
         done = refresh(bundles[-1], grown, tmp_path, with_candidates=True)
         bundles.append(TowerBundle.open(done.directory))
     assert 2 == done.n_new_candidates
-    assert dataset.n_candidates == bundles[-1].query.features.n_candidates
-    done = refresh(bundles[-1], small(["amy", "amy"], [third, "new 2"]), tmp_path)
+    assert dataset.n_candidates == bundles[-1].query.features.n_known
+    assert [0, 1] == bundles[-1].popularity[-2:].tolist()
+    data = small(["amy"] * 4, [third, third, "new 1", "new 2"])
+    done = refresh(bundles[-1], data, tmp_path)
     assert (1, 2, 0) == (done.n_users, done.n_new_candidates, done.n_left_out)
+    assert [1, 1] == TowerBundle.open(done.directory).popularity[-2:].tolist()
     config = TowersConfig(dim=8, width=8, epochs=1)
     rows = np.arange(len(grown))
     warm = fit(grown, rows, config, seed=0, start_from=TowerBundle.open(done.directory))
@@ -207,11 +212,15 @@ def test_new_candidates_of_which_the_towers_read_nothing_are_refused(
     (third,) = bundle.candidate_ids.tokens([3])
     grown = with_new_candidates(dataset, ["new"], {"amy": [third]})
     lacking = dataclasses.replace(grown, candidates=grown.candidates.drop_columns(["genres"]))
-    with pytest.raises(RefreshError, match=r"have no genres, which the towers of .* read: add"):
-        refresh(bundle, lacking, tmp_path, with_candidates=True)
+    genres = grown.candidates.column_names.index("genres")
+    nothing = pa.nulls(len(grown.candidates), pa.list_(pa.string()))
+    blank = grown.candidates.set_column(genres, "genres", nothing)
+    for useless in (lacking, dataclasses.replace(grown, candidates=blank)):
+        with pytest.raises(RefreshError, match=r"have no genres, which the towers of .* read"):
+            refresh(bundle, useless, tmp_path, with_candidates=True)
     by_ids = fit(dataset, train_rows, TowersConfig(dim=8, width=8, epochs=1, content=()), seed=0)
     blind = TowerBundle.open(export(by_ids, dataset, train_rows, tmp_path / "ids", seed=0))
-    with pytest.raises(RefreshError, match=r"1 candidates are new, and the towers .* train again"):
+    with pytest.raises(RefreshError, match=r"candidates are new \(1\), and the towers .* train"):
         refresh(blind, grown, tmp_path, with_candidates=True)
     assert ["ids"] == [path.name for path in tmp_path.iterdir()]
 

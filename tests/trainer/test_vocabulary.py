@@ -66,6 +66,26 @@ def test_arrow_arrays_may_be_chunked_and_sliced() -> None:
     assert Vocabulary(chunked).tokens([0, 1, 2]) == ["a", "ü", "日本"]
 
 
+def test_an_array_may_begin_within_another() -> None:
+    whole = pa.array(["x", "a", "ü", None], pa.large_string())
+    vocabulary = Vocabulary(whole.slice(1, 2))
+    assert vocabulary.rows(["x", "a", "ü"]).tolist() == [-1, 0, 1]
+    assert [vocabulary.token(0), vocabulary.token(1)] == ["a", "ü"]
+
+
+def test_a_list_that_grows_shorter_meanwhile_is_an_error() -> None:
+    tokens = ["a"]
+
+    class Rows:
+        def __buffer__(self, flags: int) -> memoryview:
+            tokens.clear()
+            return memoryview(bytearray(8))
+
+    table = Table(np.array([0, 1]), np.frombuffer(b"a", dtype=np.uint8), bytes(16))
+    with pytest.raises((IndexError, TypeError)):  # before Python 3.12 the second
+        table.rows(tokens, Rows())  # type: ignore[arg-type]
+
+
 def test_a_duplicate_is_refused_with_both_rows() -> None:
     with pytest.raises(ValueError, match="'b' stands in row 1 and in row 3"):
         Vocabulary(["a", "b", "c", "b"])

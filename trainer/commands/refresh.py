@@ -72,10 +72,11 @@ def refresh(
                 force=force,
             )
         if done.n_left_out:
+            can_read = bundle.query.features.content
+            advice = "give --candidates FILE to have them found, or " if can_read else ""
             say(
                 f"{done.n_left_out:,} of {len(data):,} interactions are with candidates that the "
-                "towers do not know, and were left out: give --candidates FILE to have them "
-                "found, or train again"
+                f"towers do not know, and were left out: {advice}train again"
             )
         if done.n_new_candidates:
             say(

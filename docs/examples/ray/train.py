@@ -16,7 +16,7 @@ from ray.train.tensorflow import TensorflowTrainer
 
 def train(config: dict[str, list[str]]) -> None:
     """Be one of the workers that ``TF_CONFIG`` names, which Ray Train has set."""
-    from trainer.commands import app  # noqa: PLC0415 - not before TF_CONFIG is set
+    from trainer.commands.app import app  # noqa: PLC0415 - not before TF_CONFIG is set
 
     if app(config["command"], standalone_mode=False):
         raise RuntimeError("the trainer says in this worker's log what is wrong")
