@@ -97,7 +97,9 @@ def test_scann_alone_finds_what_our_index_finds(tower_index: Path, tmp_path: Pat
 
 
 def test_no_bundle_is_a_sentence(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["search", "--corpus", str(tmp_path)])
+    done = CliRunner().invoke(
+        app, ["search", "--corpus", str(tmp_path), "--output", str(tmp_path / "out")]
+    )
     assert done.exit_code == 1
     assert "is not a bundle" in done.stderr
     assert "Traceback" not in done.output
