@@ -108,11 +108,16 @@ class Trainings:
         if self.start_from is not None:
             check_start(self.start_from, self.config.towers)
         self.tell_what_is_read(parts)
-        if self.config.with_ranker and self.dataset.ratings is not None:
+        if self._ranks:
             describe(self.dataset)
 
+    @property
+    def _ranks(self) -> bool:
+        """Whether a ranking model is trained."""
+        return self.config.with_ranker and self.dataset.ratings is not None
+
     def tell_what_is_read(self, parts: Split) -> None:
-        """Say which columns of the candidates the towers read.
+        """Say which columns of the candidates the towers read, and if nothing reads the users'.
 
         Raises:
             TrainingError: if they cannot read what they should.
@@ -124,6 +129,12 @@ class Trainings:
             sentence = told(candidates, features, config)
         if len(candidates.column_names) > 1:
             say(sentence)
+        unread = set(self.dataset.users.column_names[1:]).difference(f.name for f in features.query)
+        if self.config.data.users is not None and unread and not self._ranks:
+            say(
+                f"{self.config.data.users}: no model reads {', '.join(sorted(unread))}; the towers "
+                "do with demographics in towers.query, a ranking model does where there are ratings"
+            )
 
     def _find_epochs(self, validation: Split) -> Towers:
         """Train on a part of the train rows, and stop when the rest says that it is enough."""

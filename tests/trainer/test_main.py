@@ -232,10 +232,13 @@ def test_own_files_go_the_same_way(tmp_path: Path) -> None:
     candidates.write_text(
         "candidate_id,title,tags\n" + "".join(f"c{i},Title {i},a|b\n" for i in range(7))
     )
+    users = tmp_path / "users.csv"
+    users.write_text("user_id,age\nu1,31\n")
     files = ("--interactions", interactions, "--candidates", candidates)
     options = ("--epochs", 1, "--dim", 4, "--name", "shop", "--output", tmp_path / "towers")
-    done = trainer("fit", *files, *options)
+    done = trainer("fit", *files, "--users", users, *options)
     assert done.exit_code == 0, done.stderr
+    assert "users.csv: no model reads age; the towers do with" in " ".join(done.stderr.split())
     assert "shop has no ratings, so there is no ranking model" in done.stderr
     bundle = TowerBundle.open(tmp_path / "towers" / "current")
     assert "shop" == bundle.manifest.trained_on.dataset
