@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from indexer.report import print_index
 from trainer.bundle import QUERY_TOWER, TowerBundle
 from trainer.console import print_json, sentences_for_errors, stderr, tell
 from trainer.extras import missing
-from trainer.publish import CURRENT, check_root, follow, read_manifest, resolve
+from trainer.publish import CURRENT, BundleError, check_root, follow, read_manifest, resolve
 
 app = typer.Typer(
     help="Build, tune, verify and inspect index bundles.",
@@ -398,7 +399,11 @@ def _check_nobody_loses_towers(root: Path) -> None:
     """Refuse to put an index without towers where servers follow one with towers."""
     if not (root / CURRENT).exists():
         return
-    if read_manifest(follow(root / CURRENT), IndexManifest).tower_version is not None:
+    try:
+        before = read_manifest(follow(root / CURRENT), IndexManifest)
+    except BundleError:  # which nobody can be served by
+        return
+    if before.tower_version is not None:
         raise CorpusError(
             f"{root / CURRENT} is an index of towers, and servers that follow it would answer no "
             "users any more: give another --output, or --keep-current"
@@ -410,7 +415,8 @@ def _check_of_same_towers(queries: Path, bundle: IndexBundle) -> None:
     folder = queries.resolve().parent
     if bundle.query is None or not (folder / QUERY_TOWER).exists():
         return
-    if bundle.query.tower_path.read_bytes() != (folder / QUERY_TOWER).read_bytes():
+    # By their contents, part by part: a tower of many candidates may take a gigabyte.
+    if not filecmp.cmp(bundle.query.tower_path, folder / QUERY_TOWER, shallow=False):
         raise CorpusError(
             f"{queries} were embedded by other towers than {bundle.directory}: build an index of "
             "those towers, or refresh the towers that it was built from "

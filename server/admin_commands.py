@@ -162,7 +162,10 @@ def told_of(error: SearchFailedError, address: str) -> str:
                 f"TLS is reached with --authority. ({error})"
             )
         case "UNIMPLEMENTED":
-            return f"the server at {address} was started without --admin. ({error})"
+            return (
+                f"what listens at {address} knows no such call: is it this server, and, for "
+                f"admin, was it started with --admin? ({error})"
+            )
         case "DEADLINE_EXCEEDED":
             return f"{address} has not answered in time: is a server running there? ({error})"
     return str(error)

@@ -101,6 +101,8 @@ def test_users_do_not_lose_their_towers(
     assert 1 == refused.exit_code
     assert "were embedded by other towers than" in " ".join(refused.stderr.split())
     assert tower_index.name == (tmp_path / "out" / "current").readlink().name
+    (tmp_path / "out" / tower_index.name / "manifest.json").write_text("{}")
+    assert 0 == run(*own_build).exit_code  # nobody is served by what cannot be opened
 
 
 def test_few_queries_are_told_of(own_build: list[object], tmp_path: Path) -> None:
