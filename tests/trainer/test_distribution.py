@@ -24,7 +24,8 @@ from trainer.model_config import TowersConfig
 pytestmark = pytest.mark.usefixtures("uncovered", "many_processes")
 
 FIT = ("fit", "--dataset", "sample", "--dim", "8", "--no-ranker")
-QUICK_FIT = ("fit", "--config", Path(__file__).with_name("quick.toml"))
+QUICK_CONFIG = Path(__file__).with_name("quick.toml")
+QUICK_FIT = ("fit", "--config", QUICK_CONFIG)
 LONGEST = 150
 """Seconds after which a worker hangs; it takes far less."""
 
@@ -77,8 +78,14 @@ def two_workers(directory: Path, *command: object) -> Iterator[list[subprocess.P
             worker.wait()
 
 
-def test_two_workers_end_with_the_same_weights_and_the_chief_publishes(tmp_path: Path) -> None:
-    command = (*QUICK_FIT, "--split", "none", "--output", tmp_path / "towers", "--json")
+@pytest.mark.parametrize("loss", ["full", "sampled"])
+def test_two_workers_end_with_the_same_weights_and_the_chief_publishes(
+    tmp_path: Path, loss: str
+) -> None:
+    config = tmp_path / "quick.toml"
+    config.write_text(QUICK_CONFIG.read_text() + f'loss = "{loss}"\n')
+    output = ("--output", tmp_path / "towers", "--json")
+    command = ("fit", "--config", config, "--split", "none", *output)
     with two_workers(tmp_path, *command) as (chief, other):
         chief_said, chief_log = chief.communicate(timeout=LONGEST)
         other_said, other_log = other.communicate(timeout=LONGEST)

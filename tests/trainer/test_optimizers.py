@@ -1,5 +1,7 @@
 """Adam, against Keras's own and against arithmetic."""
 
+from pathlib import Path
+
 import numpy as np
 
 from trainer.keras import tf
@@ -44,3 +46,11 @@ def test_a_line_that_is_read_twice_in_a_step_changes_once_by_the_sum() -> None:
     expected = after(LazyAdam(0.1), [lines([1], [[3.0, 5.0]])])
     actual = after(LazyAdam(0.1), [lines([1, 1], [[1.0, 2.0], [2.0, 3.0]])])
     np.testing.assert_allclose(expected, actual, rtol=1e-6)
+
+
+def test_what_a_step_copies_is_no_part_of_a_checkpoint(tmp_path: Path) -> None:
+    optimizer = LazyAdam(0.1)
+    optimizer.apply_gradients([(lines([1], [[1.0, 1.0]]), tf.Variable(START))])
+    path = tf.train.Checkpoint(optimizer=optimizer).write(str(tmp_path / "checkpoint"))
+    shapes = [shape for _, shape in tf.train.list_variables(path) if len(shape) > 1]
+    assert shapes == [[3, 2], [3, 2]]  # both moments
