@@ -332,23 +332,41 @@ bool Expect(Py_ssize_t expected, Py_ssize_t found, const char* function) {
   return false;
 }
 
+// Copies the first so many of n numbers that are not excluded, and returns how many there are.
+template <typename T>
+Py_ssize_t CopyFirst(const T* numbers, Py_ssize_t n, const FewRows& excluded, Py_ssize_t n_first,
+                     int64_t* first) {
+  Py_ssize_t n_copied = 0;
+  for (Py_ssize_t i = 0; i < n && n_copied < n_first; ++i) {
+    first[n_copied] = numbers[i];
+    n_copied += !excluded.Has(numbers[i]);
+  }
+  return n_copied;
+}
+
 PyObject* Rescore(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
-  if (!Expect(5, n_arguments, "rescore")) return nullptr;
+  if (!Expect(7, n_arguments, "rescore")) return nullptr;
   const Task task(arguments);
-  const Array rows(arguments[4]);
+  const Array rows(arguments[4]), excluded(arguments[5]);
+  const Py_ssize_t n_first = PyLong_AsSsize_t(arguments[6]);
   const bool are_short = rows.Is<uint32_t>(2);
-  if (!task.Fits() || !(are_short || rows.Is<int64_t>(2)) || rows.n() != task.queries.n()) {
+  if (!task.Fits() || !(are_short || rows.Is<int64_t>(2)) || rows.n() != task.queries.n() ||
+      !excluded.Is<int64_t>(2) || excluded.n() != rows.n() || PyErr_Occurred()) {
     return RefuseArrays();
   }
   const Vectors vectors = task.vectors();
   const Loops& loops = TheLoops();
-  return Run(rows.n() * rows.width() * vectors.dim > kShortWork, [&] {
+  const Py_ssize_t n_scored = std::min(n_first, rows.width());
+  return Run(rows.n() * n_scored * vectors.dim > kShortWork, [&] {
     Best best(task.k(), rows.width());
-    std::vector<int64_t> widened(are_short ? rows.width() : 0);
+    std::vector<int64_t> first(rows.width());
     task.Answer(best, [&](const float* query, Py_ssize_t i, Best& found) {
-      if (are_short) std::copy_n(rows.line<uint32_t>(i), rows.width(), widened.begin());
-      const int64_t* const line = are_short ? widened.data() : rows.line<int64_t>(i);
-      loops.add_rows(vectors, query, line, rows.width(), found);
+      const FewRows dropped(excluded.line<int64_t>(i), excluded.width());
+      const Py_ssize_t n =
+          are_short
+              ? CopyFirst(rows.line<uint32_t>(i), rows.width(), dropped, n_first, first.data())
+              : CopyFirst(rows.line<int64_t>(i), rows.width(), dropped, n_first, first.data());
+      loops.add_rows(vectors, query, first.data(), n, found);
     });
   });
 }
@@ -457,31 +475,6 @@ PyObject* AreFinite(PyObject*, PyObject* const* arguments, Py_ssize_t n_argument
   Py_RETURN_TRUE;
 }
 
-PyObject* Drop(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
-  if (!Expect(3, n_arguments, "drop")) return nullptr;
-  const Array rows(arguments[0], PyBUF_WRITABLE);
-  const Array scores(arguments[1], PyBUF_WRITABLE);
-  const Array excluded(arguments[2]);
-  if (!rows.Is<int64_t>(1) || !scores.Is<float>(1) || !excluded.Is<int64_t>(1) ||
-      rows.n() != scores.n()) {
-    return RefuseArrays();
-  }
-  Py_ssize_t n_kept = 0;
-  PyObject* const done = Run(false, [&] {
-    const FewRows dropped(excluded.items<int64_t>(), excluded.n());
-    int64_t* const row = rows.items<int64_t>();
-    float* const score = scores.items<float>();
-    for (Py_ssize_t i = 0; i < rows.n(); ++i) {
-      row[n_kept] = row[i];
-      score[n_kept] = score[i];
-      n_kept += !dropped.Has(row[i]);
-    }
-  });
-  if (done == nullptr) return nullptr;
-  Py_DECREF(done);
-  return PyLong_FromSsize_t(n_kept);
-}
-
 constexpr char kRescoreDoc[] =
     "Score the rows proposed for each query, and write the best of them, best first.\n\n"
     "All arrays are in C order. Other threads run while it takes long.\n\n"
@@ -490,7 +483,10 @@ constexpr char kRescoreDoc[] =
     "    queries: (n_queries, dim) float32.\n"
     "    best_rows: (n_queries, k) int64, written: each row once, -1 where there are no more.\n"
     "    best_scores: (n_queries, k) float32, written: -inf where there are no more.\n"
-    "    rows: (n_queries, n) int64 or uint32; what is no row of the embeddings is left out.\n\n"
+    "    rows: (n_queries, n) int64 or uint32; what is no row of the embeddings is left out.\n"
+    "    excluded: (n_queries, n_excluded) int64, the rows that are left out of each query's; they\n"
+    "        may repeat, and -1 is none.\n"
+    "    n_first: how many of the other rows of a query are scored, the first ones.\n\n"
     "Raises:\n"
     "    ValueError: if the arrays do not fit one another.\n";
 
@@ -534,17 +530,6 @@ constexpr char kAreFiniteDoc[] =
     "    vectors: (n, dim) float32 in C order; of anything else this is not said.\n"
     "    dim: the dimension.\n";
 
-constexpr char kDropDoc[] =
-    "Move the results that are not excluded to the front, in their order.\n\n"
-    "Args:\n"
-    "    rows: (n,) int64 in C order, written.\n"
-    "    scores: (n,) float32 in C order, written.\n"
-    "    excluded: (n_excluded,) int64 in C order; they may repeat.\n\n"
-    "Returns:\n"
-    "    How many results are kept; what lies behind them means nothing.\n\n"
-    "Raises:\n"
-    "    ValueError: if the arrays do not fit one another.\n";
-
 template <typename Function>
 PyCFunction AsMethod(Function function) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
@@ -555,7 +540,6 @@ PyMethodDef methods[] = {
     {"scan", AsMethod(Scan), METH_FASTCALL, kScanDoc},
     {"scan_cells", AsMethod(ScanCells), METH_FASTCALL, kScanCellsDoc},
     {"are_finite", AsMethod(AreFinite), METH_FASTCALL, kAreFiniteDoc},
-    {"drop", AsMethod(Drop), METH_FASTCALL, kDropDoc},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -8,6 +8,8 @@ def rescore(
     best_rows: np.ndarray,
     best_scores: np.ndarray,
     rows: np.ndarray,
+    excluded: np.ndarray,
+    n_first: int,
     /,
 ) -> None: ...
 def scan(
@@ -36,4 +38,3 @@ def scan_cells(
     /,
 ) -> None: ...
 def are_finite(vectors: object, dim: int, /) -> bool: ...
-def drop(rows: np.ndarray, scores: np.ndarray, excluded: np.ndarray, /) -> int: ...

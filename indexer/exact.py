@@ -157,20 +157,34 @@ class ExactScorer:
         among = (np.ascontiguousarray(eligible), *cells.arrays, steps, *counts, room)
         return self._answered(_exact.scan_cells, queries, k, *among), counts
 
-    def rescore(self, queries: np.ndarray, rows: np.ndarray, k: int) -> Neighbors:
+    def rescore(
+        self,
+        queries: np.ndarray,
+        rows: np.ndarray,
+        k: int,
+        excluded: np.ndarray | None = None,
+        n_first: int | None = None,
+    ) -> Neighbors:
         """Return the best k of the rows proposed for each query, repeated ones counted once.
 
         Args:
             queries: (n_queries, dim) float32.
             rows: (n_queries, n) integers, -1 where there is none.
             k: candidates wanted per query.
+            excluded: (n_queries, n_excluded) int64, the rows that are none of a query's, as
+                ``padded`` has them; by default, none is excluded.
+            n_first: how many of the rows that are left are scored, the first ones; by default, all.
         """
         if rows.dtype != np.uint32:
             rows = rows.astype(np.int64, copy=False)
-        return self._answered(_exact.rescore, queries, k, np.ascontiguousarray(rows))
+        if excluded is None:
+            excluded = np.empty((len(queries), 0), np.int64)
+        n_first = rows.shape[1] if n_first is None else n_first
+        among = (np.ascontiguousarray(rows), np.ascontiguousarray(excluded), n_first)
+        return self._answered(_exact.rescore, queries, k, *among)
 
     def _answered(
-        self, kernel: Kernel, queries: np.ndarray, k: int, *among: np.ndarray
+        self, kernel: Kernel, queries: np.ndarray, k: int, *among: np.ndarray | int
     ) -> Neighbors:
         """Return what a kernel finds among what it is to look at."""
         rows = np.empty((len(queries), k), dtype=np.int64)
@@ -238,20 +252,6 @@ class ExactScorer:
         missing = np.float32(queries.shape[1]) * np.finfo(np.float32).tiny
         slack: np.ndarray = np.sqrt(squared_norms(queries) + missing) * self._slack_of_unit_query
         return slack
-
-
-def without(
-    rows: np.ndarray, scores: np.ndarray, excluded: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the results of one query that are not excluded, in their order.
-
-    Args:
-        rows: (n,) int64, which are overwritten.
-        scores: (n,) float32, which are overwritten.
-        excluded: (n_excluded,) integer rows; they may repeat.
-    """
-    n_kept = _exact.drop(rows, scores, np.ascontiguousarray(excluded, np.int64))
-    return rows[:n_kept], scores[:n_kept]
 
 
 def are_finite(vectors: object, dim: int) -> bool:

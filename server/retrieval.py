@@ -12,7 +12,7 @@ import numpy as np
 from indexer.backends import IndexUnreachableError, Neighbors
 from indexer.backends import SearchMethod as IndexSearchMethod
 from indexer.corpus import Corpus
-from indexer.exact import without
+from indexer.exact import padded
 from indexer.filters import Filter, Restriction
 from server.domain import SearchMethod
 from server.errors import EngineUnreachableError
@@ -105,10 +105,19 @@ class Retriever:
         else:
             queries = np.array([self._query(wanted) for wanted in several])
         try:
-            neighbors = choice.index.search(queries, n_fetched, choice.params_at(n_fetched))
+            if n_fetched == choice.k:  # nothing is excluded
+                neighbors = choice.index.search(queries, choice.k, choice.params)
+            else:
+                excluded = padded([wanted.excluded for wanted in several])
+                depth = (n_fetched, choice.params_at(n_fetched))
+                neighbors = choice.index.search_without(
+                    queries, choice.k, choice.params, excluded, *depth
+                )
         except IndexUnreachableError as error:
             raise EngineUnreachableError(_NO_ANSWER) from error
-        return [self._kept(_line(neighbors, i), wanted, choice) for i, wanted in enumerate(several)]
+        return [
+            self._completed(_line(neighbors, i), wanted, choice) for i, wanted in enumerate(several)
+        ]
 
     def scans(self, wanted: Wanted) -> bool:
         """Whether the whole corpus is scanned whatever index was chosen."""
@@ -133,14 +142,8 @@ class Retriever:
         vector = np.asarray(wanted.vector, dtype=np.float32)
         return vector / np.float32(self._directions.common_norm) if wanted.by_cosine else vector
 
-    def _kept(self, found: Found, wanted: Wanted, choice: IndexChoice) -> Found:
-        """Drop what is excluded; search once more, with a mask, if an index found too few."""
-        if len(wanted.excluded):
-            rows, scores = without(found.rows, found.scores, wanted.excluded)
-            method = found.method
-            if method is SearchMethod.INDEX:
-                method = SearchMethod.OVER_FETCH
-            found = Found(rows[: choice.k], scores[: choice.k], method)
+    def _completed(self, found: Found, wanted: Wanted, choice: IndexChoice) -> Found:
+        """Search once more, with a mask, if an index found too few."""
         if len(found.rows) < choice.k and self.has_more_than(wanted, len(found.rows)):
             return self._search_eligible(wanted, choice)
         return found

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.backends import BACKENDS, LocalIndex, SearchMethod, SearchParams
+from indexer.backends import BACKENDS, LocalIndex, Neighbors, SearchMethod, SearchParams
 from indexer.backends.annoy import AnnoyBuildParams, AnnoySearchParams
 from indexer.backends.brute_force import BruteForceBuildParams, BruteForceSearchParams
 from indexer.backends.milvus import MilvusBuildParams, MilvusSearchParams
@@ -196,6 +196,50 @@ def test_a_batch_equals_one_by_one(index: AnyIndex, queries: np.ndarray) -> None
         one = index.search(queries[i : i + 1], 10)
         np.testing.assert_array_equal(batch.rows[i], one.rows[0])
         np.testing.assert_array_equal(batch.scores[i], one.scores[0])
+
+
+def without(index: AnyIndex, queries: np.ndarray, excluded: np.ndarray, params: Any) -> Neighbors:
+    there = index.params_at(50, params, 10)
+    return index.search_without(queries, 10, params, excluded, 50, there)
+
+
+def test_exhaustive_params_make_a_search_without_the_excluded_exact(
+    index: AnyIndex, corpus: np.ndarray, queries: np.ndarray
+) -> None:
+    best = BACKENDS["brute_force"].build(corpus).search(queries[:50], 36).rows
+    excluded = np.where(np.arange(30) < np.arange(50)[:, None], best[:, :30], -1)  # 0 to 30 of them
+    found = without(index, queries[:50], excluded, index.exhaustive_params())
+    for query, rows, scores, dropped in zip(
+        queries, *(found.rows, found.scores), excluded, strict=False
+    ):
+        eligible = ~np.isin(np.arange(2000), dropped)
+        _, expected = exact_answer(corpus, query, 10, eligible)
+        assert eligible[rows].all()
+        np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_without_the_excluded_equals_one_by_one(
+    index: AnyIndex, queries: np.ndarray
+) -> None:
+    params = index.default_search_params(10)
+    excluded = index.search(queries[:64], 10).rows[:, ::2]
+    batch = without(index, queries[:64], excluded, params)
+    assert not np.isin(batch.rows, -1).any()
+    for i in range(64):
+        one = without(index, queries[i : i + 1], excluded[i : i + 1], params)
+        np.testing.assert_array_equal(batch.rows[i], one.rows[0])
+        np.testing.assert_array_equal(batch.scores[i], one.scores[0])
+
+
+def test_what_is_left_is_found_where_more_are_excluded_than_was_fetched_beyond(
+    index: AnyIndex,
+) -> None:
+    query = make_vectors(1, 16, seed=3)
+    excluded = index.search(query, 45, index.exhaustive_params()).rows
+    found = without(index, query, excluded, index.exhaustive_params())
+    rows = found.rows[found.rows >= 0]
+    assert len(rows) in (5, 10)  # where it proposes more than it is asked for, there are enough
+    assert not np.isin(rows, excluded).any()
 
 
 def test_saved_and_loaded_it_answers_the_same(

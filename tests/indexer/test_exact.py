@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from indexer import _exact
-from indexer.exact import ExactScorer, Kernel, are_finite, squared_norms, without
+from indexer.exact import ExactScorer, Kernel, are_finite, padded, squared_norms
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
 
@@ -97,9 +97,13 @@ TASK = [
     np.zeros((1, 2), np.float32),
 ]
 ROWS, ELIGIBLE = np.zeros((1, 5), np.int64), np.ones(2, np.bool_)
+NONE_EXCLUDED = np.empty((1, 0), np.int64)
+PROPOSED = (ROWS, NONE_EXCLUDED, 5)
 
 
-@pytest.mark.parametrize(("kernel", "among"), [(_exact.rescore, ROWS), (_exact.scan, ELIGIBLE)])
+@pytest.mark.parametrize(
+    ("kernel", "among"), [(_exact.rescore, PROPOSED), (_exact.scan, (ELIGIBLE,))]
+)
 @pytest.mark.parametrize(
     ("place", "array"),
     [
@@ -122,9 +126,9 @@ ROWS, ELIGIBLE = np.zeros((1, 5), np.int64), np.ones(2, np.bool_)
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(
-    kernel: Kernel, among: np.ndarray, place: int, array: np.ndarray
+    kernel: Kernel, among: tuple[np.ndarray | int, ...], place: int, array: np.ndarray
 ) -> None:
-    arrays = [*TASK, among]
+    arrays = [*TASK, *among]
     kernel(*arrays)
     arrays[place] = array
     with pytest.raises(ValueError, match="do not fit"):
@@ -134,24 +138,41 @@ def test_arrays_that_do_not_fit_are_refused(
 def test_whole_numbers_of_either_name_and_a_mask_of_bytes_are_taken() -> None:
     for kind in ("l", "q"):  # where both have 8 bytes, NumPy has two types
         if np.dtype(kind).itemsize == 8:
-            _exact.rescore(*TASK, ROWS.astype(kind))
+            _exact.rescore(*TASK, ROWS.astype(kind), *PROPOSED[1:])
     _exact.scan(*TASK, ELIGIBLE.astype(np.uint8))
 
 
 def test_more_rows_than_results_can_tell_apart_are_refused() -> None:
     rows_of_nothing = np.empty((2**32 + 1, 0), np.float32)
     with pytest.raises(ValueError, match="do not fit"):
-        _exact.rescore(rows_of_nothing, np.empty((1, 0), np.float32), *TASK[2:], ROWS)
+        _exact.rescore(rows_of_nothing, np.empty((1, 0), np.float32), *TASK[2:], *PROPOSED)
 
 
-@pytest.mark.parametrize("kernel", [_exact.rescore, _exact.scan])
-def test_arrays_that_are_none_are_refused(kernel: Kernel) -> None:
-    with pytest.raises(TypeError, match="5 arguments, not 4"):
-        kernel(*TASK)  # type: ignore[call-arg]
+@pytest.mark.parametrize(
+    ("kernel", "among"), [(_exact.rescore, PROPOSED), (_exact.scan, (ELIGIBLE,))]
+)
+def test_arrays_that_are_none_are_refused(
+    kernel: Kernel, among: tuple[np.ndarray | int, ...]
+) -> None:
+    with pytest.raises(TypeError, match=f"{4 + len(among)} arguments, not 4"):
+        kernel(*TASK)
     with pytest.raises(TypeError, match="bytes-like"):
-        kernel(*TASK, None)  # type: ignore[arg-type]
+        kernel(*TASK, None, *among[1:])
     with pytest.raises(ValueError, match="contiguous"):
-        kernel(*TASK[:1], np.zeros((4, 2), np.float32).T, *TASK[2:], ROWS)
+        kernel(*TASK[:1], np.zeros((4, 2), np.float32).T, *TASK[2:], *among)
+
+
+@pytest.mark.parametrize(
+    "excluded", [np.empty((2, 0), np.int64), np.zeros((1, 3), np.int32), np.zeros(1, np.int64)]
+)
+def test_excluded_rows_that_do_not_fit_are_refused(excluded: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        _exact.rescore(*TASK, ROWS, excluded, 5)
+
+
+def test_a_number_of_rows_to_score_that_is_none_is_refused() -> None:
+    with pytest.raises(TypeError, match="integer"):
+        _exact.rescore(*TASK, ROWS, NONE_EXCLUDED, "5")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 1.0])
@@ -237,26 +258,21 @@ def test_vectors_are_finite_only_where_scores_are() -> None:
 
 
 @given(
-    rows=st.lists(st.integers(0, 60), unique=True),
-    excluded=st.lists(st.integers(0, 60), max_size=200),
-    step=st.sampled_from([1, 2**20, 2**33]),
+    rows=st.lists(st.integers(0, 60), unique=True, max_size=60),
+    excluded=st.lists(st.integers(-1, 60), max_size=200),
+    n_first=st.integers(0, 70),
+    kind=st.sampled_from([np.int64, np.uint32]),
 )
-def test_results_that_are_excluded_are_dropped_and_the_order_stays(
-    rows: list[int], excluded: list[int], step: int
+def test_of_what_is_proposed_the_first_that_are_not_excluded_are_scored(
+    rows: list[int], excluded: list[int], n_first: int, kind: type[np.generic]
 ) -> None:
-    expected = [row * step for row in rows if row not in excluded]
-    found = np.array(rows, np.int64) * step
-    kept_rows, kept_scores = without(found, found.astype(np.float32), np.array(excluded) * step)
-    assert (expected, expected) == (kept_rows.tolist(), kept_scores.tolist())
-
-
-def test_results_that_do_not_fit_what_is_excluded_are_refused() -> None:
-    rows, scores = np.zeros(3, np.int64), np.zeros(3, np.float32)
-    with pytest.raises(ValueError, match="do not fit"):
-        _exact.drop(rows, scores[:2], rows)
-    with pytest.raises(ValueError, match="do not fit"):
-        _exact.drop(rows, scores, rows.astype(np.int32))
-    with pytest.raises(ValueError, match="do not fit"):
-        _exact.drop(rows, rows[:3].astype(np.int32), rows)
-    with pytest.raises(TypeError, match="3 arguments, not 2"):
-        _exact.drop(rows, scores)  # type: ignore[call-arg]
+    scorer = ExactScorer(np.arange(61, dtype=np.float32)[:, None])
+    proposed = np.array([rows, rows], kind)
+    found = scorer.rescore(
+        *(np.ones((2, 1), np.float32), proposed, 60),
+        padded([np.array(excluded), np.empty(0)]),
+        n_first,
+    )
+    for line, dropped in zip(found.rows, (set(excluded), set()), strict=True):
+        first = [row for row in rows if row not in dropped][:n_first]
+        assert sorted(first, reverse=True) == line[line >= 0].tolist()
