@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import filecmp
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Literal
 
-import numpy as np
 import typer
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -19,13 +16,19 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from indexer.backends import BACKENDS, BackendUnavailableError, IndexUnreachableError
 from indexer.build import BuildOptions, backend_names, build_bundle, retune_bundle
 from indexer.bundle import IndexBundle, IndexManifest
-from indexer.corpus import Corpus, CorpusError, read_corpus, read_vectors
+from indexer.corpus import CorpusError
 from indexer.pruning import prune as prune_bundles
 from indexer.report import print_index
-from trainer.bundle import QUERY_TOWER, TowerBundle
+from indexer.sources import (
+    SHARDS,
+    Source,
+    check_nobody_loses_towers,
+    check_of_same_towers,
+    read_queries,
+)
 from trainer.console import print_json, sentences_for_errors, stderr, tell
 from trainer.extras import missing
-from trainer.publish import CURRENT, BundleError, check_root, follow, read_manifest, resolve
+from trainer.publish import CURRENT, check_root, follow, read_manifest, resolve
 
 app = typer.Typer(
     help="Build, tune, verify and inspect index bundles.",
@@ -41,8 +44,6 @@ _LEFT = (
     "Left in Milvus, since a version that stays searches one of this name at another address, "
     "which may be the same place. If it is not, drop by hand:"
 )
-_FEW_QUERIES = 100
-_SHARDS = Path("artifacts/embeddings")
 
 IndexPath = Annotated[
     Path, typer.Argument(help="An index bundle, or a `current` link to one.", metavar="INDEX")
@@ -102,7 +103,7 @@ def build(
     shards: Annotated[
         Path | None,
         typer.Option(
-            help=f"Folder of the embeddings that --engine ray publishes; {_SHARDS} if not given."
+            help=f"Folder of the embeddings that --engine ray publishes; {SHARDS} if not given."
         ),
     ] = None,
     queries: QueriesFile = None,
@@ -130,23 +131,18 @@ def build(
     """
     with sentences_for_errors(*_ERRORS):
         options = _options(recall, k, seed, _backends(backend, milvus_uri), milvus_uri)
-        _check_engine(engine, towers, {"--ray-address": ray_address, "--shards": shards})
+        source = Source(
+            towers, embeddings, candidate_ids, metadata, engine == "ray", ray_address, shards
+        )
         # What can be refused is refused before candidates are embedded.
+        source.check()
         backend_names(options)
-        vectors = _read_queries(queries)
+        vectors = read_queries(queries)
         check_root(output, IndexManifest)
         if make_current and towers is None:
-            _check_nobody_loses_towers(output)
+            check_nobody_loses_towers(output)
         with _progress() as announce:
-            embed = partial(_embed_on_ray, root=shards or _SHARDS, address=ray_address)
-            bundle, corpus = _read_source(
-                towers,
-                embeddings,
-                candidate_ids,
-                metadata,
-                announce,
-                embed if engine == "ray" else _embed,
-            )
+            bundle, corpus = source.read(announce)
             directory = build_bundle(
                 corpus,
                 bundle.tuning_queries if vectors is None and bundle is not None else vectors,
@@ -186,7 +182,7 @@ def tune(
     with sentences_for_errors(*_ERRORS):
         if recall is not None:
             _check_recall(recall)
-        vectors = _read_queries(queries)
+        vectors = read_queries(queries)
         with _progress() as announce:
             announce("verifying the index")
             bundle = IndexBundle.open(index)
@@ -195,7 +191,7 @@ def tune(
                 recall or manifest.default_recall_target, k or manifest.default_k, seed
             )
             if queries is not None:
-                _check_of_same_towers(queries, bundle)
+                check_of_same_towers(queries, bundle)
             directory = retune_bundle(
                 bundle, vectors, options, make_current=make_current, announce=announce
             )
@@ -338,103 +334,6 @@ def _backends(given: list[str] | None, milvus_uri: str | None) -> tuple[str, ...
 def _check_recall(recall: float) -> None:
     if not 0 < recall <= 1:
         raise typer.BadParameter(f"--recall must be above 0 and at most 1, not {recall}")
-
-
-def _read_source(
-    towers: Path | None,
-    embeddings: Path | None,
-    candidate_ids: Path | None,
-    metadata: Path | None,
-    announce: Callable[[str], None],
-    embed: Callable[[TowerBundle, Callable[[str], None]], Corpus],
-) -> tuple[TowerBundle | None, Corpus]:
-    """Return the corpus, and the tower bundle if it comes from one."""
-    if (towers is None) == (embeddings is None):
-        raise typer.BadParameter("give either --towers or --embeddings with --candidate-ids")
-    if embeddings is not None:
-        if candidate_ids is None:
-            raise typer.BadParameter("--embeddings needs --candidate-ids as well")
-        announce("reading the embeddings")
-        return None, read_corpus(embeddings, candidate_ids, metadata)
-    if candidate_ids is not None or metadata is not None:
-        raise typer.BadParameter("--candidate-ids and --metadata belong to --embeddings")
-    assert towers is not None  # noqa: S101 - one of the two is given
-    announce("verifying the towers")
-    bundle = TowerBundle.open(towers)
-    return bundle, embed(bundle, announce)
-
-
-def _embed(towers: TowerBundle, announce: Callable[[str], None]) -> Corpus:
-    from indexer.embed import embed_candidates  # own embeddings need no LiteRT
-
-    return embed_candidates(towers, _announcing(towers, announce))
-
-
-def _embed_on_ray(
-    towers: TowerBundle, announce: Callable[[str], None], *, root: Path, address: str | None
-) -> Corpus:
-    from indexer.engines.ray_data import embed_candidates, read_shards
-
-    announce("starting Ray")
-    directory = embed_candidates(towers, root, address, _announcing(towers, announce))
-    announce("putting the embeddings together")
-    return read_shards(directory, towers)
-
-
-def _announcing(towers: TowerBundle, announce: Callable[[str], None]) -> Callable[[int], None]:
-    """Return what tells how many candidates are embedded."""
-    total = towers.manifest.n_candidates
-    return lambda n_done: announce(f"embedding candidates: {n_done:,} of {total:,}")
-
-
-def _check_engine(engine: str, towers: Path | None, of_ray: Mapping[str, object]) -> None:
-    if engine == "ray" and towers is None:
-        raise typer.BadParameter("--engine ray embeds the candidates of --towers")
-    for flag, value in of_ray.items():
-        if engine == "local" and value is not None:
-            raise typer.BadParameter(f"{flag} belongs to --engine ray")
-
-
-def _check_nobody_loses_towers(root: Path) -> None:
-    """Refuse to put an index without towers where servers follow one with towers."""
-    if not (root / CURRENT).exists():
-        return
-    try:
-        before = read_manifest(follow(root / CURRENT), IndexManifest)
-    except BundleError:  # which nobody can be served by
-        return
-    if before.tower_version is not None:
-        raise CorpusError(
-            f"{root / CURRENT} is an index of towers, and servers that follow it would answer no "
-            "users any more: give another --output, or --keep-current"
-        )
-
-
-def _check_of_same_towers(queries: Path, bundle: IndexBundle) -> None:
-    """Refuse queries from a tower bundle that were embedded by other towers than the index's."""
-    folder = queries.resolve().parent
-    if bundle.query is None or not (folder / QUERY_TOWER).exists():
-        return
-    # By their contents, part by part: a tower of many candidates may take a gigabyte.
-    if not filecmp.cmp(bundle.query.tower_path, folder / QUERY_TOWER, shallow=False):
-        raise CorpusError(
-            f"{queries} were embedded by other towers than {bundle.directory}: build an index of "
-            "those towers, or refresh the towers that it was built from "
-            f"({bundle.manifest.tower_version})"
-        )
-
-
-def _read_queries(path: Path | None) -> np.ndarray | None:
-    if path is None:
-        return None
-    queries = read_vectors(path, "queries")
-    if len(queries) < _FEW_QUERIES:
-        stderr.print(
-            f"{path} holds only {len(queries)} queries: recall that is measured on so few may be "
-            f"anything. Give some hundred of them.",
-            soft_wrap=True,
-        )
-    return queries
 
 
 def _print_index(directory: Path, *, as_json: bool) -> None:
