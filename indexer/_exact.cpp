@@ -332,41 +332,37 @@ bool Expect(Py_ssize_t expected, Py_ssize_t found, const char* function) {
   return false;
 }
 
-// Copies the first so many of n numbers that are not excluded, and returns how many there are.
+// Copies those of n numbers that are not excluded, and returns how many there are.
 template <typename T>
-Py_ssize_t CopyFirst(const T* numbers, Py_ssize_t n, const FewRows& excluded, Py_ssize_t n_first,
-                     int64_t* first) {
+Py_ssize_t CopyOthers(const T* numbers, Py_ssize_t n, const FewRows& excluded, int64_t* others) {
   Py_ssize_t n_copied = 0;
-  for (Py_ssize_t i = 0; i < n && n_copied < n_first; ++i) {
-    first[n_copied] = numbers[i];
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    others[n_copied] = numbers[i];
     n_copied += !excluded.Has(numbers[i]);
   }
   return n_copied;
 }
 
 PyObject* Rescore(PyObject*, PyObject* const* arguments, Py_ssize_t n_arguments) {
-  if (!Expect(7, n_arguments, "rescore")) return nullptr;
+  if (!Expect(6, n_arguments, "rescore")) return nullptr;
   const Task task(arguments);
   const Array rows(arguments[4]), excluded(arguments[5]);
-  const Py_ssize_t n_first = PyLong_AsSsize_t(arguments[6]);
   const bool are_short = rows.Is<uint32_t>(2);
   if (!task.Fits() || !(are_short || rows.Is<int64_t>(2)) || rows.n() != task.queries.n() ||
-      !excluded.Is<int64_t>(2) || excluded.n() != rows.n() || PyErr_Occurred()) {
+      !excluded.Is<int64_t>(2) || excluded.n() != rows.n()) {
     return RefuseArrays();
   }
   const Vectors vectors = task.vectors();
   const Loops& loops = TheLoops();
-  const Py_ssize_t n_scored = std::min(n_first, rows.width());
-  return Run(rows.n() * n_scored * vectors.dim > kShortWork, [&] {
+  return Run(rows.n() * rows.width() * vectors.dim > kShortWork, [&] {
     Best best(task.k(), rows.width());
-    std::vector<int64_t> first(rows.width());
+    std::vector<int64_t> others(rows.width());
     task.Answer(best, [&](const float* query, Py_ssize_t i, Best& found) {
       const FewRows dropped(excluded.line<int64_t>(i), excluded.width());
       const Py_ssize_t n =
-          are_short
-              ? CopyFirst(rows.line<uint32_t>(i), rows.width(), dropped, n_first, first.data())
-              : CopyFirst(rows.line<int64_t>(i), rows.width(), dropped, n_first, first.data());
-      loops.add_rows(vectors, query, first.data(), n, found);
+          are_short ? CopyOthers(rows.line<uint32_t>(i), rows.width(), dropped, others.data())
+                    : CopyOthers(rows.line<int64_t>(i), rows.width(), dropped, others.data());
+      loops.add_rows(vectors, query, others.data(), n, found);
     });
   });
 }
@@ -485,8 +481,7 @@ constexpr char kRescoreDoc[] =
     "    best_scores: (n_queries, k) float32, written: -inf where there are no more.\n"
     "    rows: (n_queries, n) int64 or uint32; what is no row of the embeddings is left out.\n"
     "    excluded: (n_queries, n_excluded) int64, the rows that are left out of each query's; they\n"
-    "        may repeat, and -1 is none.\n"
-    "    n_first: how many of the other rows of a query are scored, the first ones.\n\n"
+    "        may repeat, and -1 is none.\n\n"
     "Raises:\n"
     "    ValueError: if the arrays do not fit one another.\n";
 

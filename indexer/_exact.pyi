@@ -9,7 +9,6 @@ def rescore(
     best_scores: np.ndarray,
     rows: np.ndarray,
     excluded: np.ndarray,
-    n_first: int,
     /,
 ) -> None: ...
 def scan(

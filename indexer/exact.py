@@ -163,7 +163,6 @@ class ExactScorer:
         rows: np.ndarray,
         k: int,
         excluded: np.ndarray | None = None,
-        n_first: int | None = None,
     ) -> Neighbors:
         """Return the best k of the rows proposed for each query, repeated ones counted once.
 
@@ -173,18 +172,16 @@ class ExactScorer:
             k: candidates wanted per query.
             excluded: (n_queries, n_excluded) int64, the rows that are none of a query's, as
                 ``padded`` has them; by default, none is excluded.
-            n_first: how many of the rows that are left are scored, the first ones; by default, all.
         """
         if rows.dtype != np.uint32:
             rows = rows.astype(np.int64, copy=False)
         if excluded is None:
             excluded = np.empty((len(queries), 0), np.int64)
-        n_first = rows.shape[1] if n_first is None else n_first
-        among = (np.ascontiguousarray(rows), np.ascontiguousarray(excluded), n_first)
+        among = (np.ascontiguousarray(rows), np.ascontiguousarray(excluded))
         return self._answered(_exact.rescore, queries, k, *among)
 
     def _answered(
-        self, kernel: Kernel, queries: np.ndarray, k: int, *among: np.ndarray | int
+        self, kernel: Kernel, queries: np.ndarray, k: int, *among: np.ndarray
     ) -> Neighbors:
         """Return what a kernel finds among what it is to look at."""
         rows = np.empty((len(queries), k), dtype=np.int64)

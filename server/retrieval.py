@@ -109,9 +109,9 @@ class Retriever:
                 neighbors = choice.index.search(queries, choice.k, choice.params)
             else:
                 excluded = padded([wanted.excluded for wanted in several])
-                depth = (n_fetched, choice.params_at(n_fetched))
+                params = choice.params_at(n_fetched)
                 neighbors = choice.index.search_without(
-                    queries, choice.k, choice.params, excluded, *depth
+                    queries, choice.k, excluded, n_fetched, params
                 )
         except IndexUnreachableError as error:
             raise EngineUnreachableError(_NO_ANSWER) from error

@@ -17,7 +17,8 @@ class LazyAdam(tf.keras.optimizers.Adam):  # type: ignore[misc]
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        # XLA, which Keras turns to where there is a GPU, lets no variable change its shape.
+        super().__init__(*args, **{**kwargs, "jit_compile": False})
         self._excerpts = _Excerpts()
 
     def update_step(self, gradient: Any, variable: Any) -> None:

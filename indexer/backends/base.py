@@ -7,7 +7,6 @@ padding are the same for all and live here.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,8 +36,6 @@ from indexer.exact import ExactScorer, Neighbors, SearchMethod
 from indexer.filters import Restriction
 from indexer.mask import Mask
 from indexer.ways import OverFetch, Way
-
-_RESCORED_BEYOND = 1 / 8  # of k, beside k themselves
 
 
 class BackendUnavailableError(Exception):
@@ -313,45 +310,38 @@ class LocalIndex(Index[S], Generic[B, S]):
         return neighbors.by(SearchMethod.EXACT) if self.is_exact else neighbors
 
     def search_without(
-        self,
-        queries: np.ndarray,
-        k: int,
-        params: S,
-        excluded: np.ndarray,
-        n_fetched: int,
-        params_there: S,
+        self, queries: np.ndarray, k: int, excluded: np.ndarray, n_fetched: int, params: S
     ) -> Neighbors:
         """Return the best k candidates of each query that are not excluded, or fewer.
 
         So many are fetched, and the excluded ones dropped: faster than a search with a mask where
-        few are excluded. What was fetched may hold fewer than k others; ``search`` with a mask
-        finds those.
+        few are excluded. What was fetched may hold fewer than k others, and where the index
+        finds fewer than it is asked for, nothing is returned; ``search`` with a mask finds k.
 
         Args:
             queries: (n_queries, dim) float32, finite.
             k: candidates wanted per query.
-            params: how hard to search for k.
             excluded: (n_queries, n_excluded) int64 rows that must not be returned, -1 where a query
                 has fewer than others.
             n_fetched: how many to fetch, at least k.
-            params_there: ``params_at(n_fetched, params, k)``.
+            params: how hard to search for so many.
 
         Raises:
             IndexUnreachableError: if the index is outside of this process and does not answer.
             ValueError: if the queries have the wrong dtype or shape or are not finite.
         """
         check_queries(queries, self._dim)
-        proposed = self._search(queries, min(n_fetched, self._n_candidates), params_there)
-        # As many beyond k as among all that was fetched: where the best are excluded, the next ones
-        # lie closer together, and are proposed in a less certain order.
-        n_scored = max(self._n_scored(k, params), k + n_rescored(n_fetched) - n_fetched)
-        found = self._exact.rescore(queries, proposed, k, excluded, n_scored)
+        n_wanted = min(n_fetched, self._n_candidates)
+        proposed = self._search(queries, n_wanted, params)
+        if proposed.shape[1] < n_wanted:
+            return Neighbors.none(len(queries), k)
+        # All that were fetched are scored: where the best are excluded, an index may propose the
+        # next ones in no certain order.
+        found = self._exact.rescore(queries, proposed, k, excluded)
+        if proposed.dtype != np.uint32:
+            is_short = proposed[:, n_wanted - 1] < 0
+            found.rows[is_short], found.scores[is_short] = -1, -np.inf
         return found.by(SearchMethod.EXACT if self.is_exact else SearchMethod.OVER_FETCH)
-
-    def _n_scored(self, k: int, params: S) -> int:
-        """Return how many proposals a search for k scores exactly."""
-        del params
-        return k
 
     def _search_all(self, queries: np.ndarray, k: int, params: S) -> Neighbors:
         n_wanted = min(k, self._n_candidates)
@@ -392,8 +382,3 @@ class LocalIndex(Index[S], Generic[B, S]):
                 cost=lambda n: self.cost(n, self.params_at(n, params, k)),
             )
         ]
-
-
-def n_rescored(k: int) -> int:
-    """Return how many of an index's best proposals hold its best k; more were measured not to."""
-    return k + math.ceil(k * _RESCORED_BEYOND)

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from indexer.backends.base import BackendUnavailableError, LocalIndex, n_rescored
+from indexer.backends.base import BackendUnavailableError, LocalIndex
 from indexer.backends.params import BuildParams, SearchParams, geometric
 from indexer.cells import Cells
 from indexer.exact import Neighbors, squared_norms
@@ -51,6 +51,7 @@ _MOST_REORDERED = 16  # times k; more do not help where too few leaves are searc
 _ALWAYS_TRIED = 10_000  # ... but where the best are badly quantised, and few are wanted of many
 _REORDERING_COST = 3.0  # the same for reordering it by bytes
 _RESCORING_COST = 8.0  # the same for fetching and rescoring a proposed row
+_RESCORED_BEYOND = 1 / 8  # of k, beside k themselves; more were measured to find no more
 
 
 class ScannBuildParams(BuildParams):
@@ -263,11 +264,8 @@ class ScannIndex(LocalIndex[ScannBuildParams, ScannSearchParams]):
                 found = self._params_chosen_alike(depth, params, k).cells_to_search
                 return min(max(fewest, found or n_cells), n_cells)
 
-            ways.append(CellScan(self._exact, self._cells, n_searched, n_rescored))
+            ways.append(CellScan(self._exact, self._cells, n_searched, _n_rescored))
         return ways
-
-    def _n_scored(self, k: int, params: ScannSearchParams) -> int:
-        return max(params.final_num_neighbors, k)
 
     def _search(self, queries: np.ndarray, k: int, params: ScannSearchParams) -> np.ndarray:
         n = self._n_candidates
@@ -313,8 +311,13 @@ def _search_params(k: int, n_reordered: int, leaves: int | None = None) -> Scann
     return ScannSearchParams(
         leaves_to_search=leaves,
         pre_reorder_num_neighbors=n_reordered,
-        final_num_neighbors=min(n_reordered, n_rescored(k)),
+        final_num_neighbors=min(n_reordered, _n_rescored(k)),
     )
+
+
+def _n_rescored(k: int) -> int:
+    """Return how many of the best by bytes hold the best k."""
+    return k + math.ceil(k * _RESCORED_BEYOND)
 
 
 @cache

@@ -199,8 +199,7 @@ def test_a_batch_equals_one_by_one(index: AnyIndex, queries: np.ndarray) -> None
 
 
 def without(index: AnyIndex, queries: np.ndarray, excluded: np.ndarray, params: Any) -> Neighbors:
-    there = index.params_at(50, params, 10)
-    return index.search_without(queries, 10, params, excluded, 50, there)
+    return index.search_without(queries, 10, excluded, 50, index.params_at(50, params, 10))
 
 
 def test_exhaustive_params_make_a_search_without_the_excluded_exact(

@@ -98,7 +98,7 @@ TASK = [
 ]
 ROWS, ELIGIBLE = np.zeros((1, 5), np.int64), np.ones(2, np.bool_)
 NONE_EXCLUDED = np.empty((1, 0), np.int64)
-PROPOSED = (ROWS, NONE_EXCLUDED, 5)
+PROPOSED = (ROWS, NONE_EXCLUDED)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ PROPOSED = (ROWS, NONE_EXCLUDED, 5)
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(
-    kernel: Kernel, among: tuple[np.ndarray | int, ...], place: int, array: np.ndarray
+    kernel: Kernel, among: tuple[np.ndarray, ...], place: int, array: np.ndarray
 ) -> None:
     arrays = [*TASK, *among]
     kernel(*arrays)
@@ -151,9 +151,7 @@ def test_more_rows_than_results_can_tell_apart_are_refused() -> None:
 @pytest.mark.parametrize(
     ("kernel", "among"), [(_exact.rescore, PROPOSED), (_exact.scan, (ELIGIBLE,))]
 )
-def test_arrays_that_are_none_are_refused(
-    kernel: Kernel, among: tuple[np.ndarray | int, ...]
-) -> None:
+def test_arrays_that_are_none_are_refused(kernel: Kernel, among: tuple[np.ndarray, ...]) -> None:
     with pytest.raises(TypeError, match=f"{4 + len(among)} arguments, not 4"):
         kernel(*TASK)
     with pytest.raises(TypeError, match="bytes-like"):
@@ -167,12 +165,7 @@ def test_arrays_that_are_none_are_refused(
 )
 def test_excluded_rows_that_do_not_fit_are_refused(excluded: np.ndarray) -> None:
     with pytest.raises(ValueError, match="do not fit"):
-        _exact.rescore(*TASK, ROWS, excluded, 5)
-
-
-def test_a_number_of_rows_to_score_that_is_none_is_refused() -> None:
-    with pytest.raises(TypeError, match="integer"):
-        _exact.rescore(*TASK, ROWS, NONE_EXCLUDED, "5")  # type: ignore[arg-type]
+        _exact.rescore(*TASK, ROWS, excluded)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 1.0])
@@ -260,19 +253,13 @@ def test_vectors_are_finite_only_where_scores_are() -> None:
 @given(
     rows=st.lists(st.integers(0, 60), unique=True, max_size=60),
     excluded=st.lists(st.integers(-1, 60), max_size=200),
-    n_first=st.integers(0, 70),
     kind=st.sampled_from([np.int64, np.uint32]),
 )
-def test_of_what_is_proposed_the_first_that_are_not_excluded_are_scored(
-    rows: list[int], excluded: list[int], n_first: int, kind: type[np.generic]
+def test_of_what_is_proposed_the_excluded_are_left_out(
+    rows: list[int], excluded: list[int], kind: type[np.generic]
 ) -> None:
     scorer = ExactScorer(np.arange(61, dtype=np.float32)[:, None])
-    proposed = np.array([rows, rows], kind)
-    found = scorer.rescore(
-        *(np.ones((2, 1), np.float32), proposed, 60),
-        padded([np.array(excluded), np.empty(0)]),
-        n_first,
-    )
+    left_out = padded([np.array(excluded), np.empty(0)])
+    found = scorer.rescore(np.ones((2, 1), np.float32), np.array([rows, rows], kind), 60, left_out)
     for line, dropped in zip(found.rows, (set(excluded), set()), strict=True):
-        first = [row for row in rows if row not in dropped][:n_first]
-        assert sorted(first, reverse=True) == line[line >= 0].tolist()
+        assert sorted(set(rows) - dropped, reverse=True) == line[line >= 0].tolist()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from trainer.keras import tf
 from trainer.optimizers import LazyAdam
@@ -54,3 +55,9 @@ def test_what_a_step_copies_is_no_part_of_a_checkpoint(tmp_path: Path) -> None:
     path = tf.train.Checkpoint(optimizer=optimizer).write(str(tmp_path / "checkpoint"))
     shapes = [shape for _, shape in tf.train.list_variables(path) if len(shape) > 1]
     assert shapes == [[3, 2], [3, 2]]  # both moments
+
+
+def test_where_there_is_a_gpu_lines_are_not_changed_by_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tensorflow.compat.v2.config.list_physical_devices", lambda _: ["GPU"])
+    assert tf.keras.optimizers.Adam().jit_compile
+    assert not LazyAdam().jit_compile
