@@ -262,7 +262,7 @@ class LocalIndex(Index[S], Generic[B, S]):
 
     @abstractmethod
     def _search(self, queries: np.ndarray, k: int, params: S) -> np.ndarray:
-        """Propose rows (n_queries, n) for at least one query, in any order, -1 where none.
+        """Propose rows (n_queries, n) for at least one query, in any order, -1 at the end if fewer.
 
         The best k of them by exact score become the answer. ``k`` is at most n_candidates.
         """
