@@ -241,6 +241,29 @@ def test_what_is_left_is_found_where_more_are_excluded_than_was_fetched_beyond(
     assert not np.isin(rows, excluded).any()
 
 
+@pytest.mark.parametrize("n_queries", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "build_params", "least"),
+    [
+        ("annoy", None, AnnoySearchParams(search_k=1)),
+        ("scann", ScannBuildParams(num_leaves=20), scann_params(1500, leaves=1)),
+    ],
+)
+def test_what_proposes_fewer_than_it_is_asked_for_finds_nothing_without_a_mask(
+    corpus: np.ndarray,
+    queries: np.ndarray,
+    name: str,
+    build_params: Any,
+    least: Any,
+    n_queries: int,
+) -> None:
+    index = build(name, corpus, build_params)
+    excluded = np.zeros((n_queries, 1), np.int64)
+    found = index.search_without(queries[:n_queries], 10, excluded, 1500, least)
+    assert (found.rows == -1).all()
+    assert np.isneginf(found.scores).all()
+
+
 def test_saved_and_loaded_it_answers_the_same(
     index: AnyIndex, case: Case, corpus: np.ndarray, queries: np.ndarray, tmp_path: Any
 ) -> None:
