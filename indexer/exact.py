@@ -158,11 +158,7 @@ class ExactScorer:
         return self._answered(_exact.scan_cells, queries, k, *among), counts
 
     def rescore(
-        self,
-        queries: np.ndarray,
-        rows: np.ndarray,
-        k: int,
-        excluded: np.ndarray | None = None,
+        self, queries: np.ndarray, rows: np.ndarray, k: int, excluded: np.ndarray | None = None
     ) -> Neighbors:
         """Return the best k of the rows proposed for each query, repeated ones counted once.
 

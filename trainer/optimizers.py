@@ -28,7 +28,7 @@ class LazyAdam(tf.keras.optimizers.Adam):  # type: ignore[misc]
         if not isinstance(gradient, tf.IndexedSlices):
             self._apply(*tables, gradient)
             return
-        # Each line is there once. Written over, they take a third of what ``scatter_sub`` does.
+        # Each line is there once. To read it and write over it takes half of a ``scatter_sub``.
         excerpt = self._excerpts.of(variable)
         for part, table in zip(excerpt, tables, strict=True):
             part.assign(tf.gather(table, gradient.indices))
